@@ -1,0 +1,232 @@
+import { Dealer, type Context } from 'zeromq'
+import type { PoolName } from '../cache/index.ts'
+import type { BlockMemory } from './block-copy.ts'
+import { deferred, type Deferred } from './deferred.ts'
+import { P2PError, type P2PErrorCode } from './errors.ts'
+import { Incoming } from './incoming.ts'
+import type { LinkTarget, PullCall, WorkerData } from './messages.ts'
+import { collectReceived } from './minor-gc.ts'
+import { commonOptions } from './socket-options.ts'
+import { Turnstile } from './turnstile.ts'
+import type { LeaseName } from './types.ts'
+import { decodeReply, encodeHeader, MAX_CHUNK_BYTES, WIRE_VERSION, type Chunk, type Reply, type Request } from './wire.ts'
+import { Writer } from './writer.ts'
+
+/** Attempts to reach an address that a new link may take, about half a second at 100 ms each. */
+const MAX_CONNECT_ATTEMPTS = 5
+const FRAME_SLACK_BYTES = 1024
+/** Pulls over one link at a time. */
+const MAX_PULLS = 32
+/** A server that closes during the handshake does not say why: after so many times it is the keys. */
+const MAX_BROKEN_HANDSHAKES = 3
+
+interface Waiting {
+  /** Set for a pull: where its chunks go. */
+  incoming: Incoming | undefined
+  traceparent: string | undefined
+  answer: Deferred<unknown>
+}
+
+const collect = collectReceived()
+
+/** A request without what every request has. */
+type Body<R = Request> = R extends unknown ? Omit<R, 'v' | 'id' | 'traceparent'> : never
+
+/** A call under way; `cancel` rejects it with ABORTED and tells the peer. */
+export interface Started {
+  result: Promise<unknown>
+  cancel: () => void
+}
+
+/** Our end of a link to one process of another engine: a Dealer socket, and the calls that wait for its answers. */
+export class Link {
+  readonly target: LinkTarget
+  readonly #socket: Dealer
+  readonly #writer: Writer
+  readonly #data: WorkerData
+  readonly #memory: Partial<Record<PoolName, BlockMemory>>
+  readonly #waiting = new Map<string, Waiting>()
+  /** A burst of pulls waits here instead of at the producer, which would refuse the last ones. */
+  readonly #pulls = new Turnstile(MAX_PULLS)
+  #up = deferred<void>()
+  #isUp = false
+  #everUp = false
+  #attempts = 0
+  #broken = 0
+
+  constructor (context: Context, data: WorkerData, memory: Partial<Record<PoolName, BlockMemory>>, target: LinkTarget) {
+    this.target = target
+    this.#data = data
+    this.#memory = memory
+    const { curve } = data
+    this.#socket = new Dealer({
+      context,
+      ...commonOptions(data),
+      ipv6: target.address.startsWith('tcp://['),
+      sendTimeout: 1000,
+      sendHighWaterMark: 1024,
+      receiveHighWaterMark: 64,
+      // Of what is on the wire: CURVE adds some bytes to a frame.
+      maxMessageSize: MAX_CHUNK_BYTES + FRAME_SLACK_BYTES,
+      reconnectInterval: 100,
+      reconnectMaxInterval: 1000,
+      ...(curve === null ? {} : { curvePublicKey: curve.publicKey, curveSecretKey: curve.secretKey, curveServerKey: target.serverKey })
+    })
+    this.#writer = new Writer(this.#socket)
+    this.#observe()
+  }
+
+  /** Connects and exchanges a first message, so that the first pull finds a warm link. */
+  open (traceparent: string | undefined): Started {
+    this.#socket.connect(this.target.address)
+    this.#receive().catch((err: unknown) => this.fail('GONE', `receiving failed: ${String(err)}`))
+    const { engineId: engine, epoch } = this.target
+    return this.#start({ type: 'hello', from: this.#data.engineId, engine, epoch }, traceparent)
+  }
+
+  pull (pull: PullCall): Started {
+    const memory = this.#memory[pull.pool]
+    if (memory === undefined) throw new P2PError('REFUSED', `this engine has no ${pull.pool} pool`)
+    const { window, chunkBytes: chunk } = this.#data
+    const { pool, remoteBlocks: blocks, bytes } = pull
+    return this.#start({ type: 'pull', ...this.#naming(pull), pool, blocks, bytes, chunk, window }, pull.traceparent, new Incoming(pull, memory, window))
+  }
+
+  end (how: 'ack' | 'release', lease: LeaseName, traceparent: string | undefined): Started {
+    return this.#start({ type: how, ...this.#naming(lease) }, traceparent)
+  }
+
+  /** Rejects every call under way. */
+  fail (code: P2PErrorCode, reason: string): void {
+    for (const id of [...this.#waiting.keys()]) this.#reject(id, new P2PError(code, `${this.target.engineId}: ${reason}`))
+  }
+
+  close (code: P2PErrorCode, reason: string): void {
+    if (this.#socket.closed) return
+    this.fail(code, reason)
+    this.#up.reject(new P2PError(code, reason))
+    this.#socket.close()
+  }
+
+  #naming (lease: LeaseName): { from: string, engine: string, epoch: number, lease: string, link: number } {
+    return { from: this.#data.engineId, engine: lease.engineId, epoch: lease.epoch, lease: lease.lease, link: this.target.epoch }
+  }
+
+  #start (body: Body, traceparent: string | undefined, incoming?: Incoming): Started {
+    // Never used again, by any link of any process: a late answer to an old call finds nobody.
+    const id = crypto.randomUUID()
+    const answer = deferred<unknown>()
+    this.#waiting.set(id, { incoming, traceparent, answer })
+    const send = async (): Promise<void> => {
+      if (incoming !== undefined) {
+        await this.#pulls.enter()
+        answer.promise.catch(() => {}).finally(() => this.#pulls.leave())
+      }
+      if (!this.#waiting.has(id)) return
+      await this.#whenUp()
+      if (this.#waiting.has(id)) await this.#send({ ...body, v: WIRE_VERSION, id, traceparent })
+    }
+    send()
+      .catch((cause: unknown) => {
+        const gone = new P2PError('GONE', `${this.target.engineId} can't be reached`, { cause })
+        this.#reject(id, cause instanceof P2PError ? cause : gone)
+      })
+    const cancel = (): void => {
+      if (incoming !== undefined && this.#waiting.has(id)) this.#sendCancel(id, traceparent)
+      this.#reject(id, new P2PError('ABORTED', 'cancelled'))
+    }
+    return { result: answer.promise, cancel }
+  }
+
+  /** A link that is down comes back by itself if the peer does; a call waits for that, but not for long. */
+  #whenUp (): Promise<void> {
+    if (this.#isUp) return Promise.resolve()
+    if (!this.#everUp) return this.#up.promise
+    const timer = setTimeout(() => this.#up.reject(new P2PError('GONE', `${this.target.engineId}: the connection is lost`)), this.#data.heartbeatMs)
+    return this.#up.promise.finally(() => clearTimeout(timer))
+  }
+
+  #send (request: Request): Promise<void> {
+    return this.#writer.send([encodeHeader(request)])
+  }
+
+  #sendCancel (id: string, traceparent: string | undefined): void {
+    this.#send({ v: WIRE_VERSION, type: 'cancel', id, traceparent }).catch(() => { /* the server finds out by itself */ })
+  }
+
+  async #receive (): Promise<void> {
+    for await (const [frame, payload] of this.#socket) {
+      const reply = frame === undefined ? undefined : decodeReply(frame)
+      if (reply !== undefined) this.#handle(reply, payload)
+    }
+  }
+
+  #handle (reply: Reply, payload: Buffer | undefined): void {
+    const waiting = this.#waiting.get(reply.id)
+    switch (reply.type) {
+      case 'chunk': return this.#take(reply, payload ?? Buffer.alloc(0), waiting)
+      case 'error': return this.#reject(reply.id, new P2PError(reply.code, `${this.target.engineId}: ${reply.message}`))
+      case 'alive': return
+      case 'welcome': return this.#resolve(reply.id, undefined)
+      case 'ended': return this.#resolve(reply.id, { ended: reply.ended })
+      default: return reply satisfies never
+    }
+  }
+
+  #take (chunk: Chunk, payload: Buffer, waiting: Waiting | undefined): void {
+    // A chunk of a transfer that nobody waits for: one given up, or asked for before a reconnect. Its server should stop.
+    if (waiting?.incoming === undefined) return this.#sendCancel(chunk.id, chunk.traceparent)
+    const { incoming, traceparent } = waiting
+    collect(payload.length)
+    try {
+      if (!incoming.accept(chunk, payload)) return
+    } catch (err) {
+      this.#sendCancel(chunk.id, traceparent)
+      return this.#reject(chunk.id, err as P2PError)
+    }
+    const { credit: upto, done, pull } = incoming
+    this.#send({ v: WIRE_VERSION, type: 'credit', id: chunk.id, upto, traceparent }).catch(() => { /* then the link is down, which ends the pull */ })
+    if (done) this.#resolve(chunk.id, { bytes: pull.bytes })
+  }
+
+  #resolve (id: string, value: unknown): void {
+    const waiting = this.#waiting.get(id)
+    this.#waiting.delete(id)
+    waiting?.answer.resolve(value)
+  }
+
+  #reject (id: string, error: P2PError): void {
+    const waiting = this.#waiting.get(id)
+    this.#waiting.delete(id)
+    waiting?.answer.reject(error)
+  }
+
+  #observe (): void {
+    const { events } = this.#socket
+    events.on('handshake', () => {
+      this.#isUp = this.#everUp = true
+      this.#up.resolve()
+    })
+    events.on('disconnect', () => {
+      if (!this.#isUp) return
+      this.#isUp = false
+      this.#up = deferred<void>()
+      this.fail('GONE', 'the connection was lost')
+    })
+    events.on('connect', () => { this.#attempts = 0 })
+    events.on('connect:retry', () => {
+      if (!this.#everUp && ++this.#attempts > MAX_CONNECT_ATTEMPTS) this.#giveUp('GONE', `nobody listens on ${this.target.address}`)
+    })
+    events.on('handshake:error:auth', () => this.#giveUp('REFUSED', 'does not accept this engine\'s CURVE key'))
+    events.on('handshake:error:protocol', () => this.#giveUp('REFUSED', 'speaks another security mechanism, or is no P2P endpoint'))
+    events.on('handshake:error:other', () => {
+      if (++this.#broken >= MAX_BROKEN_HANDSHAKES) this.#giveUp('REFUSED', 'closed the connection in the handshake: its CURVE key, or its security mechanism, is another one')
+    })
+  }
+
+  #giveUp (code: P2PErrorCode, reason: string): void {
+    this.fail(code, reason)
+    this.#up.reject(new P2PError(code, reason))
+    if (this.#everUp) this.#up = deferred<void>()
+  }
+}

@@ -1,0 +1,112 @@
+import type { PoolName } from '../cache/index.ts'
+import type { P2PErrorCode } from './errors.ts'
+import type { Dtype } from './types.ts'
+
+/**
+ * What goes over a link. A message is a JSON header in one frame and, for a chunk only, its raw bytes in a second one.
+ * `id` names one transfer or call for ever: it is never used again, so a late frame of an old transfer finds nobody.
+ */
+export const WIRE_VERSION = 1
+
+/** Which lease of which process; `link` is the epoch the link was made for, so that an outdated link is told from an old lease. */
+interface NamesLease { from: string, engine: string, epoch: number, lease: string, link: number }
+
+interface Common {
+  v: typeof WIRE_VERSION
+  id: string
+  traceparent?: string | undefined
+}
+
+/** First message on a link, and its warm-up. */
+export interface Hello extends Common { type: 'hello', from: string, engine: string, epoch: number }
+export interface Pull extends Common, NamesLease {
+  type: 'pull'
+  pool: PoolName
+  blocks: number[]
+  bytes: number
+  /** Size of the chunks wanted. */
+  chunk: number
+  /** Chunks that may be sent before the first credit. */
+  window: number
+}
+/** Chunks below `upto` may be sent, those below `upto - window` were taken. Cumulative, so a repeated one does nothing. */
+export interface Credit extends Common { type: 'credit', upto: number }
+export interface Cancel extends Common { type: 'cancel' }
+export interface EndLease extends Common, NamesLease { type: 'ack' | 'release' }
+export type Request = Hello | Pull | Credit | Cancel | EndLease
+
+export interface Welcome extends Common { type: 'welcome', engine: string, epoch: number }
+export interface Chunk extends Common {
+  type: 'chunk'
+  seq: number
+  /** Of the first byte, counted over the blocks in the order they were asked for. */
+  offset: number
+  dtype: Dtype
+  dims: number[]
+  crc32: number
+}
+export interface Ended extends Common { type: 'ended', ended: boolean }
+export interface Failure extends Common { type: 'error', code: P2PErrorCode, message: string }
+/** Only to learn whether the peer is still there: a router that can't route says so. */
+export interface Alive extends Common { type: 'alive' }
+export type Reply = Welcome | Chunk | Ended | Failure | Alive
+
+/** Requests are small: the largest is a list of block ids. A peer that sends more is cut off by zeromq. */
+export const MAX_REQUEST_BYTES = 4 << 20
+export const MIN_CHUNK_BYTES = 64 << 10
+export const MAX_CHUNK_BYTES = 8 << 20
+export const MAX_WINDOW = 16
+
+export function encodeHeader (header: Request | Reply): Buffer {
+  return Buffer.from(JSON.stringify(header))
+}
+
+type Fields = Record<string, unknown>
+
+function parse (frame: Uint8Array): Fields | undefined {
+  try {
+    const value: unknown = JSON.parse(Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength).toString('utf8'))
+    if (typeof value !== 'object' || value === null) return undefined
+    const fields = value as Fields
+    return fields.v === WIRE_VERSION && typeof fields.id === 'string' && fields.id.length <= 64 ? fields : undefined
+  } catch {
+    return undefined
+  }
+}
+
+function isCount (value: unknown, max = Number.MAX_SAFE_INTEGER): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= 0 && (value as number) <= max
+}
+
+function namesLease (f: Fields): boolean {
+  return typeof f.from === 'string' && typeof f.engine === 'string' && isCount(f.epoch) && isCount(f.link) && typeof f.lease === 'string'
+}
+
+const REQUESTS: Record<string, (f: Fields) => boolean> = {
+  hello: (f) => typeof f.from === 'string' && typeof f.engine === 'string' && isCount(f.epoch),
+  pull: (f) => namesLease(f) && (f.pool === 'feature' || f.pool === 'kv') && Array.isArray(f.blocks) && f.blocks.every((id) => isCount(id)) &&
+    isCount(f.bytes) && isCount(f.chunk) && isCount(f.window),
+  credit: (f) => isCount(f.upto),
+  cancel: () => true,
+  ack: namesLease,
+  release: namesLease
+}
+
+const REPLIES: Record<string, (f: Fields) => boolean> = {
+  welcome: (f) => typeof f.engine === 'string' && isCount(f.epoch),
+  chunk: (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff),
+  ended: (f) => typeof f.ended === 'boolean',
+  error: (f) => typeof f.code === 'string' && typeof f.message === 'string',
+  alive: () => true
+}
+
+/** A peer's request, or undefined if it is not one: peers are not trusted to be well-formed. */
+export function decodeRequest (frame: Uint8Array): Request | undefined {
+  const fields = parse(frame)
+  return fields !== undefined && REQUESTS[String(fields.type)]?.(fields) ? fields as unknown as Request : undefined
+}
+
+export function decodeReply (frame: Uint8Array): Reply | undefined {
+  const fields = parse(frame)
+  return fields !== undefined && REPLIES[String(fields.type)]?.(fields) ? fields as unknown as Reply : undefined
+}

@@ -1,0 +1,29 @@
+import type { MessageLike } from 'zeromq'
+
+interface Sendable {
+  readonly closed: boolean
+  send (message: MessageLike[]): Promise<void>
+}
+
+/**
+ * The only writer of a socket. zeromq allows one pending `send` per socket, the second throws at once (EBUSY); so messages
+ * queue here. What bounds the queue is not here: chunks are bounded by credit, everything else by the requests under way.
+ */
+export class Writer {
+  readonly #socket: Sendable
+  #tail: Promise<void> = Promise.resolve()
+
+  constructor (socket: Sendable) {
+    this.#socket = socket
+  }
+
+  /** Resolves when zeromq has taken the message, and rejects when it did not (EAGAIN, EHOSTUNREACH, closed socket). */
+  send (frames: MessageLike[]): Promise<void> {
+    const sent = this.#tail.then(async () => {
+      if (this.#socket.closed) throw Object.assign(new Error('socket is closed'), { code: 'EBADF' })
+      await this.#socket.send(frames)
+    })
+    this.#tail = sent.catch(() => {})
+    return sent
+  }
+}
