@@ -1,0 +1,6 @@
+export * from './family.ts'
+export { families, familyFor } from './families.ts'
+export { PlaceholderError } from './prompt.ts'
+export { sniffPicture, type PictureFormat } from './sniff.ts'
+export { readGraphSignature } from './graph-signature.ts'
+export { loadModel } from './load-model.ts'

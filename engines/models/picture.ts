@@ -1,0 +1,82 @@
+/**
+ * Pictures as families need them: opened from their header with every limit checked, then resized to 8-bit RGB.
+ * Decoding runs in libuv's threads, not in the caller's.
+ */
+import type { Sharp, SharpOptions } from 'sharp'
+import { loadOptional } from '../optional.ts'
+import { PictureError, type PictureSize } from './family.ts'
+import { sniffPicture } from './sniff.ts'
+
+/** Largest picture that is decoded, pixels: a header that claims more is refused before anything is allocated. */
+export const MAX_PICTURE_PIXELS = 100_000_000
+/** Ratio of the long side to the short one: beyond it a resize to tiles shows nothing. */
+export const MAX_ASPECT_RATIO = 200
+
+export interface Picture {
+  /** As seen, after EXIF orientation. */
+  readonly size: PictureSize
+  /** The whole picture stretched to a size: rows of RGB bytes. */
+  resize (size: PictureSize): Promise<Uint8Array>
+}
+
+/** What is said of a decoder's complaint: its text, in one line, without paths of ours. */
+function pictureError (cause: unknown): PictureError {
+  const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0] ?? ''
+  return new PictureError(`the picture can't be decoded: ${reason}`, { cause })
+}
+
+function checkSize (width: number, height: number): void {
+  if (!(width > 0 && height > 0)) throw new PictureError('the picture has no size')
+  if (width * height > MAX_PICTURE_PIXELS) {
+    throw new PictureError(`the picture is too large: ${width}x${height} pixels, at most ${MAX_PICTURE_PIXELS} are decoded`)
+  }
+  if (Math.max(width, height) / Math.min(width, height) > MAX_ASPECT_RATIO) {
+    throw new PictureError(`the picture is too narrow: ${width}x${height} pixels, sides may differ by a factor of ${MAX_ASPECT_RATIO}`)
+  }
+}
+
+/** One channel to three, where a grey picture stays grey. */
+function toRgb (data: Uint8Array, channels: number): Uint8Array {
+  if (channels === 3) return data
+  const out = new Uint8Array(data.length / channels * 3)
+  for (let from = 0, to = 0; from < data.length; from += channels, to += 3) {
+    out[to] = data[from] as number
+    out[to + 1] = data[channels > 2 ? from + 1 : from] as number
+    out[to + 2] = data[channels > 2 ? from + 2 : from] as number
+  }
+  return out
+}
+
+async function render (source: Sharp, size: PictureSize, hasAlpha: boolean): Promise<Uint8Array> {
+  const { width, height } = size
+  try {
+    const oriented = source.autoOrient()
+    const opaque = hasAlpha ? oriented.flatten({ background: '#ffffff' }) : oriented
+    const { data, info } = await opaque
+      .resize(width, height, { fit: 'fill', kernel: 'cubic', fastShrinkOnLoad: false })
+      .toColourspace('srgb')
+      .raw({ depth: 'uchar' })
+      .toBuffer({ resolveWithObject: true })
+    return toRgb(data, info.channels)
+  } catch (err) {
+    throw pictureError(err)
+  }
+}
+
+/**
+ * Opens a picture: reads its header only.
+ * @throws PictureError when it is none of the formats read here, is corrupt, or is too large.
+ */
+export async function openPicture (bytes: Uint8Array): Promise<Picture> {
+  if (sniffPicture(bytes) === undefined) throw new PictureError('the bytes are no picture of a supported format (JPEG, PNG, WebP, GIF, TIFF, AVIF)')
+  const { default: sharp } = await loadOptional('sharp')
+  const input: SharpOptions = { limitInputPixels: MAX_PICTURE_PIXELS, failOn: 'warning', sequentialRead: true }
+  // The limit is checked below on the header's figures; sharp itself would only notice when it decodes.
+  const header = await sharp(bytes, { ...input, limitInputPixels: false }).metadata().catch((err: unknown) => { throw pictureError(err) })
+  checkSize(header.width, header.pageHeight ?? header.height)
+  const { width, height } = header.autoOrient
+  return {
+    size: { width, height: header.pageHeight ?? height },
+    resize: size => render(sharp(bytes, input), size, header.hasAlpha === true)
+  }
+}

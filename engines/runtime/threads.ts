@@ -1,0 +1,11 @@
+import { availableParallelism } from 'node:os'
+
+/**
+ * Threads for the sessions of one engine, when `sharing` engines run on this machine (option, or EPD_ENGINES_PER_HOST):
+ * each takes its share of the cores, at least one. Left to themselves every session would take all of them.
+ */
+export function threadsPerEngine (threads?: number, sharing = Number(process.env.EPD_ENGINES_PER_HOST ?? 1)): number {
+  if (threads !== undefined && threads > 0) return Math.floor(threads)
+  const engines = Number.isFinite(sharing) && sharing >= 1 ? sharing : 1
+  return Math.max(1, Math.floor(availableParallelism() / engines))
+}
