@@ -1,0 +1,112 @@
+/** The media items of a chat request: LMDeploy's item kinds, old and new, with the position each is named by in errors. */
+import { EngineError } from '../errors.ts'
+import type { PixelSettings } from '../models/index.ts'
+
+/** Where an item's bytes come from. `epd` names a lease: the features are elsewhere already. */
+export type MediaSource =
+  | { readonly kind: 'data', readonly url: string }
+  | { readonly kind: 'base64', readonly text: string }
+  | { readonly kind: 'http', readonly url: string }
+  | { readonly kind: 'file', readonly url: string }
+  | { readonly kind: 'epd', readonly lease: string }
+
+export interface MediaItem {
+  /** Position among the request's media items, from 0. */
+  readonly index: number
+  readonly message: number
+  readonly part: number
+  /** `messages[0].content[1]` */
+  readonly param: string
+  readonly source: MediaSource
+  readonly settings: PixelSettings
+}
+
+const IMAGE_TYPES = new Set(['image_url', 'image_data', 'image'])
+const OTHER_MEDIA = /^(input_audio|audio|audio_url|video|video_url|time_series|time_series_url|file|input_image)$/
+const PIXEL_KEYS = ['max_dynamic_patch', 'min_pixels', 'max_pixels', 'resized_height', 'resized_width'] as const
+const MAX_PIXEL_VALUE = 1_000_000_000
+
+type Dict = Record<string, unknown>
+
+function isDict (value: unknown): value is Dict {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+/** Pixel keys of `source`, checked; `base` gives those it leaves out. */
+function readSettings (source: Dict, base: PixelSettings, param: string): PixelSettings {
+  const settings: { -readonly [K in keyof PixelSettings]: PixelSettings[K] } = { ...base }
+  for (const key of PIXEL_KEYS) {
+    const value = source[key]
+    if (value === undefined || value === null) continue
+    if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 1 || value > MAX_PIXEL_VALUE) {
+      throw new EngineError('invalid_request', `"${key}" must be a positive integer`, { param: `${param}.${key}` })
+    }
+    settings[key] = value
+  }
+  return settings
+}
+
+/** `mm_processor_kwargs: { image: {...} }`, or the keys directly in it. */
+function requestSettings (body: Dict): PixelSettings {
+  const { mm_processor_kwargs: kwargs } = body
+  if (!isDict(kwargs)) return {}
+  const flat = readSettings(kwargs, {}, 'mm_processor_kwargs')
+  return isDict(kwargs.image) ? readSettings(kwargs.image, flat, 'mm_processor_kwargs.image') : flat
+}
+
+function toSource (text: string, type: string, param: string): MediaSource {
+  const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(text.slice(0, 32))?.[1]?.toLowerCase()
+  if (scheme === 'data') return { kind: 'data', url: text }
+  if (scheme === 'http' || scheme === 'https') return { kind: 'http', url: text }
+  if (scheme === 'file') return { kind: 'file', url: text }
+  if (scheme === 'epd') return { kind: 'epd', lease: text.slice('epd:'.length) }
+  if (scheme === undefined && type !== 'image_url' && text.length > 0) return { kind: 'base64', text }
+  throw new EngineError('invalid_media', 'a media URL must begin with data:, https:, http: or file:', { param })
+}
+
+/** The URL or base64 text of a part: `image_url: "..."`, `image_url: { url }`, `image_data: { data }`, or beside `type`. */
+function readPart (part: Dict, type: string, base: PixelSettings, param: string): { source: MediaSource, settings: PixelSettings } {
+  const value = part[type] ?? part.url ?? part.data
+  const text = isDict(value) ? value.url ?? value.data : value
+  if (typeof text !== 'string') throw new EngineError('invalid_request', `"${type}" must be a string or an object with "url"`, { param })
+  const beside = readSettings(part, base, param)
+  const settings = isDict(value) ? readSettings(value, beside, `${param}.${type}`) : beside
+  return { source: toSource(text, type, param), settings }
+}
+
+function readContent (content: unknown[], message: number, base: PixelSettings, items: MediaItem[], maxItems: number): void {
+  for (const [part, entry] of content.entries()) {
+    const param = `messages[${message}].content[${part}]`
+    if (!isDict(entry) || typeof entry.type !== 'string') throw new EngineError('invalid_request', 'a content part must be an object with a "type"', { param })
+    const { type } = entry
+    if (type === 'text') continue
+    if (OTHER_MEDIA.test(type)) throw new EngineError('unsupported', `content parts of type "${type}" are not supported by this model`, { param })
+    if (!IMAGE_TYPES.has(type)) throw new EngineError('invalid_request', `content part type "${type.slice(0, 60)}" is unknown`, { param })
+    if (items.length >= maxItems) throw new EngineError('invalid_request', `too many media items: at most ${maxItems} in one request`, { param })
+    items.push({ index: items.length, message, part, param, ...readPart(entry, type, base, param) })
+  }
+}
+
+/** @default 64 media items in one request */
+export const DEFAULT_MAX_ITEMS = 64
+
+/**
+ * The media items of a chat request's body, in order of appearance. Nothing is fetched or decoded.
+ * @throws EngineError `invalid_request`, `invalid_media` or `unsupported`, with the part as `param`.
+ */
+export function collectMedia (body: unknown, options: { maxItems?: number } = {}): MediaItem[] {
+  if (!isDict(body)) throw new EngineError('invalid_request', 'the body must be a JSON object')
+  if (!Array.isArray(body.messages)) throw new EngineError('invalid_request', '"messages" must be an array', { param: 'messages' })
+  const base = requestSettings(body)
+  const items: MediaItem[] = []
+  for (const [index, message] of (body.messages as unknown[]).entries()) {
+    if (!isDict(message)) throw new EngineError('invalid_request', 'a message must be an object', { param: `messages[${index}]` })
+    if (Array.isArray(message.content)) readContent(message.content, index, base, items, options.maxItems ?? DEFAULT_MAX_ITEMS)
+  }
+  return items
+}
+
+/** The settings as a part of the content hash: equal settings, equal text. */
+export function settingsKey (settings: PixelSettings): string {
+  return PIXEL_KEYS.filter(key => settings[key] !== undefined).map(key => `${key}=${settings[key]}`).join('&')
+}

@@ -1,0 +1,27 @@
+/** Runs in a worker of its own: pictures become vision inputs. sharp decodes in libuv's threads, normalising happens here. */
+import { loadOptional } from '../optional.ts'
+import { familyFor, type ModelSource, type PixelSettings, type PreparedItem } from '../models/index.ts'
+import { transferring, type CreateProgram, type Transferring } from '../runtime/index.ts'
+
+export interface PrepareArgs {
+  readonly bytes: Uint8Array
+  readonly settings: PixelSettings
+}
+
+export type PreprocessMethods = {
+  prepare (args: PrepareArgs): Promise<Transferring<PreparedItem>>
+}
+
+export const create: CreateProgram<ModelSource, PreprocessMethods> = async ({ data: source }) => {
+  const model = familyFor(source.config).open(source)
+  const { default: sharp } = await loadOptional('sharp')
+  // One thread a picture: several pictures are decoded at once instead. libvips' cache would only keep pictures nobody asks for again.
+  sharp.concurrency(1)
+  sharp.cache(false)
+  return {
+    prepare: async ({ bytes, settings }) => {
+      const item = await model.prepare(bytes, settings)
+      return transferring(item, item.inputs.map(({ tensor }) => tensor.data.buffer as ArrayBuffer))
+    }
+  }
+}
