@@ -1,0 +1,59 @@
+/** Which members a request may have. What a caller sends and we neither do nor may ignore is an error, never a silence. */
+import { EngineError } from '../../errors.ts'
+import { isObject, refuse, type Body } from './fields.ts'
+
+const SAMPLING = [
+  'model', 'n', 'seed', 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'presence_penalty', 'frequency_penalty', 'logit_bias',
+  'max_tokens', 'max_completion_tokens', 'min_tokens', 'min_new_tokens', 'stop', 'stop_token_ids', 'include_stop_str_in_output', 'ignore_eos',
+  'skip_special_tokens', 'logprobs', 'stream', 'stream_options', 'session_id', 'epd_tenant'
+]
+
+/** Hints that change nothing about the answer. */
+const IGNORED = [
+  'user', 'metadata', 'store', 'service_tier', 'safety_identifier', 'prompt_cache_key', 'prompt_cache_retention', 'prediction', 'reasoning_effort', 'verbosity',
+  'parallel_tool_calls', 'spaces_between_special_tokens', 'do_preprocess', 'enable_thinking', 'priority', 'request_id'
+]
+
+/** Control fields of disaggregation; the gateway strips them from what clients send. */
+const CONTROL = ['encoder_result', 'migration_request', 'with_cache', 'preserve_cache']
+
+const CHAT = [
+  'messages', 'top_logprobs', 'response_format', 'tools', 'tool_choice', 'functions', 'function_call', 'modalities', 'audio', 'web_search_options',
+  'mm_processor_kwargs', 'media_io_kwargs', 'chat_template_kwargs', 'return_token_ids', 'return_logprob', 'return_routed_experts'
+]
+
+export const CHAT_FIELDS: ReadonlySet<string> = new Set([...SAMPLING, ...IGNORED, ...CONTROL, ...CHAT])
+export const COMPLETION_FIELDS: ReadonlySet<string> = new Set([...SAMPLING, ...IGNORED, ...CONTROL, 'prompt', 'suffix', 'echo', 'best_of'])
+
+function unsupported (param: string, message: string): never {
+  throw new EngineError('unsupported', message, { param })
+}
+
+/** Absent, null, false, or an empty list or object: as if it were not there. */
+function isEmpty (value: unknown): boolean {
+  return value === undefined || value === null || value === false || (Array.isArray(value) && value.length === 0) || (isObject(value) && Object.keys(value).length === 0)
+}
+
+/** Refuses what this engine can't do when it is really asked for. */
+export function refuseUnsupported (body: Body): void {
+  const format = body.response_format
+  if (!isEmpty(format) && (!isObject(format) || format.type !== 'text')) unsupported('response_format', '"response_format" must be { "type": "text" }: constrained output is not supported')
+  for (const key of ['tools', 'functions', 'audio', 'web_search_options', 'return_token_ids', 'return_logprob', 'return_routed_experts', 'echo']) {
+    if (!isEmpty(body[key])) unsupported(key, `"${key}" is not supported by this engine`)
+  }
+  for (const key of ['tool_choice', 'function_call']) {
+    if (!isEmpty(body[key]) && body[key] !== 'none' && body[key] !== 'auto') unsupported(key, `"${key}" is not supported by this engine`)
+  }
+  const { modalities } = body
+  if (!isEmpty(modalities) && !(Array.isArray(modalities) && modalities.every(m => m === 'text'))) unsupported('modalities', '"modalities" must be ["text"]')
+  if (typeof body.suffix === 'string' && body.suffix !== '') unsupported('suffix', '"suffix" is not supported by this engine')
+  if (!isEmpty(body.best_of) && body.best_of !== (body.n ?? 1)) unsupported('best_of', '"best_of" must equal "n"')
+}
+
+/** A hybrid engine neither hands its KV on nor takes another's. */
+export function refuseMigration (body: Body): void {
+  const { encoder_result: encoderResult, migration_request: migrationRequest } = body
+  if (!isEmpty(encoderResult) && !isEmpty(migrationRequest)) refuse('migration_request', '"encoder_result" and "migration_request" exclude each other')
+  if (!isEmpty(migrationRequest)) unsupported('migration_request', 'this engine has the role hybrid: it takes no migration request')
+  for (const key of ['with_cache', 'preserve_cache']) if (!isEmpty(body[key])) unsupported(key, `"${key}" needs an engine with the role prefill`)
+}

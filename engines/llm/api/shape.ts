@@ -1,0 +1,101 @@
+import type { Outcome } from '../sequence.ts'
+import type { SampledToken } from '../sampler.ts'
+import type { Tokenizer } from '../tokenizer.ts'
+import { finishReason } from './choice.ts'
+import type { Usage } from './generation.ts'
+import { chatLogprob, CompletionLogprobs, type ChatLogprob } from './logprobs.ts'
+
+/** What every object of one answer begins with. */
+export interface AnswerHead {
+  readonly id: string
+  readonly created: number
+  readonly model: string
+  readonly system_fingerprint: string
+}
+
+/** How an answer looks: the one thing in which /v1/chat/completions and /v1/completions differ. */
+export interface AnswerShape {
+  /** First event of a choice, before any text; undefined: none. */
+  opening (index: number): string | undefined
+  /** A piece of text; undefined when there is nothing to tell. */
+  piece (index: number, text: string, token: SampledToken | undefined): string | undefined
+  closing (index: number, outcome: Outcome): string
+  usage (usage: Usage): string
+  /** The whole answer of a request that does not stream. */
+  whole (choices: ReadonlyArray<{ text: string, tokens: readonly SampledToken[], outcome: Outcome }>, usage: Usage): object
+}
+
+const event = (json: string): string => `data: ${json}\n\n`
+
+/** Chunks are put together from prepared strings: a stream is made of hundreds that differ in one short text. */
+function chunkParts (object: string, head: AnswerHead, withUsage: boolean): { before: string, after: string } {
+  const text = JSON.stringify({ id: head.id, object, created: head.created, model: head.model, system_fingerprint: head.system_fingerprint })
+  return { before: `${text.slice(0, -1)},"choices":[`, after: withUsage ? '],"usage":null}' : ']}' }
+}
+
+export function chatShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: boolean): AnswerShape {
+  const { before, after } = chunkParts('chat.completion.chunk', head, withUsage)
+  const chunk = (index: number, delta: string, logprobs: string, reason: string): string =>
+    event(`${before}{"index":${index},"delta":${delta},"logprobs":${logprobs},"finish_reason":${reason}}${after}`)
+  const logprobsOf = (content: readonly ChatLogprob[]): object | null => content.length === 0 ? null : { content, refusal: null }
+  return {
+    opening: index => chunk(index, '{"role":"assistant","content":"","refusal":null}', 'null', 'null'),
+    piece (index, text, token) {
+      const entry = token === undefined ? undefined : chatLogprob(tokenizer, token)
+      if (text === '' && entry === undefined) return undefined
+      return chunk(index, `{"content":${JSON.stringify(text)}}`, entry === undefined ? 'null' : JSON.stringify(logprobsOf([entry])), 'null')
+    },
+    closing: (index, outcome) => chunk(index, '{}', 'null', JSON.stringify(finishReason(outcome))),
+    usage: usage => event(`${before}],"usage":${JSON.stringify(usage)}}`),
+    whole: (choices, usage) => ({
+      id: head.id,
+      object: 'chat.completion',
+      created: head.created,
+      model: head.model,
+      choices: choices.map(({ text, tokens, outcome }, index) => ({
+        index,
+        message: { role: 'assistant', content: text, refusal: null },
+        logprobs: logprobsOf(tokens.map(token => chatLogprob(tokenizer, token)).filter(entry => entry !== undefined)),
+        finish_reason: finishReason(outcome)
+      })),
+      usage,
+      system_fingerprint: head.system_fingerprint
+    })
+  }
+}
+
+export function completionShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: boolean): AnswerShape {
+  const { before, after } = chunkParts('text_completion', head, withUsage)
+  const offsets = new Map<number, number>()
+  const logprobsOf = (tokens: readonly SampledToken[], offset: number): CompletionLogprobs | null => {
+    if (tokens[0]?.logprob === undefined) return null
+    const logprobs = new CompletionLogprobs()
+    for (const token of tokens) {
+      logprobs.add(tokenizer, token, offset)
+      offset += logprobs.tokens.at(-1)?.length ?? 0
+    }
+    return logprobs
+  }
+  const chunk = (index: number, text: string, logprobs: object | null, reason: string): string =>
+    event(`${before}{"index":${index},"text":${JSON.stringify(text)},"logprobs":${JSON.stringify(logprobs)},"finish_reason":${reason}}${after}`)
+  return {
+    opening: () => undefined,
+    piece (index, text, token) {
+      const offset = offsets.get(index) ?? 0
+      const logprobs = token === undefined ? null : logprobsOf([token], offset)
+      offsets.set(index, offset + text.length)
+      return text === '' && logprobs === null ? undefined : chunk(index, text, logprobs, 'null')
+    },
+    closing: (index, outcome) => chunk(index, '', null, JSON.stringify(finishReason(outcome))),
+    usage: usage => event(`${before}],"usage":${JSON.stringify(usage)}}`),
+    whole: (choices, usage) => ({
+      id: head.id,
+      object: 'text_completion',
+      created: head.created,
+      model: head.model,
+      choices: choices.map(({ text, tokens, outcome }, index) => ({ index, text, logprobs: logprobsOf(tokens, 0), finish_reason: finishReason(outcome) })),
+      usage,
+      system_fingerprint: head.system_fingerprint
+    })
+  }
+}

@@ -1,0 +1,64 @@
+/** Turns tokens into text as they come; text is only given once it can't change any more. */
+export interface Detokenizer {
+  push (token: number): string
+  /** What is left at the end: an unfinished character shows as U+FFFD. */
+  flush (): string
+}
+
+/** For tokens that are runs of bytes. A character cut in two by a token boundary waits for its other half. */
+export class BytesDetokenizer implements Detokenizer {
+  readonly #bytesOf: (token: number) => Uint8Array | undefined
+  // A byte order mark is text like any other here.
+  readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true })
+
+  /** `bytesOf` gives undefined for tokens that are no text. */
+  constructor (bytesOf: (token: number) => Uint8Array | undefined) {
+    this.#bytesOf = bytesOf
+  }
+
+  push (token: number): string {
+    const bytes = this.#bytesOf(token)
+    return bytes === undefined ? '' : this.#decoder.decode(bytes, { stream: true })
+  }
+
+  flush (): string {
+    return this.#decoder.decode()
+  }
+}
+
+/** With so many tokens without certain text, what there is is given: no character is that long. */
+const MAX_HELD = 16
+
+/**
+ * For any other tokenizer, whose decoder may look at neighbours (leading spaces, byte fallback): decodes a short window
+ * twice, with and without the new token, and gives the difference once it does not end inside a character.
+ */
+export class TextDetokenizer implements Detokenizer {
+  readonly #decode: (tokens: number[]) => string
+  #window: number[] = []
+  /** Tokens of the window whose text was given. */
+  #given = 0
+
+  constructor (decode: (tokens: number[]) => string) {
+    this.#decode = decode
+  }
+
+  push (token: number): string {
+    this.#window.push(token)
+    return this.#take(this.#window.length - this.#given > MAX_HELD)
+  }
+
+  flush (): string {
+    return this.#take(true)
+  }
+
+  #take (all: boolean): string {
+    const before = this.#decode(this.#window.slice(0, this.#given))
+    const text = this.#decode(this.#window)
+    if (!all && text.endsWith('\ufffd')) return ''
+    // The next window begins with what was just given: a decoder that looks back needs no more.
+    this.#window = this.#window.slice(this.#given)
+    this.#given = this.#window.length
+    return text.slice(before.length)
+  }
+}

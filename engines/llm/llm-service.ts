@@ -1,0 +1,227 @@
+import type { FeatureCache } from '../cache/feature-cache.ts'
+import type { VisionRunner } from '../encoder/vision.ts'
+import {
+  ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineService, type GaugeName
+} from '../engine-service.ts'
+import { EngineError } from '../errors.ts'
+import type { LoadedModel } from '../models/family.ts'
+import type { P2PNode } from '../p2p/node.ts'
+import { answer, answerHead } from './api/answer.ts'
+import { readCall, readChat, readCompletion, type ParsedRequest } from './api/request.ts'
+import { Generation } from './api/generation.ts'
+import { PromptBuilder } from './api/prompt-builder.ts'
+import type { Prompt } from './api/prompt.ts'
+import { chatShape, completionShape } from './api/shape.ts'
+import type { BatchScheduler } from './batch-scheduler.ts'
+import type { ChatTemplate } from './chat-template.ts'
+import type { LlmEngine } from './engine.ts'
+import type { Runner } from './runner/runner.ts'
+import { SEQUENCE_STATES } from './sequence-states.ts'
+import type { Tokenizer } from './tokenizer.ts'
+
+/** What a running engine is made of; built while `ready` is pending. */
+export interface LlmRuntime {
+  readonly engine: LlmEngine
+  readonly runner: Runner
+  /** Absent with `--no-vision`. */
+  readonly vision: VisionRunner | undefined
+  readonly tokenizer: Tokenizer
+  readonly template: ChatTemplate
+}
+
+export interface LlmServiceParts {
+  readonly backend: EngineBackend
+  readonly version: string
+  readonly epoch: number
+  readonly model: LoadedModel
+  readonly vision: boolean
+  readonly features: FeatureCache
+  /** Pulled features only pass through `features`, one item at a time. */
+  readonly staging: boolean
+  readonly scheduler: BatchScheduler
+  readonly p2p: P2PNode
+  readonly counters: EngineCounters
+  readonly blockTokens: number
+  /** Requests' sequences that run or wait before `busy`. */
+  readonly maxLive: number
+  readonly info: Pick<EngineInfo, 'feature' | 'kv'>
+  readonly runtime: Promise<LlmRuntime>
+}
+
+/** A call between its arrival and the end of its last sequence. */
+interface Flight {
+  readonly stop: AbortController
+  readonly sessionId: number | undefined
+}
+
+/** An LLM engine as its api_server sees it: requests in, sequences through the engine, answers out. */
+export class LlmService implements EngineService {
+  readonly role = 'hybrid'
+  readonly backend: EngineBackend
+  readonly model: LoadedModel
+  readonly epoch: number
+  readonly p2p: P2PNode
+  readonly counters: EngineCounters
+  readonly ready: Promise<void>
+  readonly #parts: LlmServiceParts
+  #runtime: LlmRuntime | undefined
+  readonly #flights = new Map<string, Flight>()
+  #closing: Promise<void> | undefined
+
+  constructor (parts: LlmServiceParts) {
+    this.#parts = parts
+    this.backend = parts.backend
+    this.model = parts.model
+    this.epoch = parts.epoch
+    this.p2p = parts.p2p
+    this.counters = parts.counters
+    this.ready = parts.runtime.then(runtime => { this.#runtime = runtime })
+    // Awaited by the api_server; without a handler a failure before that would end the process.
+    this.ready.catch(() => {})
+  }
+
+  /** The parts that run, for tests and figures; undefined until `ready`. */
+  get runtime (): LlmRuntime | undefined {
+    return this.#runtime
+  }
+
+  info (): EngineInfo {
+    const { model, scheduler, version, blockTokens, vision, info } = this.#parts
+    return {
+      tp_size: 1,
+      ep_size: 1,
+      dp_size: 1,
+      pp_size: null,
+      dp_rank: 0,
+      block_size: blockTokens,
+      num_cpu_blocks: 0,
+      num_gpu_blocks: scheduler.stats.total,
+      engine: 'fastify-epd',
+      version,
+      backend: this.backend,
+      role: ENGINE_ROLE_TO_WIRE[this.role],
+      epoch: this.epoch,
+      model: model.name,
+      fingerprint: model.fingerprint,
+      vision: vision ? 'full' : 'features',
+      produces: [],
+      accepts: ['features:epd-zmq/1'],
+      ...info
+    }
+  }
+
+  gauges (): Partial<Record<GaugeName, number>> {
+    const features = this.#parts.features.stats
+    const kv = this.#parts.scheduler.stats
+    return {
+      epd_feature_blocks_total: features.total,
+      epd_feature_blocks_free: features.free,
+      epd_feature_blocks_cached: features.cached,
+      epd_kv_blocks_total: kv.total,
+      epd_kv_blocks_free: kv.free,
+      epd_kv_blocks_cached: kv.cached,
+      epd_leases_open: 0
+    }
+  }
+
+  /** Live sequences by state; one that has ENDED is gone. */
+  sequences (): Readonly<Record<string, number>> {
+    const counts = Object.fromEntries(SEQUENCE_STATES.map(state => [state, 0]))
+    for (const { state } of this.#runtime?.engine.live ?? []) counts[state] = (counts[state] ?? 0) + 1
+    return counts
+  }
+
+  async chat (call: ChatCall): Promise<ChatAnswer> {
+    return await this.#serve(call, body => readChat(body, this.model), 'chatcmpl')
+  }
+
+  async completions (call: ChatCall): Promise<ChatAnswer> {
+    return await this.#serve(call, body => readCompletion(body, this.model), 'cmpl')
+  }
+
+  async #serve (call: ChatCall, read: (body: Readonly<Record<string, unknown>>) => ParsedRequest, prefix: 'chatcmpl' | 'cmpl'): Promise<ChatAnswer> {
+    if (this.#closing !== undefined) throw new EngineError('draining', 'the engine is shutting down')
+    const { body, sessionId } = readCall(call.body, this.model)
+    const request = read(body)
+    const runtime = this.#runtime ?? await this.#parts.runtime
+    const stop = this.#open(call, sessionId)
+    let generation: Generation
+    try {
+      this.#admit(runtime, request)
+      const builder = new PromptBuilder({ ...runtime, model: this.model, features: this.#parts.features, staging: this.#parts.staging })
+      const prompts = await builder.build(request, { signal: stop.signal, context: call.context, tenant: call.tenant })
+      generation = this.#generate(runtime, call, request, prompts)
+    } catch (err) {
+      this.#flights.delete(call.requestId)
+      throw err
+    }
+    const onAbort = (): void => generation.cancel(stop.signal.reason as Error)
+    if (stop.signal.aborted) onAbort()
+    else stop.signal.addEventListener('abort', onAbort, { once: true })
+    const head = answerHead(prefix, this.model)
+    const shape = (prefix === 'cmpl' ? completionShape : chatShape)(head, runtime.tokenizer, request.params.includeUsage)
+    return await answer(generation, shape, request.params)
+  }
+
+  #generate (runtime: LlmRuntime, call: ChatCall, request: ParsedRequest, prompts: readonly Prompt[]): Generation {
+    const parts = { engine: runtime.engine, features: this.#parts.features, tokenizer: runtime.tokenizer }
+    return new Generation(parts, call, prompts, request.params, () => this.#flights.delete(call.requestId))
+  }
+
+  /** Registers a call; its signal aborts with an EngineError whoever aborts it. */
+  #open (call: ChatCall, sessionId: number | undefined): AbortController {
+    const { requestId, signal } = call
+    if (this.#flights.has(requestId)) throw new EngineError('invalid_request', `the request id ${requestId} is in use`)
+    if (sessionId !== undefined && [...this.#flights.values()].some(flight => flight.sessionId === sessionId)) {
+      throw new EngineError('invalid_request', `The session_id ${sessionId} is occupied.`, { param: 'session_id' })
+    }
+    const stop = new AbortController()
+    const onAbort = (): void => stop.abort(EngineError.is(signal.reason) ? signal.reason : new EngineError('cancelled', 'the client closed the request'))
+    if (signal.aborted) onAbort()
+    else signal.addEventListener('abort', onAbort, { once: true })
+    this.#flights.set(requestId, { stop, sessionId })
+    return stop
+  }
+
+  #admit ({ engine }: LlmRuntime, { params, texts }: ParsedRequest): void {
+    const wanted = params.n * texts
+    const { maxLive } = this.#parts
+    if (wanted > maxLive) throw new EngineError('invalid_request', `the request asks for ${wanted} choices in all, this engine holds ${maxLive}`, { param: 'n' })
+    if (engine.live.size + wanted > maxLive) {
+      throw new EngineError('busy', `${engine.live.size} sequences already run or wait`)
+    }
+  }
+
+  abort (requestId: string): boolean {
+    const flight = this.#flights.get(requestId)
+    flight?.stop.abort(new EngineError('cancelled', 'the request was aborted'))
+    return flight !== undefined
+  }
+
+  abortSession (sessionId: number): boolean {
+    const found = [...this.#flights].find(([, flight]) => flight.sessionId === sessionId)
+    return found !== undefined && this.abort(found[0])
+  }
+
+  /** A hybrid engine leaves nothing behind that a peer could pull. */
+  endSession (_id: number | string): void {}
+
+  clearCache (): void {
+    this.#parts.features.clear()
+    this.#parts.scheduler.clear()
+  }
+
+  close (): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close (): Promise<void> {
+    const error = new EngineError('draining', 'the engine is shutting down')
+    for (const { stop } of this.#flights.values()) stop.abort(error)
+    const runtime = await this.#parts.runtime.catch(() => undefined)
+    await runtime?.engine.close()
+    await Promise.all([runtime?.runner.close(), runtime?.vision?.close()])
+    await this.p2p.close()
+  }
+}

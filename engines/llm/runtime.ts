@@ -1,0 +1,83 @@
+/** What both LLM engines are assembled from. */
+import { BlockPool, type FeatureCache, type LeaseTable } from '../cache/index.ts'
+import type { EngineCounters } from '../counters.ts'
+import { VisionRunner } from '../encoder/vision.ts'
+import type { EngineOptions } from '../engine-options.ts'
+import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, type LoadedModel } from '../models/index.ts'
+import { P2PNode, type P2PNodeOptions } from '../p2p/index.ts'
+import { parseDevice, threadsPerEngine } from '../runtime/index.ts'
+import { ChatTemplate } from './chat-template.ts'
+import type { LlmEngine } from './engine.ts'
+import type { LlmRuntime } from './llm-service.ts'
+import { Runner, type RunnerOptions } from './runner/runner.ts'
+import type { RunnerShape } from './runner/shape.ts'
+import { loadTokenizer } from './tokenizer.ts'
+
+export const DEFAULT_MAX_QUEUE = 256
+export const DEFAULT_MAX_PREFILL_TOKENS = 256
+/** Memory for KV and feature blocks unless said otherwise, bytes. */
+export const DEFAULT_KV_BYTES = 256 * 1024 * 1024
+const DEFAULT_FEATURE_BYTES = 128 * 1024 * 1024
+const MIN_ITEMS = 4
+/** Sequences that migrate at once. */
+export const MIGRATIONS = 8
+export const ROOM_TIMEOUT_MS = 10_000
+export const PULL_TIMEOUT_MS = 30_000
+
+/** Feature blocks for an engine that keeps features, be it in its sequences or in the cache of its own vision encoder. */
+export function featurePool (options: EngineOptions, model: LoadedModel): BlockPool {
+  const { blockBytes } = featureBlockShape(model)
+  const atLeast = MIN_ITEMS * featureBlocksFor(model.maxTokensPerItem)
+  return new BlockPool({ name: 'feature', numBlocks: options.featureBlocks ?? Math.max(atLeast, Math.floor(DEFAULT_FEATURE_BYTES / blockBytes)), blockBytes })
+}
+
+/** This engine's end of P2P links. @throws P2PError when no socket can be opened. */
+export async function openP2P (options: EngineOptions, model: LoadedModel, leases: LeaseTable, pools: P2PNodeOptions['pools']): Promise<P2PNode> {
+  const { engineId, host, curve, allowedPeers, log } = options
+  return await P2PNode.open({ engineId, epoch: leases.epoch, host, pools, leases, fingerprint: model.fingerprint, curve, allowedPeers, log })
+}
+
+/** What the session worker has to know, for KV blocks of `blockTokens` tokens. */
+export function runnerShape (model: LoadedModel, blockTokens: number): RunnerShape {
+  const { embed, decoder } = model.files
+  const { layers, kvHeads, headDim } = model.text
+  const position = model.graphs.decoder?.inputs.find(input => input.name === 'position_ids')
+  return {
+    embed: embed as string,
+    decoder: decoder as string,
+    layers,
+    kvHeads,
+    headDim,
+    hiddenSize: model.hiddenSize,
+    dtype: model.dtype,
+    blockTokens,
+    featureBlockTokens: FEATURE_BLOCK_TOKENS,
+    positionAxes: position?.shape.length === 3 ? 3 : 1
+  }
+}
+
+export interface RuntimeParts extends Pick<RunnerOptions, 'featuresOf'> {
+  readonly options: EngineOptions
+  readonly model: LoadedModel
+  readonly shape: RunnerShape
+  readonly kv: BlockPool
+  readonly features: FeatureCache
+  readonly counters: EngineCounters
+  engine (runner: Runner): LlmEngine
+}
+
+/** Loads the tokenizer and opens the sessions. @throws when a file, a package or the device can't be used. */
+export async function openRuntime ({ options, model, shape, kv, features, counters, featuresOf, engine }: RuntimeParts): Promise<LlmRuntime> {
+  const device = parseDevice(options.device)
+  const threads = threadsPerEngine(options.threads, options.sharing)
+  const { tokenizer, config } = await loadTokenizer(model.dir)
+  const template = await ChatTemplate.load(model.dir, config, tokenizer.specialText)
+  const runner = await Runner.open({ shape, device, threads, pools: { kv: kv.sab, feature: features.pool.sab }, featuresOf })
+  const vision = options.vision
+    ? await VisionRunner.open({ model, device, threads, cache: features, media: options.media, counters, maxQueue: options.maxQueue }).catch(async err => {
+      await runner.close()
+      throw err
+    })
+    : undefined
+  return { engine: engine(runner), runner, vision, tokenizer, template }
+}

@@ -1,0 +1,72 @@
+import { SpanStatusCode, trace, type Span } from '@opentelemetry/api'
+import type { EngineCounters } from '../engine-service.ts'
+import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../semconv.ts'
+import { spanTime } from '../span-clock.ts'
+import type { Outcome, Sequence } from './sequence.ts'
+
+interface Spans {
+  prefill?: Span
+  decode?: Span
+}
+
+/** Spans `engine.prefill` and `engine.decode` of each sequence, and its latencies. Without an SDK spans cost nothing. */
+export class SequenceTraces {
+  readonly #spans = new Map<Sequence, Spans>()
+  readonly #counters: EngineCounters
+
+  constructor (counters: EngineCounters) {
+    this.#counters = counters
+  }
+
+  #spansOf (sequence: Sequence): Spans {
+    let spans = this.#spans.get(sequence)
+    if (spans === undefined) this.#spans.set(sequence, spans = {})
+    return spans
+  }
+
+  #start (name: string, sequence: Sequence): Span {
+    return trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { startTime: spanTime(), attributes: { [ENGINE_ATTR.requestId]: sequence.requestId } }, sequence.context)
+  }
+
+  /** The sequence runs for the first time; what it waited before is `epd.queue_ms`. */
+  running (sequence: Sequence): void {
+    const spans = this.#spansOf(sequence)
+    if (spans.prefill !== undefined) return
+    spans.prefill = this.#start(ENGINE_SPAN.prefill, sequence)
+    if (!spans.prefill.isRecording()) return
+    spans.prefill.setAttributes({
+      [ENGINE_ATTR.inputTokens]: sequence.promptLength,
+      [ENGINE_ATTR.cached]: sequence.cachedTokens ?? 0,
+      [ENGINE_ATTR.tokens]: sequence.promptLength - (sequence.cachedTokens ?? 0),
+      [ENGINE_ATTR.queueMs]: (sequence.times.admitted ?? 0) - sequence.times.arrived
+    })
+  }
+
+  /** A token was sampled. The first one ends prefill: that is when the client has something to read. */
+  sampled (sequence: Sequence): void {
+    const now = performance.now()
+    sequence.times.lastToken = now
+    if (sequence.times.firstToken !== undefined) return
+    sequence.times.firstToken = now
+    this.#counters.observe('time_to_first_token', (now - sequence.times.arrived) / 1000)
+    const spans = this.#spansOf(sequence)
+    spans.prefill?.end(spanTime())
+    spans.decode = this.#start(ENGINE_SPAN.decode, sequence)
+  }
+
+  ended (sequence: Sequence, outcome: Outcome): void {
+    const { firstToken, lastToken = 0 } = sequence.times
+    if (firstToken !== undefined && sequence.generated > 1) {
+      this.#counters.observe('time_per_output_token', (lastToken - firstToken) / 1000 / (sequence.generated - 1))
+    }
+    const spans = this.#spans.get(sequence)
+    this.#spans.delete(sequence)
+    const last = spans?.decode ?? spans?.prefill
+    if (last === undefined) return
+    if (outcome.kind === 'aborted') last.setStatus({ code: SpanStatusCode.ERROR, message: outcome.error.message })
+    if (outcome.kind === 'stopped') last.setAttribute(ENGINE_ATTR.aborted, true)
+    else last.setAttribute(ENGINE_ATTR.finishReasons, [outcome.kind])
+    last.setAttribute(ENGINE_ATTR.outputTokens, sequence.generated)
+    last.end(spanTime())
+  }
+}

@@ -1,0 +1,129 @@
+import type { Context } from '@opentelemetry/api'
+import type { FeatureEntry } from '../cache/feature-cache.ts'
+import type { MediaSpan, Positions } from '../models/family.ts'
+import type { EncoderResultEntry } from './encoder-result.ts'
+import type { SamplingParams } from './sampling-params.ts'
+import type { SequenceState } from './sequence-states.ts'
+import type { SampledToken } from './sampler.ts'
+
+/** Why a sequence ended. `stopped` and `aborted` are cancel and error. */
+export type Outcome =
+  | { readonly kind: 'stop', readonly reason: 'eos' | 'stop_id' | 'stop_string' }
+  | { readonly kind: 'length' }
+  | { readonly kind: 'stopped', readonly error: Error }
+  | { readonly kind: 'aborted', readonly error: Error }
+
+/** One media item of the prompt. `features` is held (one ref) from the moment it is set until the sequence has ENDED. */
+export interface SequenceMedia {
+  readonly contentHash: string
+  readonly numTokens: number
+  /** Where to pull from; absent when this engine encoded the item itself. */
+  readonly source: EncoderResultEntry | undefined
+  features: FeatureEntry | undefined
+}
+
+/** What a sequence tells its request; called on the main thread, never re-entrantly from a state move. */
+export interface SequenceSink {
+  /** One more token. True: the text so far ends the sequence (a stop string). */
+  onToken (sequence: Sequence, token: SampledToken): boolean
+  onEnd (sequence: Sequence, outcome: Outcome): void
+}
+
+export interface SequenceInit {
+  readonly id: number
+  readonly requestId: string
+  readonly prompt: readonly number[]
+  readonly positions: Positions
+  readonly spans: readonly MediaSpan[]
+  readonly media: readonly SequenceMedia[]
+  /** Root of the prefix hashes: requests of different tenants share no blocks. */
+  readonly cacheSalt: string
+  readonly sampling: SamplingParams
+  /** Most tokens to generate. */
+  readonly maxTokens: number
+  readonly context: Context
+  readonly sink: SequenceSink
+}
+
+/** Moments of a sequence, `performance.now()` milliseconds; undefined until they come. */
+export interface SequenceTimes {
+  readonly arrived: number
+  admitted?: number
+  firstToken?: number
+  lastToken?: number
+}
+
+/**
+ * One prompt and what was generated for it. State and derived facts only: moves between states are in
+ * sequence-states.ts, blocks in the block manager, tensors in the runner.
+ */
+export class Sequence {
+  readonly id: number
+  readonly requestId: string
+  /** Prompt, then generated tokens. */
+  readonly tokens: number[]
+  readonly promptLength: number
+  readonly positions: Positions
+  readonly spans: readonly MediaSpan[]
+  readonly media: readonly SequenceMedia[]
+  readonly cacheSalt: string
+  readonly sampling: SamplingParams
+  readonly maxTokens: number
+  readonly context: Context
+  readonly sink: SequenceSink
+  readonly times: SequenceTimes
+
+  state: SequenceState
+  /** A cancel or error that waits for the sequence to leave a state in which its blocks are read or written. */
+  interruption: Extract<Outcome, { kind: 'stopped' | 'aborted' }> | undefined
+  outcome: Outcome | undefined
+
+  /** KV blocks in token order. */
+  blocks: number[] = []
+  /** Prefix hashes of the full blocks, as far as computed. */
+  hashes: string[] = []
+  /** Tokens whose keys and values lie in `blocks`. */
+  computed = 0
+  /** How many of `blocks` are findable by their hash. */
+  committed = 0
+  /** Prompt tokens found in the prefix cache when it was first admitted. */
+  cachedTokens: number | undefined
+  /** Times it was evicted. */
+  evictions = 0
+
+  constructor (init: SequenceInit, state: SequenceState) {
+    this.id = init.id
+    this.requestId = init.requestId
+    this.tokens = [...init.prompt]
+    this.promptLength = init.prompt.length
+    this.positions = init.positions
+    this.spans = init.spans
+    this.media = init.media
+    this.cacheSalt = init.cacheSalt
+    this.sampling = init.sampling
+    this.maxTokens = init.maxTokens
+    this.context = init.context
+    this.sink = init.sink
+    this.times = { arrived: performance.now() }
+    this.state = state
+  }
+
+  get length (): number {
+    return this.tokens.length
+  }
+
+  get generated (): number {
+    return this.tokens.length - this.promptLength
+  }
+
+  /** The last token is always left to a decode step, which samples from it; prefill computes all before it. */
+  get prefillLeft (): number {
+    return this.tokens.length - 1 - this.computed
+  }
+
+  /** Position of token `index` on `axis`; generated tokens follow on from the prompt. */
+  positionOf (index: number, axis: number): number {
+    if (index >= this.promptLength) return this.positions.next + index - this.promptLength
+    return this.positions.values[axis * this.promptLength + index] as number
+  }
+}

@@ -1,0 +1,89 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Tokenizer as HfTokenizer } from '@huggingface/tokenizers'
+import { loadOptional } from '../optional.ts'
+import { byteLevelBytes } from './byte-level.ts'
+import { BytesDetokenizer, TextDetokenizer, type Detokenizer } from './detokenizer.ts'
+
+type Json = Record<string, unknown>
+
+/** Text to tokens and back. */
+export interface Tokenizer {
+  /** Special tokens written in the text become those tokens; none are added. */
+  encode (text: string): number[]
+  /** A stream from tokens to text. `skipSpecial`: special tokens give no text. */
+  detokenizer (skipSpecial: boolean): Detokenizer
+  /** The bytes of one token, special ones spelled out; empty for an id the vocabulary lacks. */
+  bytes (token: number): Uint8Array
+  /** Tokens that templates may refer to: `bos_token`, `eos_token`, ... */
+  readonly specialText: Readonly<Record<string, string>>
+}
+
+async function readJson (dir: string, file: string): Promise<Json> {
+  return JSON.parse(await readFile(join(dir, file), 'utf8')) as Json
+}
+
+function specialText (config: Json): Record<string, string> {
+  const found: Record<string, string> = {}
+  for (const [key, value] of Object.entries(config)) {
+    if (!key.endsWith('_token')) continue
+    if (typeof value === 'string') found[key] = value
+    else if (typeof (value as { content?: unknown } | null)?.content === 'string') found[key] = (value as { content: string }).content
+  }
+  return found
+}
+
+/** True when every token is a run of bytes: then text comes from a streaming UTF-8 decoder, exact at any boundary. */
+function isByteLevel (tokenizer: Json): boolean {
+  const decoder = tokenizer.decoder as { type?: unknown, decoders?: Array<{ type?: unknown }> } | null
+  return decoder?.type === 'ByteLevel' || decoder?.decoders?.some(d => d.type === 'ByteLevel') === true
+}
+
+class ModelTokenizer implements Tokenizer {
+  readonly #hf: HfTokenizer
+  readonly #special = new Set<number>()
+  readonly #added = new Map<number, string>()
+  readonly #byteLevel: boolean
+  readonly #bytes = new Map<number, Uint8Array>()
+  readonly specialText: Readonly<Record<string, string>>
+
+  constructor (hf: HfTokenizer, tokenizer: Json, config: Json) {
+    this.#hf = hf
+    this.#byteLevel = isByteLevel(tokenizer)
+    this.specialText = specialText(config)
+    for (const [id, token] of hf.get_added_tokens_decoder()) {
+      this.#added.set(id, token.content)
+      if (token.special) this.#special.add(id)
+    }
+  }
+
+  encode (text: string): number[] {
+    return [...this.#hf.encode(text, { add_special_tokens: false }).ids]
+  }
+
+  bytes (token: number): Uint8Array {
+    let bytes = this.#bytes.get(token)
+    if (bytes === undefined) this.#bytes.set(token, bytes = this.#spell(token))
+    return bytes
+  }
+
+  #spell (token: number): Uint8Array {
+    const added = this.#added.get(token)
+    if (added !== undefined) return Buffer.from(added)
+    if (!this.#byteLevel) return Buffer.from(this.#hf.decode([token], { skip_special_tokens: false }))
+    const text = this.#hf.id_to_token(token)
+    return text === undefined ? new Uint8Array(0) : byteLevelBytes(text) ?? Buffer.from(text)
+  }
+
+  detokenizer (skipSpecial: boolean): Detokenizer {
+    if (this.#byteLevel) return new BytesDetokenizer(token => skipSpecial && this.#special.has(token) ? undefined : this.bytes(token))
+    return new TextDetokenizer(tokens => this.#hf.decode(tokens, { skip_special_tokens: skipSpecial }))
+  }
+}
+
+/** Reads tokenizer.json and tokenizer_config.json of a model folder. */
+export async function loadTokenizer (dir: string): Promise<{ tokenizer: Tokenizer, config: Json }> {
+  const { Tokenizer } = await loadOptional('@huggingface/tokenizers')
+  const [tokenizer, config] = await Promise.all([readJson(dir, 'tokenizer.json'), readJson(dir, 'tokenizer_config.json').catch(() => ({}))])
+  return { tokenizer: new ModelTokenizer(new Tokenizer(tokenizer, config), tokenizer, config), config }
+}

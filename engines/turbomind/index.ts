@@ -1,0 +1,104 @@
+import { randomInt } from 'node:crypto'
+import { BlockPool, FeatureCache, LeaseTable } from '../cache/index.ts'
+import { EngineCounters } from '../counters.ts'
+import type { EngineOptions } from '../engine-options.ts'
+import { EngineError } from '../errors.ts'
+import { LlmService } from '../llm/llm-service.ts'
+import { bytesOf } from '../llm/runner/elements.ts'
+import type { Runner } from '../llm/runner/runner.ts'
+import { kvBlockElements } from '../llm/runner/shape.ts'
+import {
+  DEFAULT_KV_BYTES, DEFAULT_MAX_PREFILL_TOKENS, DEFAULT_MAX_QUEUE, featurePool, MIGRATIONS, openP2P, openRuntime, PULL_TIMEOUT_MS, ROOM_TIMEOUT_MS, runnerShape
+} from '../llm/runtime.ts'
+import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, loadModel, type LoadedModel } from '../models/index.ts'
+import { packageVersion } from '../package-version.ts'
+import { parseDevice } from '../runtime/index.ts'
+import { EmbeddingTable } from './input-embeddings.ts'
+import { FeatureShim } from './shim/feature-shim.ts'
+import { SlotScheduler } from './slot-scheduler.ts'
+import { SlotTable } from './slot-table.ts'
+import { TurbomindEngine } from './turbomind-engine.ts'
+
+export const DEFAULT_SLOTS = 16
+/** A session may be at least this long unless said otherwise, whatever memory that takes. */
+const MIN_SESSION_LEN = 2048
+
+/** What only tests and measurements set. */
+export interface TurbomindTuning {
+  /** Idle slots keep their keys and values. @default true */
+  readonly keepSessions?: boolean
+  readonly roomTimeoutMs?: number
+  readonly pullTimeoutMs?: number
+}
+
+/** LMDeploy's `session_len`: as the model, unless the slots together would take too much memory. */
+function sessionLenOf (options: EngineOptions, model: LoadedModel, slots: number): number {
+  const { maxPositions } = model.text
+  if (options.sessionLen !== undefined) return Math.min(options.sessionLen, maxPositions)
+  const tokenBytes = kvBlockElements({ ...model.text, blockTokens: 1 }) * bytesOf(model.dtype)
+  return Math.min(maxPositions, Math.max(MIN_SESSION_LEN, Math.floor(DEFAULT_KV_BYTES / slots / tokenBytes)))
+}
+
+/** Where pulls land, and where this engine's own vision encoder, if it has one, keeps its output. */
+function stagingPool (options: EngineOptions, model: LoadedModel): BlockPool {
+  if (options.vision) return featurePool(options, model)
+  const { blockBytes } = featureBlockShape(model)
+  return new BlockPool({ name: 'feature', numBlocks: options.featureBlocks ?? MIGRATIONS * featureBlocksFor(model.maxTokensPerItem), blockBytes })
+}
+
+/** The persistent batch, and the pool its slots lie in: a slot is a block as long as a session, so keys and values of a sequence lie in one piece. */
+function persistentBatch (options: EngineOptions, model: LoadedModel, keepSessions: boolean): { scheduler: SlotScheduler, pool: BlockPool, maxBatchSize: number } {
+  const maxBatchSize = options.maxBatchSize ?? Math.min(DEFAULT_SLOTS, options.kvBlocks ?? DEFAULT_SLOTS)
+  const numBlocks = options.kvBlocks ?? maxBatchSize
+  const sessionLen = sessionLenOf(options, model, numBlocks)
+  const blockBytes = kvBlockElements({ ...model.text, blockTokens: sessionLen }) * bytesOf(model.dtype)
+  const pool = new BlockPool({ name: 'kv', numBlocks, blockBytes })
+  const maxPrefillTokens = options.maxPrefillTokens ?? DEFAULT_MAX_PREFILL_TOKENS
+  return { scheduler: new SlotScheduler(new SlotTable(pool, { keep: keepSessions }), { sessionLen, maxBatchSize, maxPrefillTokens }), pool, maxBatchSize }
+}
+
+/**
+ * A TurboMind-like engine over a model folder: a persistent batch of slots, each with a contiguous KV region for a whole
+ * session. Of role hybrid only. Resolves when it can be asked about; `ready` when it can generate.
+ * @throws ModelError naming the file that is missing or wrong; EngineError `unsupported` for a role it does not have.
+ */
+export async function createTurbomindEngine (options: EngineOptions, tuning: TurbomindTuning = {}): Promise<LlmService> {
+  if (options.role !== 'hybrid') throw new EngineError('unsupported', `a TurboMind engine has no role ${options.role}: use hybrid`)
+  // Before any socket is open.
+  parseDevice(options.device)
+  const { log, vision } = options
+  const model = await loadModel(options.modelDir, { vision, decoder: true, name: options.servedModelName })
+  const { hiddenSize, dtype } = model
+  const { scheduler, pool: slots, maxBatchSize } = persistentBatch(options, model, tuning.keepSessions ?? true)
+  const staging = new FeatureCache(stagingPool(options, model))
+  const counters = new EngineCounters()
+  const leases = new LeaseTable(randomInt(1, 2 ** 47))
+  const feature = { block_tokens: FEATURE_BLOCK_TOKENS, hidden_size: hiddenSize, dtype }
+  const p2p = await openP2P(options, model, leases, { feature: { pool: staging.pool, shape: feature } })
+  const embeddings = new EmbeddingTable(hiddenSize)
+  const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
+  const fetcher = new FeatureShim({ staging, embeddings, hiddenSize, dtype, p2p, rowBytes: hiddenSize * bytesOf(dtype), counters, log, roomTimeoutMs, pullTimeoutMs })
+  const engine = (runner: Runner): TurbomindEngine => new TurbomindEngine({
+    scheduler, runner, features: staging, fetcher, counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions, embeddings, hiddenSize, dtype
+  })
+  const shape = runnerShape(model, scheduler.maxTokens)
+  return new LlmService({
+    backend: 'turbomind',
+    version: packageVersion(),
+    epoch: leases.epoch,
+    model,
+    vision,
+    features: staging,
+    staging: true,
+    scheduler,
+    p2p,
+    counters,
+    blockTokens: scheduler.maxTokens,
+    maxLive: maxBatchSize + (options.maxQueue ?? DEFAULT_MAX_QUEUE),
+    info: {
+      feature: { ...feature, block_bytes: staging.pool.blockBytes, num_blocks: staging.pool.total },
+      kv: { slots: slots.total, session_len: scheduler.maxTokens }
+    },
+    runtime: openRuntime({ options, model, shape, kv: slots, features: staging, counters, featuresOf: chunk => embeddings.featuresOf(chunk), engine })
+  })
+}

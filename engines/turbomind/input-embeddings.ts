@@ -1,0 +1,63 @@
+import type { PrefillChunk } from '../llm/prefill-chunks.ts'
+import { bytesOf, elementsOver, type Elements, type ElementType } from '../llm/runner/elements.ts'
+import type { FeatureRows } from '../llm/runner/prefill.ts'
+import type { Sequence, SequenceMedia } from '../llm/sequence.ts'
+
+/**
+ * Media of a prompt as LMDeploy's TurboMind takes them from Python (`async_stream_infer`): `input_embeddings[i]`, a
+ * tensor of [end - begin, hidden], stands in the place of tokens `[begin, end)` = `input_embedding_ranges[i]`.
+ */
+export interface InputEmbeddings {
+  readonly input_embeddings: readonly Elements[]
+  readonly input_embedding_ranges: ReadonlyArray<readonly [begin: number, end: number]>
+}
+
+/** A plain tensor of `rows` rows, in shared memory so that the session worker need not get a copy with every chunk. */
+export function newTensor (rows: number, hiddenSize: number, dtype: ElementType): Elements {
+  return elementsOver(dtype, new SharedArrayBuffer(rows * hiddenSize * bytesOf(dtype)))
+}
+
+/** The tensors of the sequences under way: the shim puts them in, the engine reads them by token ranges. */
+export class EmbeddingTable {
+  readonly #hiddenSize: number
+  /** As long as its sequence is remembered by anybody, and no longer. */
+  readonly #tensors = new WeakMap<SequenceMedia, Elements>()
+  readonly #inputs = new WeakMap<Sequence, InputEmbeddings>()
+
+  constructor (hiddenSize: number) {
+    this.#hiddenSize = hiddenSize
+  }
+
+  /** `tensor`: [media.numTokens, hidden]. */
+  put (media: SequenceMedia, tensor: Elements): void {
+    if (tensor.length !== media.numTokens * this.#hiddenSize) throw new RangeError(`${media.numTokens} tokens take ${media.numTokens * this.#hiddenSize} numbers, not ${tensor.length}`)
+    this.#tensors.set(media, tensor)
+  }
+
+  /** What TurboMind would be called with. @throws when a tensor is not here yet. */
+  inputsOf (sequence: Sequence): InputEmbeddings {
+    let inputs = this.#inputs.get(sequence)
+    if (inputs === undefined) this.#inputs.set(sequence, inputs = this.#build(sequence))
+    return inputs
+  }
+
+  #build ({ id, spans, media }: Sequence): InputEmbeddings {
+    const tensors = spans.map(({ item, offset, length }) => {
+      const tensor = this.#tensors.get(media[item] as SequenceMedia)
+      if (tensor === undefined) throw new Error(`sequence ${id}: the embeddings of item ${item} are not here`)
+      return tensor.subarray(offset * this.#hiddenSize, (offset + length) * this.#hiddenSize)
+    })
+    return { input_embeddings: tensors, input_embedding_ranges: spans.map(({ start, length }) => [start, start + length]) }
+  }
+
+  /** The parts of the ranges that fall into a chunk. */
+  featuresOf ({ sequence, start, count }: PrefillChunk): FeatureRows[] {
+    if (sequence.spans.length === 0) return []
+    const { input_embeddings: tensors, input_embedding_ranges: ranges } = this.inputsOf(sequence)
+    return ranges.flatMap(([begin, end], i) => {
+      const from = Math.max(begin, start)
+      const rows = Math.min(end, start + count) - from
+      return rows > 0 ? [{ at: from - start, rows, offset: from - begin, tensor: tensors[i] as Elements }] : []
+    })
+  }
+}
