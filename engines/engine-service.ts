@@ -1,0 +1,134 @@
+/**
+ * What an engine is to its api_server. `engines/encoder` and `engines/llm` implement it, `engines/server` serves it.
+ * Nothing here knows HTTP but for the status of an answer, and nothing here knows Fastify.
+ */
+import type { Context } from '@opentelemetry/api'
+import type { EngineCounters } from './counters.ts'
+
+export type { LatencyName } from './counters.ts'
+export { EngineCounters } from './counters.ts'
+
+export type EngineRole = 'encoder' | 'prefill' | 'decode' | 'hybrid'
+export type EngineBackend = 'pytorch' | 'turbomind'
+
+/** LMDeploy's EngineRole integers; the same table as adapters/adapter.ts, which engines must not import. */
+export const ENGINE_ROLE_TO_WIRE: Readonly<Record<EngineRole, number>> = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 }
+
+/** Logs to pino's signature: data first, constant message second. Never prompts, pictures or credentials. */
+export interface EngineLog {
+  debug (data: object, message: string): void
+  info (data: object, message: string): void
+  warn (data: object, message: string): void
+  error (data: object, message: string): void
+}
+
+/** The part of a LoadedModel the api_server reads. */
+export interface ServedModel {
+  /** Served name, the `id` of GET /v1/models. */
+  readonly name: string
+  readonly fingerprint: string
+}
+
+/** The part of the P2P node the api_server drives. Its `endpoint` is JSON-able and opaque to everybody but its like. */
+export interface P2PLinks {
+  readonly endpoint: object
+  /** Checks, links and warms up; idempotent. Throws P2PError `REFUSED` with the reason when the two can't work together. */
+  connect (remote: object, options?: { signal?: AbortSignal }): Promise<unknown>
+  /** Forgets a link; unknown ids do nothing. */
+  drop (engineId: string): unknown
+}
+
+/** Body of GET /distserve/engine_info: LMDeploy's fields, then ours. */
+export interface EngineInfo {
+  readonly tp_size: 1
+  readonly ep_size: 1
+  readonly dp_size: 1
+  readonly pp_size: null
+  readonly dp_rank: 0
+  /** Tokens of one KV block (of one feature block in an encoder). */
+  readonly block_size: number
+  readonly num_cpu_blocks: 0
+  readonly num_gpu_blocks: number
+  readonly engine: 'fastify-epd'
+  readonly version: string
+  readonly backend: EngineBackend
+  /** Wire integer, {@link ENGINE_ROLE_TO_WIRE}. */
+  readonly role: number
+  readonly epoch: number
+  readonly model: string
+  readonly fingerprint: string
+  /** `full`: encodes media itself; `features`: media only as encoder results; `none`. */
+  readonly vision: 'full' | 'features' | 'none'
+  readonly produces: readonly string[]
+  readonly accepts: readonly string[]
+  readonly feature?: object | undefined
+  readonly kv?: object | undefined
+}
+
+/** Gauges of GET /metrics; what an engine does not have it may leave out (0 is served). */
+export const GAUGES = {
+  epd_feature_blocks_total: 'Feature blocks of the pool',
+  epd_feature_blocks_free: 'Feature blocks holding nothing',
+  epd_feature_blocks_cached: 'Feature blocks holding features nobody references: findable and evictable',
+  epd_kv_blocks_total: 'KV blocks of the pool',
+  epd_kv_blocks_free: 'KV blocks holding nothing',
+  epd_kv_blocks_cached: 'KV blocks holding a prefix no sequence references: findable and evictable',
+  epd_leases_open: 'Leases that were neither ACKed, released nor expired'
+} as const
+
+export type GaugeName = keyof typeof GAUGES
+
+/** One request as the api_server hands it on. */
+export interface ChatCall {
+  /** The parsed JSON body: untrusted, only known to be an object. */
+  readonly body: unknown
+  /** Aborts when the client goes away, at POST /abort_request, and at the end of the grace time. */
+  readonly signal: AbortSignal
+  /** `x-request-id` of the caller, else one of ours. Unique among the requests in flight. */
+  readonly requestId: string
+  /** `epd_tenant` of the body: separates caches of different customers. */
+  readonly tenant?: string | undefined
+  /** Header `x-epd-consumer`: the engine that will pull what an encoder answers. */
+  readonly consumer?: string | undefined
+  /** Trace context of the caller, from `traceparent`. Parent of the engine's spans. */
+  readonly context: Context
+}
+
+/**
+ * `stream`: whole SSE events as bytes. Throwing from the iterator sends an `error` event and ends the stream; the
+ * iterator's `return` is called when the client has gone.
+ */
+export type ChatAnswer =
+  | { readonly status: number, readonly json: unknown, readonly headers?: Readonly<Record<string, string>> }
+  | { readonly status: number, readonly stream: AsyncIterable<Buffer>, readonly headers?: Readonly<Record<string, string>> }
+
+/** One engine. All methods may be called at any time after construction; `chat` before `ready` waits or throws `initialising`. */
+export interface EngineService {
+  readonly role: EngineRole
+  readonly backend: EngineBackend
+  readonly model: ServedModel
+  /** Random number drawn at the process's start. */
+  readonly epoch: number
+  readonly p2p: P2PLinks
+  /** Resolves when requests can be served; rejects when that will never be. */
+  readonly ready: Promise<void>
+  readonly counters: EngineCounters
+  info (): EngineInfo
+  gauges (): Partial<Record<GaugeName, number>>
+  /** Sequences (in an encoder: items) by status, for `epd_sequences{status}`. Statuses with none may be left out or be 0. */
+  sequences (): Readonly<Record<string, number>>
+  /** Throws EngineError. */
+  chat (call: ChatCall): Promise<ChatAnswer>
+  /** Absent: the route answers 400 `unsupported`. */
+  completions? (call: ChatCall): Promise<ChatAnswer>
+  /** POST /abort_request by request id. False: unknown, or already ended. */
+  abort (requestId: string): boolean
+  /** POST /abort_request by LMDeploy's session id. */
+  abortSession? (sessionId: number): boolean
+  /** POST /distserve/free_cache: ends the lease with this session id (or lease id). Repeats and unknown ids do nothing. */
+  endSession (id: number | string): void
+  /** POST /distserve/clear_cache: drops everything unreferenced. */
+  clearCache (): void
+  /** Drains, then frees. Idempotent. */
+  close (): Promise<void>
+}

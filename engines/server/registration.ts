@@ -1,0 +1,91 @@
+import { setTimeout as delay } from 'node:timers/promises'
+import { request } from 'undici'
+import type { EngineLog } from '../engine-service.ts'
+
+export interface RegistrationOptions {
+  /** Gateway's base URL, with its prefix if it has one. */
+  readonly proxyUrl: string
+  /** This engine's URL: its engine id, byte for byte. */
+  readonly url: string
+  /** Wire integer of the role. */
+  readonly role: number
+  readonly models: readonly string[]
+  readonly log: EngineLog
+  /** First pause after a failure; doubles up to {@link longestPauseMs}. @default 250 */
+  readonly firstPauseMs?: number
+  /** @default 10_000 */
+  readonly longestPauseMs?: number
+  /** Repeats a registration that was taken, in case the gateway restarts and forgets. @default 30_000 */
+  readonly repeatMs?: number
+}
+
+export interface Registration {
+  /** Bearer token for sending spans to this gateway: header `x-epd-node-token` of the last answer. */
+  token (): string | undefined
+  /** Register now, not at the next turn. */
+  again (): void
+  close (): Promise<void>
+}
+
+const FIRST_PAUSE_MS = 250
+const LONGEST_PAUSE_MS = 10_000
+const REPEAT_MS = 30_000
+const ATTEMPT_TIMEOUT_MS = 5_000
+
+/**
+ * Keeps this engine registered, as LMDeploy's api_server does it (`POST {proxy}/nodes/add`; only status 200 counts),
+ * but where that tries once, this goes on: with back-off until the gateway takes it, then again every half minute.
+ */
+export function startRegistration (options: RegistrationOptions): Registration {
+  const stop = new AbortController()
+  let token: string | undefined
+  let wake: AbortController | undefined
+
+  async function run (): Promise<void> {
+    let pause = options.firstPauseMs ?? FIRST_PAUSE_MS
+    let known = false
+    while (!stop.signal.aborted) {
+      try {
+        token = await register(options, stop.signal) ?? token
+        if (!known) options.log.info({ proxy: options.proxyUrl }, 'registered with the gateway')
+        known = true
+        pause = options.firstPauseMs ?? FIRST_PAUSE_MS
+        await sleep(options.repeatMs ?? REPEAT_MS)
+      } catch (err) {
+        if (stop.signal.aborted) return
+        options.log.warn({ proxy: options.proxyUrl, reason: (err as Error).message, again_in_ms: pause }, 'registration failed')
+        known = false
+        await sleep(pause)
+        pause = Math.min(pause * 2, options.longestPauseMs ?? LONGEST_PAUSE_MS)
+      }
+    }
+  }
+
+  async function sleep (ms: number): Promise<void> {
+    wake = new AbortController()
+    await delay(ms, undefined, { signal: AbortSignal.any([stop.signal, wake.signal]), ref: false }).catch(() => {})
+  }
+
+  const running = run()
+  return {
+    token: () => token,
+    again: () => { wake?.abort() },
+    async close () {
+      stop.abort()
+      await running
+    }
+  }
+}
+
+async function register ({ proxyUrl, url, role, models }: RegistrationOptions, signal: AbortSignal): Promise<string | undefined> {
+  const response = await request(proxyUrl.replace(/\/+$/, '') + '/nodes/add', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', accept: 'application/json' },
+    body: JSON.stringify({ url, status: { role, models } }),
+    signal: AbortSignal.any([signal, AbortSignal.timeout(ATTEMPT_TIMEOUT_MS)])
+  })
+  const answer = (await response.body.text()).slice(0, 200)
+  if (response.statusCode !== 200) throw new Error(`the gateway answered ${response.statusCode}: ${answer}`)
+  const token = response.headers['x-epd-node-token']
+  return typeof token === 'string' ? token : undefined
+}

@@ -1,0 +1,120 @@
+import type { FastifyInstance } from 'fastify'
+import type { EngineService } from '../engine-service.ts'
+import { EngineError } from '../errors.ts'
+import { parseEndpoint } from '../p2p/endpoint.ts'
+import { P2PError } from '../p2p/errors.ts'
+import type { ServerState } from './state.ts'
+
+/** LMDeploy's MigrationProtocol; ours moves blocks by ZeroMQ. */
+const PROTOCOL_TCP = 1
+/** LMDeploy's DistServeConnectionStatus. */
+const SUCCESS = 1
+const FAIL = 2
+const CONNECT_TIMEOUT_MS = 10_000
+
+type Json = Readonly<Record<string, unknown>>
+/** `code` is a P2PErrorCode: with REFUSED the two will never work together, with another a later try may. */
+interface Refusal { readonly status: typeof FAIL, readonly code: string, readonly message: string }
+
+/**
+ * LMDeploy's control routes between engines, in its shapes. As there, a pair that can't work together is answered 200
+ * with `status: 2`; the reason is in `message`. Only a body that has not the shape is a 400.
+ */
+export function distserveRoutes (app: FastifyInstance, { health }: ServerState): void {
+  // A gateway may know a peer by another URL than the peer calls itself: by the first it asks to drop the link.
+  const names = new Map<string, string>()
+
+  app.get('/distserve/engine_info', async () => health.control().info())
+  app.post('/distserve/p2p_initialize', async request => initialize(health.control(), objectOf(request.body)))
+  app.post('/distserve/p2p_connect', async request => connect(health.control(), objectOf(request.body), names))
+  app.post('/distserve/p2p_drop_connect', async request => {
+    const remote = textOf(objectOf(request.body), 'remote_engine_id')
+    await health.control().p2p.drop(names.get(remote) ?? remote)
+    names.delete(remote)
+    return { success: true }
+  })
+  app.post('/distserve/free_cache', async request => {
+    health.control().endSession(leaseOf(objectOf(request.body)))
+    return { status: 'SUCCESS' }
+  })
+  app.post('/distserve/clear_cache', async () => {
+    health.control().clearCache()
+    return { status: 'SUCCESS' }
+  })
+}
+
+function initialize (engine: EngineService, body: Json): object {
+  textOf(body, 'remote_engine_id')
+  const refusal = protocolRefusal(body.protocol) ?? modelRefusal(engine, body.remote_engine_config)
+  if (refusal !== undefined) return refusal
+  const { endpoint } = engine.p2p
+  return {
+    status: SUCCESS,
+    engine_endpoint_info: { zmq_address: (endpoint as { tcp?: string }).tcp ?? '' },
+    kvtransfer_endpoint_info: [{ protocol: PROTOCOL_TCP, endpoint_info: JSON.stringify(endpoint) }]
+  }
+}
+
+/** Links and warms up: the engine's `connect` exchanges a message with the peer before it returns. */
+async function connect (engine: EngineService, body: Json, names: Map<string, string>): Promise<object> {
+  const remoteId = textOf(body, 'remote_engine_id')
+  const refusal = protocolRefusal(body.protocol)
+  if (refusal !== undefined) return refusal
+  const info = endpointInfoOf(body)
+  try {
+    const endpoint = parseEndpoint(info)
+    await engine.p2p.connect(endpoint, { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS) })
+    if (endpoint.engine !== remoteId) names.set(remoteId, endpoint.engine)
+    return { status: SUCCESS }
+  } catch (err) {
+    if (err instanceof P2PError) return refuse(err.message, err.code)
+    throw err
+  }
+}
+
+function refuse (message: string, code = 'REFUSED'): Refusal {
+  return { status: FAIL, code, message }
+}
+
+function protocolRefusal (protocol: unknown): Refusal | undefined {
+  if (protocol === undefined || protocol === null || protocol === PROTOCOL_TCP) return undefined
+  return refuse(`migration protocol ${String(protocol)} is not supported; this engine speaks 1 (TCP, by ZeroMQ)`)
+}
+
+/** Only a peer that says its fingerprint can be checked here; the endpoint infos are checked again at p2p_connect. */
+function modelRefusal (engine: EngineService, config: unknown): Refusal | undefined {
+  const { fingerprint, model } = (typeof config === 'object' && config !== null ? config : {}) as { fingerprint?: unknown, model?: unknown }
+  if (typeof fingerprint !== 'string' || fingerprint === engine.model.fingerprint) return undefined
+  return refuse(`the engines run different models: '${engine.model.name}' here, '${String(model)}' there (fingerprints differ)`)
+}
+
+/** One entry for each rank; ours have one. */
+function endpointInfoOf (body: Json): string {
+  const list = body.remote_kvtransfer_endpoint_info
+  if (!Array.isArray(list) || list.length === 0) throw missing('remote_kvtransfer_endpoint_info', 'a list with one entry per rank')
+  const info: unknown = (list[0] as { endpoint_info?: unknown } | null)?.endpoint_info
+  if (typeof info === 'string') return info
+  throw missing('remote_kvtransfer_endpoint_info[0].endpoint_info', 'a string')
+}
+
+function leaseOf (body: Json): number | string {
+  const { remote_session_id: session, lease } = body
+  if (Number.isSafeInteger(session)) return session as number
+  if (typeof lease === 'string' && lease !== '') return lease
+  throw missing('remote_session_id', 'an integer (or send lease, a string)')
+}
+
+function objectOf (body: unknown): Json {
+  if (typeof body === 'object' && body !== null && !Array.isArray(body)) return body as Json
+  throw new EngineError('invalid_request', 'The body must be a JSON object.')
+}
+
+function textOf (body: Json, name: string): string {
+  const value = body[name]
+  if (typeof value === 'string' && value !== '') return value
+  throw missing(name, 'a string')
+}
+
+function missing (name: string, what: string): EngineError {
+  return new EngineError('invalid_request', `${name} must be ${what}.`, { param: name })
+}

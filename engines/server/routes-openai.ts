@@ -1,0 +1,77 @@
+import { randomUUID } from 'node:crypto'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { ChatAnswer, ChatCall, EngineService } from '../engine-service.ts'
+import { EngineError } from '../errors.ts'
+import { abortWhenClientGone, sendAnswer } from './answer.ts'
+import type { ServerState } from './state.ts'
+import { contextOf } from './telemetry.ts'
+
+const REQUEST_ID = /^[\x21-\x7e]{1,128}$/
+const CREATED = Math.floor(Date.now() / 1_000)
+
+type Serve = (call: ChatCall) => Promise<ChatAnswer>
+
+/** POST /v1/chat/completions and /v1/completions, GET /v1/models. */
+export function openaiRoutes (app: FastifyInstance, state: ServerState): void {
+  app.post('/v1/chat/completions', (request, reply) => serve(state, request, reply, 'chat', engine => call => engine.chat(call)))
+  app.post('/v1/completions', (request, reply) => serve(state, request, reply, 'text_completion', completionsOf))
+  app.get('/v1/models', async () => {
+    const { model } = state.health.control()
+    const entry = { id: model.name, object: 'model', created: CREATED, owned_by: 'fastify-epd', root: model.name, parent: null, permission: [] }
+    return { object: 'list', data: [entry] }
+  })
+}
+
+function completionsOf (engine: EngineService): Serve {
+  if (engine.completions === undefined) throw new EngineError('unsupported', `An engine with role ${engine.role} does not serve /v1/completions.`)
+  return call => engine.completions!(call)
+}
+
+async function serve (state: ServerState, request: FastifyRequest, reply: FastifyReply, operation: string, of: (engine: EngineService) => Serve): Promise<FastifyReply> {
+  const engine = state.health.serving()
+  const body = bodyOf(request.body, engine)
+  const run = of(engine)
+  const flight = state.inFlight.start(callerIdOf(request))
+  abortWhenClientGone(reply, flight)
+  reply.header('x-request-id', flight.requestId)
+  const ended = (): void => {
+    state.metrics?.observeRequest(operation, reply.elapsedTime / 1_000)
+    flight.end()
+  }
+  try {
+    const answer = await run({
+      body,
+      signal: flight.signal,
+      requestId: flight.requestId,
+      tenant: typeof body.epd_tenant === 'string' ? body.epd_tenant : undefined,
+      consumer: headerOf(request, 'x-epd-consumer'),
+      context: contextOf(request.headers)
+    })
+    return sendAnswer(reply, answer, ended)
+  } catch (err) {
+    ended()
+    throw err
+  }
+}
+
+function bodyOf (body: unknown, engine: EngineService): Record<string, unknown> {
+  if (typeof body !== 'object' || body === null || Array.isArray(body)) throw new EngineError('invalid_request', 'The body must be a JSON object.')
+  const { model, epd_tenant: tenant } = body as Record<string, unknown>
+  if (model !== undefined && typeof model !== 'string') throw new EngineError('invalid_request', 'model must be a string.', { param: 'model' })
+  if (tenant !== undefined && typeof tenant !== 'string') throw new EngineError('invalid_request', 'epd_tenant must be a string.', { param: 'epd_tenant' })
+  if (model !== undefined && model !== engine.model.name) {
+    throw new EngineError('model_not_found', `The model '${model.slice(0, 200)}' does not exist; this engine serves '${engine.model.name}'.`, { param: 'model' })
+  }
+  return body as Record<string, unknown>
+}
+
+/** An id that is no plain token is replaced: it goes into logs and headers. */
+function callerIdOf (request: FastifyRequest): string {
+  const id = headerOf(request, 'x-request-id')
+  return id !== undefined && REQUEST_ID.test(id) ? id : randomUUID()
+}
+
+function headerOf (request: FastifyRequest, name: string): string | undefined {
+  const value = request.headers[name]
+  return typeof value === 'string' && value !== '' ? value : undefined
+}

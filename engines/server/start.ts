@@ -1,0 +1,45 @@
+/** The assembly of an engine process: which engine for which role, behind the api_server. */
+import { join } from 'node:path'
+import type { EngineOptions } from '../engine-options.ts'
+import type { EngineLog, EngineService } from '../engine-service.ts'
+import { assertInstalled } from '../optional.ts'
+import { packageRoot } from '../package-root.ts'
+import { packageVersion } from '../package-version.ts'
+import { startApiServer, type ApiServer, type ApiServerOptions } from './api-server.ts'
+
+export interface StartEngineOptions extends Omit<EngineOptions, 'engineId' | 'log'>, Omit<ApiServerOptions, 'createEngine' | 'host' | 'version'> {}
+
+/** What there is not, or not yet; a usage error, not a failure. */
+export class NotAvailableError extends Error {
+  override readonly name = 'NotAvailableError'
+}
+
+/** Folder of the shipped model. */
+export function shippedModel (): string {
+  return join(packageRoot(), 'engines', 'models', 'tiny-internvl')
+}
+
+/** @throws NotAvailableError for roles and backends that do not go together, or that this version does not have */
+export function assertAvailable ({ role, backend }: Pick<EngineOptions, 'role' | 'backend'>): void {
+  if (backend === 'turbomind' && role === 'encoder') throw new NotAvailableError('TurboMind is a language model engine: start encoders with --backend pytorch')
+  if (backend === 'turbomind' && role !== 'hybrid') throw new NotAvailableError(`LMDeploy's TurboMind has no disaggregated prefill/decode, so no role ${role}: use --role hybrid, or --backend pytorch`)
+  if (role === 'prefill' || role === 'decode') throw new NotAvailableError(`role ${role} is not available yet; use --role hybrid`)
+}
+
+/** Starts an engine and its api_server; resolves when requests can be served. */
+export async function startEngine (options: StartEngineOptions): Promise<ApiServer> {
+  assertAvailable(options)
+  assertInstalled()
+  return await startApiServer({
+    ...options,
+    version: packageVersion(),
+    createEngine: (engineId, log) => createEngine({ ...options, engineId, log })
+  })
+}
+
+/** An encoder never loads the decoder's code, and an engine never what it does not run. */
+async function createEngine (options: EngineOptions & { readonly log: EngineLog }): Promise<EngineService> {
+  if (options.role === 'encoder') return await (await import('../encoder/index.ts')).createEncoderEngine(options)
+  if (options.backend === 'turbomind') return await (await import('../turbomind/index.ts')).createTurbomindEngine(options)
+  return await (await import('../llm/index.ts')).createLlmEngine(options)
+}

@@ -1,0 +1,108 @@
+import { ROOT_CONTEXT, trace, type Context } from '@opentelemetry/api'
+import { ExportResultCode, W3CTraceContextPropagator, type ExportResult } from '@opentelemetry/core'
+import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
+import { defaultResource, detectResources, envDetector, resourceFromAttributes } from '@opentelemetry/resources'
+import { BatchSpanProcessor, NodeTracerProvider, type ReadableSpan, type SpanExporter, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
+import { request } from 'undici'
+import { spansToJson } from './span-json.ts'
+
+export interface EngineTelemetryOptions {
+  /** The engine's URL, as `service.instance.id`. */
+  readonly engineId: string
+  readonly role: string
+  readonly version: string
+  /** Gateway that takes spans at `/epd/otlp/v1/traces`. */
+  readonly proxyUrl?: string | undefined
+  /** The token the gateway gave at registration; another one after it restarted, none before. */
+  readonly token: () => string | undefined
+  /** The gateway does not know the token: register again. */
+  readonly onRefused: () => void
+}
+
+export interface EngineTelemetry {
+  /** Sends what is left, for at most two seconds. Never rejects. */
+  close (): Promise<void>
+}
+
+/** A trace is looked at right after its request, so spans leave soon; still many requests share one call. */
+const SEND_AFTER_MS = 200
+const SEND_TIMEOUT_MS = 2_000
+const MAX_WAITING_SPANS = 4_096
+const PROPAGATOR = new W3CTraceContextPropagator()
+
+/**
+ * The SDK of an engine process: spans go to the gateway it registered with, and to an OTLP receiver when the standard
+ * OTEL_EXPORTER_OTLP_* variables name one. Neither can block or fail a request: spans wait in a bounded queue and are
+ * dropped when nobody takes them. Without either (or with OTEL_SDK_DISABLED) there is no SDK and spans cost nothing.
+ *
+ * No context manager is registered: engines hand contexts on explicitly, and following them through every promise
+ * is a cost on the path of each token.
+ */
+export function startEngineTelemetry (options: EngineTelemetryOptions): EngineTelemetry | undefined {
+  const processors = processorsOf(options)
+  if (processors.length === 0 || process.env.OTEL_SDK_DISABLED?.toLowerCase() === 'true') return undefined
+  const provider = new NodeTracerProvider({ resource: resourceOf(options), spanProcessors: processors })
+  provider.register({ contextManager: null, propagator: PROPAGATOR })
+  return {
+    async close () {
+      await provider.shutdown().catch(() => {})
+      trace.disable()
+    }
+  }
+}
+
+/** The caller's trace context from HTTP headers. Works without an SDK, so that it can be handed on. */
+export function contextOf (headers: Readonly<Record<string, string | string[] | undefined>>): Context {
+  return PROPAGATOR.extract(ROOT_CONTEXT, headers, {
+    keys: carrier => Object.keys(carrier as object),
+    get: (carrier, key) => (carrier as typeof headers)[key]
+  })
+}
+
+function processorsOf (options: EngineTelemetryOptions): SpanProcessor[] {
+  const { OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_TRACES_EXPORTER } = process.env
+  const processors: SpanProcessor[] = []
+  if (options.proxyUrl !== undefined) {
+    processors.push(new BatchSpanProcessor(gatewayExporter(options.proxyUrl, options), {
+      scheduledDelayMillis: SEND_AFTER_MS, exportTimeoutMillis: SEND_TIMEOUT_MS, maxQueueSize: MAX_WAITING_SPANS
+    }))
+  }
+  if (OTEL_TRACES_EXPORTER !== 'none' && (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT || OTEL_EXPORTER_OTLP_ENDPOINT)) {
+    processors.push(new BatchSpanProcessor(new OTLPTraceExporter()))
+  }
+  return processors
+}
+
+/** Sends to the gateway with the token of the day. Failing is never an error here: the spans are gone, the requests were fine. */
+function gatewayExporter (proxyUrl: string, { token, onRefused }: EngineTelemetryOptions): SpanExporter {
+  const url = proxyUrl.replace(/\/+$/, '') + '/epd/otlp/v1/traces'
+  const sending = new Set<Promise<void>>()
+  const send = async (body: string, key: string): Promise<void> => {
+    const headers = { 'content-type': 'application/json', authorization: `Bearer ${key}` }
+    const answer = await request(url, { method: 'POST', headers, body, signal: AbortSignal.timeout(SEND_TIMEOUT_MS) })
+    await answer.body.dump()
+    if (answer.statusCode === 401) onRefused()
+  }
+  const settled = async (): Promise<void> => { await Promise.all(sending) }
+  return {
+    export (spans: ReadableSpan[], done: (result: ExportResult) => void) {
+      const key = token()
+      if (key === undefined) { done({ code: ExportResultCode.SUCCESS }); return }
+      const sent = send(spansToJson(spans), key).catch(() => {}).finally(() => {
+        sending.delete(sent)
+        done({ code: ExportResultCode.SUCCESS })
+      })
+      sending.add(sent)
+    },
+    forceFlush: settled,
+    shutdown: settled
+  }
+}
+
+function resourceOf ({ engineId, role, version }: EngineTelemetryOptions): ReturnType<typeof defaultResource> {
+  const ours = resourceFromAttributes({
+    'service.name': 'fastify-epd-engine', 'service.version': version, 'service.instance.id': engineId, 'epd.role': role
+  })
+  // What OTEL_RESOURCE_ATTRIBUTES adds is welcome; the name and the id are how the gateway knows us.
+  return defaultResource().merge(detectResources({ detectors: [envDetector] })).merge(ours)
+}
