@@ -1,0 +1,285 @@
+/**
+ * The adapter contract: all the core knows of a backend family.
+ *
+ * An adapter is a value, not a base class, and it is versioned: `specificationVersion` names the contract it was
+ * written for. The core has no `if (backend === ...)`: what differs between backends is here, as data (`NodeInfo`)
+ * or behind these functions. Retry, tracing and metrics wrap the stages from outside.
+ */
+import type { Dispatcher } from 'undici'
+
+/** What a node does. On the wire of LMDeploy the integers of {@link ROLE_TO_WIRE}. */
+export type Role = 'encoder' | 'prefill' | 'decode' | 'hybrid'
+
+/** LMDeploy's EngineRole; `encoder` is 4 as in its encoder disaggregation proof of concept (InternLM/lmdeploy#4047). */
+export const ROLE_TO_WIRE: Readonly<Record<Role, number>> = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 }
+export const ROLE_FROM_WIRE: Readonly<Record<number, Role>> = { 1: 'hybrid', 2: 'prefill', 3: 'decode', 4: 'encoder' }
+
+export type Stage = 'encode' | 'migrate' | 'prefill' | 'decode'
+export type Modality = 'image' | 'video' | 'audio'
+
+/** A node as an adapter sees it. `id` is the registered URL byte for byte; `url` is where to dial it. */
+export interface AdapterNode {
+  readonly id: string
+  readonly url: string
+  readonly role: Role
+  /** Sent as `Authorization: Bearer` to this node, never the client's own. */
+  readonly apiKey?: string | undefined
+  /** What the operator says of its vision; a probe takes it for granted. */
+  readonly vision?: NodeInfo['vision'] | undefined
+  /** What the last successful probe of this process answered. */
+  readonly info?: NodeInfo | undefined
+}
+
+/** What a probe learns. The planner pairs nodes by `produces` and `accepts`, and by nothing else. */
+export interface NodeInfo {
+  readonly status: 'initialising' | 'healthy' | 'draining' | 'sleeping'
+  readonly models: readonly string[]
+  readonly role: Role
+  /** Human-readable backend, for logs and the inspection page: `fastify-epd/0.1.0 pytorch`, `lmdeploy turbomind`, ... */
+  readonly backend: string
+  readonly version?: string | undefined
+  /** Random number drawn at the node's start; another one means another process. */
+  readonly epoch?: number | undefined
+  /** Identity of the model and its processor; two nodes exchange features only when theirs are equal. */
+  readonly fingerprint?: string | undefined
+  /** Transfer formats, `features:<format>` or `kv:<format>`, e.g. `features:epd-zmq/1`. */
+  readonly produces: readonly string[]
+  readonly accepts: readonly string[]
+  /** `full`: encodes media itself; `features`: takes media only as encoder results; `none`: no media at all. */
+  readonly vision: 'full' | 'features' | 'none'
+  /** Why the node is limited, for people: "lmdeploy 0.15+ does not name its cache session: no P/D". */
+  readonly notes?: readonly string[] | undefined
+  /** What only the adapter understands (engine_info and such). Opaque to the core. */
+  readonly details?: unknown
+}
+
+/** One image (video, audio) of a request, in order of appearance. Offsets are bytes in the original body. */
+export interface MediaItem {
+  /** Position among the request's media items, from 0. */
+  readonly index: number
+  /** Where it stands: `messages[message].content[part]`. */
+  readonly message: number
+  readonly part: number
+  readonly modality: Modality
+  /** The item type as the client wrote it: image_url, image_data, image, video_url, ... */
+  readonly type: string
+  /** The media URL's bytes as they stand in the JSON text, without the quotes. */
+  readonly url: { readonly start: number, readonly end: number }
+  /** The whole content part object `{...}`. */
+  readonly span: { readonly start: number, readonly end: number }
+  /** sha-256 (hex) of the URL's bytes as they stand in the body; for affinity only. */
+  readonly routeKey: string
+  /** Width and height read from the picture's own header, when it is inline and recognised. */
+  readonly size?: { readonly width: number, readonly height: number } | undefined
+  /** Estimated vision tokens, for balancing and admission. */
+  readonly tokens: number
+}
+
+export interface BodyEdits {
+  /** Top-level members to add or replace: name -> JSON text. */
+  readonly set?: Readonly<Record<string, string>>
+  /** Top-level members to take out. */
+  readonly remove?: readonly string[]
+  /** New media URLs by item index; undefined keeps the original bytes. */
+  readonly mediaUrls?: ReadonlyArray<string | undefined>
+}
+
+/** The client's request body as bytes. Nothing here parses or stringifies the whole of it. */
+export interface RequestBody {
+  readonly model: string
+  readonly stream: boolean
+  readonly media: readonly MediaItem[]
+  /** Value of a scalar top-level member, decoded; undefined when absent or not scalar. */
+  scalar (name: string): string | number | boolean | null | undefined
+  /** Does the body have this top-level member? */
+  has (name: string): boolean
+  /** Slices of the original bytes which, joined, are the body with the edits made. Control fields are already out. */
+  splice (edits: BodyEdits): Buffer[]
+  /**
+   * A chat request that holds only these media parts, in this order: one user message per original message,
+   * plus the top-level members `model`, `mm_processor_kwargs`, `media_io_kwargs` and `set`.
+   */
+  pick (items: readonly MediaItem[], set?: Readonly<Record<string, string>>): Buffer[]
+}
+
+/** As much of an AbortSignal as it takes to end a call; every AbortSignal is one. */
+export interface CallEnd {
+  readonly aborted: boolean
+  readonly reason: unknown
+  addEventListener (type: 'abort', listener: () => void): void
+  removeEventListener (type: 'abort', listener: () => void): void
+}
+
+/** What every call carries: the request's life, the headers to send on, and the means. */
+export interface Call {
+  /** Made when it is first read, so a copy by spread may lack it: pass calls on as they are. */
+  readonly signal: AbortSignal
+  /** The same without the price of an AbortSignal, which a small request would feel. The helpers of http.ts prefer it. */
+  readonly end?: CallEnd | undefined
+  /** traceparent, tracestate, x-request-id and such; node credentials are added by the adapter from the node. */
+  readonly headers: Readonly<Record<string, string>>
+  readonly dispatcher: Dispatcher
+  readonly log: Log
+}
+
+export interface Log {
+  debug (data: object, message: string): void
+  info (data: object, message: string): void
+  warn (data: object, message: string): void
+  error (data: object, message: string): void
+}
+
+/** What E answers for one media item. `wire` is opaque to the core; the rest is for planning and traces. */
+export interface EncoderResult {
+  readonly item: number
+  readonly node: string
+  readonly lease: string
+  readonly tokens: number
+  /** The encoder already had the features. */
+  readonly cached: boolean
+  readonly wire: unknown
+}
+
+/** What P answers. Opaque to the core but for the lease it holds. */
+export interface Handoff {
+  readonly node: string
+  readonly lease: string
+  readonly wire: unknown
+}
+
+/** A lease somebody must end; given back to the adapter that made it. */
+export interface LeaseRef {
+  readonly node: AdapterNode
+  readonly lease: string
+  readonly wire: unknown
+}
+
+export interface Link {
+  readonly from: string
+  readonly to: string
+  readonly transport: string
+  /** Epochs of both ends when the link was made; another epoch means the link is dead. */
+  readonly epochs: readonly [number | undefined, number | undefined]
+}
+
+/** Takes an upstream body chunk by chunk. `write` returns false to pause until the callback given to `onDrain` is called. */
+export interface ByteSink {
+  write (chunk: Buffer): boolean
+  onDrain (resume: () => void): void
+}
+
+/** An answer whose head is there and whose body has not been read yet. Exactly one of pipe, buffer, destroy must be called. */
+export interface UpstreamResponse {
+  readonly statusCode: number
+  readonly headers: Readonly<Record<string, string | string[]>>
+  /** Hands every chunk on, with back-pressure. Resolves at the end, rejects when the upstream breaks off. */
+  pipe (sink: ByteSink): Promise<void>
+  /** Reads the whole body, at most `limit` bytes. */
+  buffer (limit: number): Promise<Buffer>
+  destroy (reason?: Error): void
+}
+
+/** A route a backend needs on the gateway (a registry call-back, a bootstrap server). */
+export interface ControlRoute {
+  readonly method: 'GET' | 'POST'
+  readonly path: string
+  handle (request: { query: Record<string, string>, body: unknown, remote: string }): Promise<{ statusCode: number, body: unknown }>
+}
+
+export interface EncodeJob {
+  readonly node: AdapterNode
+  readonly items: readonly MediaItem[]
+  readonly body: RequestBody
+  /** The chosen PD or P, for transports that push. */
+  readonly consumer: AdapterNode
+  /** Separates caches of different customers; part of the content hash. */
+  readonly tenant?: string | undefined
+}
+
+export interface PrefillJob {
+  readonly node: AdapterNode
+  readonly decode: AdapterNode
+  readonly body: RequestBody
+  readonly features: readonly EncoderResult[]
+}
+
+export interface GenerateJob {
+  readonly node: AdapterNode
+  /** Path below the node's URL, with query: `/v1/chat/completions`. */
+  readonly path: string
+  readonly body: RequestBody
+  readonly features: readonly EncoderResult[]
+  readonly handoff?: Handoff | undefined
+}
+
+export interface Adapter {
+  readonly specificationVersion: 'v1'
+  readonly name: string
+  /** `engine`: the language model calls encoders itself and the gateway stands in for them. */
+  readonly encodeDriver: 'gateway' | 'engine'
+  /** Alive? Which models, role, epoch; what it produces and accepts. Throws UNAVAILABLE. */
+  probe (node: AdapterNode, call: Call): Promise<NodeInfo>
+  /** P2P handshake and warm-up, `a` producing and `b` consuming. Idempotent. Throws REFUSED with the reason when they can't work together. */
+  link (a: AdapterNode, b: AdapterNode, call: Call): Promise<Link>
+  /** Forget a link, because an end is gone or has restarted. Best effort, never throws. */
+  unlink? (a: AdapterNode, b: AdapterNode, call: Call): Promise<void>
+  /** One call for all items of one encoder; results in the order of `items`. */
+  encode (job: EncodeJob, call: Call): Promise<EncoderResult[]>
+  /** May resolve before prefill ends (concurrent P and D); `settled` then tells the outcome. */
+  prefill (job: PrefillJob, call: Call): Promise<{ handoff: Handoff, settled: Promise<void> }>
+  /** PD, or D when there is a handoff. Resolves at the first good upstream event (for a stream, its first bytes are in the response's body). */
+  generate (job: GenerateJob, call: Call): Promise<UpstreamResponse>
+  /** End leases nobody will ACK. Best effort, never throws. */
+  release (leases: readonly LeaseRef[], call: Call): Promise<void>
+  /** Stop a request whose HTTP call was aborted, where closing the connection does not. Best effort, never throws. */
+  abort (node: AdapterNode, requestId: string, call: Call): Promise<void>
+  readonly control?: readonly ControlRoute[]
+}
+
+export type AdapterErrorCode = 'FEATURES_GONE' | 'KV_GONE' | 'UNAVAILABLE' | 'BUSY' | 'REJECTED' | 'REFUSED'
+
+export interface AdapterErrorOptions {
+  readonly node: string
+  readonly cause?: unknown
+  /** Seconds, for BUSY. */
+  readonly retryAfter?: number | undefined
+  /** The upstream answer as it came, for REJECTED. */
+  readonly response?: { readonly statusCode: number, readonly contentType: string, readonly body: Buffer } | undefined
+  /** With FEATURES_GONE and KV_GONE: the consumer knows no link to the producer any more; it has to be made again. */
+  readonly unlinked?: boolean | undefined
+}
+
+const kAdapterError = Symbol.for('fastify-epd.AdapterError')
+
+/**
+ * The only error an adapter throws on purpose. A call that ends because of `call.signal` rejects with the signal's reason instead.
+ *
+ * - `FEATURES_GONE`, `KV_GONE`: what a plan relied on no longer exists; start again at the plan.
+ * - `UNAVAILABLE`: the node can't be reached, broke off, or answered 5xx.
+ * - `BUSY`: the node is full (429, 503 with Retry-After).
+ * - `REJECTED`: the node answered another 4xx; `response` has it as it came.
+ * - `REFUSED`: two nodes can't work together (link).
+ */
+export class AdapterError extends Error {
+  readonly [kAdapterError] = true
+  readonly code: AdapterErrorCode
+  readonly node: string
+  readonly retryAfter: number | undefined
+  readonly response: AdapterErrorOptions['response']
+  readonly unlinked: boolean
+
+  constructor (code: AdapterErrorCode, message: string, options: AdapterErrorOptions) {
+    super(message, { cause: options.cause })
+    this.name = 'AdapterError'
+    this.code = code
+    this.node = options.node
+    this.retryAfter = options.retryAfter
+    this.response = options.response
+    this.unlinked = options.unlinked ?? false
+  }
+
+  /** Works across copies of this package, as a third-party adapter may carry its own. */
+  static is (value: unknown): value is AdapterError {
+    return typeof value === 'object' && value !== null && (value as { [kAdapterError]?: unknown })[kAdapterError] === true
+  }
+}

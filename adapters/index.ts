@@ -1,0 +1,56 @@
+/** The shipped adapters, and all an adapter of your own needs. */
+import type { Adapter, AdapterNode, Call } from './adapter.ts'
+import { engineInfo, health, isOurs, models } from './lmdeploy.ts'
+import { openai } from './openai/index.ts'
+import { pytorch } from './pytorch/index.ts'
+import { turbomind } from './turbomind/index.ts'
+
+export * from './adapter.ts'
+export {
+  createDispatcher, errorObject, failureError, postStream, requestJson, requestOk,
+  type FailureReader, type HttpRequest, type JsonAnswer, type JsonRequest, type UpstreamErrorObject, type UpstreamFailure
+} from './http.ts'
+export { openai, pytorch, turbomind }
+
+/** Shipped adapters by name. */
+export const adapters: ReadonlyMap<string, Adapter> = new Map([pytorch, turbomind, openai].map(adapter => [adapter.name, adapter]))
+
+const FUNCTIONS = ['probe', 'link', 'encode', 'prefill', 'generate', 'release', 'abort'] as const
+
+/** Throws TypeError, naming what is missing, when a value is not an adapter of this contract. */
+export function checkAdapter (value: unknown): asserts value is Adapter {
+  const adapter = value as Partial<Adapter> | null
+  if (typeof adapter !== 'object' || adapter === null) throw new TypeError('an adapter must be an object')
+  if (typeof adapter.name !== 'string' || adapter.name === '') throw new TypeError('an adapter must have a name')
+  if (adapter.specificationVersion !== 'v1') throw new TypeError(`adapter ${adapter.name}: specificationVersion must be 'v1', not ${JSON.stringify(adapter.specificationVersion)}`)
+  if (adapter.encodeDriver !== 'gateway' && adapter.encodeDriver !== 'engine') throw new TypeError(`adapter ${adapter.name}: encodeDriver must be 'gateway' or 'engine'`)
+  for (const name of FUNCTIONS) {
+    if (typeof adapter[name] !== 'function') throw new TypeError(`adapter ${adapter.name}: ${name} must be a function`)
+  }
+}
+
+/** An adapter by its name, or the adapter given, checked. `extra` comes before the shipped ones. Throws TypeError. */
+export function resolveAdapter (nameOrAdapter: string | Adapter, extra: readonly Adapter[] = []): Adapter {
+  if (typeof nameOrAdapter !== 'string') {
+    checkAdapter(nameOrAdapter)
+    return nameOrAdapter
+  }
+  const found = extra.find(adapter => adapter.name === nameOrAdapter) ?? adapters.get(nameOrAdapter)
+  if (found !== undefined) return found
+  const known = [...new Set([...extra.map(adapter => adapter.name), ...adapters.keys()])].join(', ')
+  throw new TypeError(`unknown adapter ${JSON.stringify(nameOrAdapter)}; known are ${known}`)
+}
+
+/**
+ * Name of the shipped adapter for a node that registered without naming one: engine_info tells LMDeploy's two backends
+ * and ours apart, and a server that has none and is not LMDeploy's is taken as `openai`. Throws UNAVAILABLE.
+ */
+export async function detectAdapter (node: AdapterNode, call: Call): Promise<'pytorch' | 'turbomind' | 'openai'> {
+  // While it starts, what it does not answer yet tells nothing; `pytorch` can wait for it, and it is asked again.
+  if (await health(node, call).catch(() => undefined) === 'initialising') return 'pytorch'
+  const [answer, { owner }] = await Promise.all([engineInfo(node, call), models(node, call)])
+  if (answer.kind === 'info') return isOurs(answer.info) && answer.info.backend === 'turbomind' ? 'turbomind' : 'pytorch'
+  const lmdeploy = owner === undefined || owner === 'lmdeploy'
+  if (answer.kind === 'turbomind') return lmdeploy ? 'turbomind' : 'openai'
+  return owner === 'lmdeploy' ? 'pytorch' : 'openai'
+}
