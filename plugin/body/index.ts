@@ -1,0 +1,13 @@
+/** The request body as bytes: read, scan, views, splice. Knows nothing of Fastify. */
+export { byteLength } from './chunks.ts'
+export { BodyError } from './errors.ts'
+export type { BodyErrorCode, BodyErrorOptions } from './errors.ts'
+export type { Body } from './body.ts'
+export { estimateTokens } from './media.ts'
+export type { TokenEstimator } from './media.ts'
+export { CONTROL_FIELDS, RESULT_SCHEME } from './members.ts'
+export { DEFAULT_MAX_DEPTH, DEFAULT_MAX_MEDIA, parseBody, parseBodyValue } from './parse.ts'
+export type { ParseOptions } from './parse.ts'
+export type { PictureSize } from './picture-size.ts'
+export { readBody } from './read.ts'
+export type { ReadBodyOptions } from './read.ts'

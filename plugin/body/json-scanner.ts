@@ -1,0 +1,282 @@
+import { ControlCharFinder } from './control-chars.ts'
+import { BodyError } from './errors.ts'
+
+export type ScalarKind = 'string' | 'number' | 'true' | 'false' | 'null'
+
+/**
+ * What the scanner tells. `depth` counts the containers around a token; offsets are bytes, without the quotes of
+ * strings and keys. `escaped` says that a string holds backslashes.
+ */
+export interface JsonVisitor {
+  key (depth: number, start: number, end: number, escaped: boolean): void
+  scalar (depth: number, kind: ScalarKind, start: number, end: number, escaped: boolean): void
+  open (depth: number, array: boolean, start: number): void
+  close (depth: number, end: number): void
+}
+
+// What may come next.
+const VALUE = 0
+const VALUE_OR_END = 1
+const KEY = 2
+const KEY_OR_END = 3
+const COLON = 4
+const COMMA_OR_END = 5
+const IN_STRING = 6
+const NOTHING = 7
+
+const OBJECT = 1
+const ARRAY = 2
+
+/** Strings longer than this are skipped by memory search. */
+const SHORT_STRING = 160
+/** At most this much of a long string is checked in one go, in bytes. */
+const STRING_SLICE = 1 << 20
+/** Nobody needs longer numbers; a limit keeps one token from stalling the process. */
+const MAX_NUMBER = 4096
+
+const LITERALS: Readonly<Record<number, { text: Buffer, kind: ScalarKind }>> = {
+  0x74: { text: Buffer.from('true'), kind: 'true' },
+  0x66: { text: Buffer.from('false'), kind: 'false' },
+  0x6e: { text: Buffer.from('null'), kind: 'null' }
+}
+
+/**
+ * Checks that bytes are one JSON text (RFC 8259) and reports tokens down to the depth `watch`. Makes no strings, does
+ * not recurse, and can stop anywhere: call `run` with growing limits until it has seen the end, then `finish`.
+ */
+export class JsonScanner {
+  /** Tokens at this depth and above are reported. Visitors set it as they go. */
+  watch = 1
+
+  readonly #bytes: Buffer
+  readonly #visitor: JsonVisitor
+  readonly #stack: number[] = [0]
+  readonly #maxDepth: number
+  #controls: ControlCharFinder | undefined
+  #depth = 0
+  #pos = 0
+  #state = VALUE
+  // The string being read
+  #stringStart = 0
+  #isKey = false
+  #escaped = false
+  // Next quote and backslash at or after #pos, as far as they have been looked up
+  #quote = -1
+  #backslash = -1
+
+  constructor (bytes: Buffer, visitor: JsonVisitor, maxDepth: number) {
+    this.#bytes = bytes
+    this.#visitor = visitor
+    this.#maxDepth = maxDepth
+  }
+
+  get position (): number {
+    return this.#pos
+  }
+
+  /** Reads up to about `limit`. @throws BodyError `invalid_json` with the offset. */
+  run (limit: number): void {
+    const bytes = this.#bytes
+    const until = Math.min(limit, bytes.length)
+    while (this.#pos < until) {
+      if (this.#state === IN_STRING) {
+        this.#readString()
+        continue
+      }
+      const c = bytes[this.#pos]!
+      if (c === 0x20 || c === 0x0a || c === 0x0d || c === 0x09) this.#pos++
+      else this.#token(c)
+    }
+  }
+
+  finish (): void {
+    if (this.#state !== NOTHING) this.#fail('unexpected end')
+  }
+
+  #token (c: number): void {
+    switch (this.#state) {
+      case VALUE_OR_END:
+        if (c === 0x5d) this.#close()
+        else this.#value(c)
+        return
+      case VALUE:
+        this.#value(c)
+        return
+      case KEY_OR_END:
+      case KEY:
+        if (c === 0x22) this.#startString(true)
+        else if (c === 0x7d && this.#state === KEY_OR_END) this.#close()
+        else this.#fail('expected a member name')
+        return
+      case COLON:
+        if (c !== 0x3a) this.#fail('expected a colon')
+        this.#pos++
+        this.#state = VALUE
+        return
+      case COMMA_OR_END:
+        this.#afterValue(c)
+        return
+      default:
+        this.#fail('unexpected text after the end')
+    }
+  }
+
+  #afterValue (c: number): void {
+    const container = this.#stack[this.#depth]
+    if (c === 0x2c) {
+      this.#pos++
+      this.#state = container === OBJECT ? KEY : VALUE
+    } else if (c === (container === OBJECT ? 0x7d : 0x5d)) this.#close()
+    else this.#fail(container === OBJECT ? 'expected a comma or }' : 'expected a comma or ]')
+  }
+
+  #value (c: number): void {
+    if (c === 0x22) this.#startString(false)
+    else if (c === 0x7b) this.#open(false)
+    else if (c === 0x5b) this.#open(true)
+    else if (c === 0x2d || (c >= 0x30 && c <= 0x39)) this.#number()
+    else this.#literal(c)
+  }
+
+  #open (array: boolean): void {
+    const depth = this.#depth
+    if (depth >= this.#maxDepth) this.#fail(`nested deeper than ${this.#maxDepth} levels`)
+    if (depth <= this.watch) this.#visitor.open(depth, array, this.#pos)
+    this.#depth = depth + 1
+    this.#stack[this.#depth] = array ? ARRAY : OBJECT
+    this.#state = array ? VALUE_OR_END : KEY_OR_END
+    this.#pos++
+  }
+
+  #close (): void {
+    this.#pos++
+    this.#depth--
+    this.#state = this.#depth === 0 ? NOTHING : COMMA_OR_END
+    if (this.#depth <= this.watch) this.#visitor.close(this.#depth, this.#pos)
+  }
+
+  #startString (isKey: boolean): void {
+    this.#pos++
+    this.#stringStart = this.#pos
+    this.#isKey = isKey
+    this.#escaped = false
+    this.#state = IN_STRING
+    // A string that starts on the last byte would otherwise not be seen as unfinished.
+    if (this.#pos >= this.#bytes.length) this.#fail('unexpected end of a string')
+  }
+
+  /** Reads on in a string: to its end, or a part of it. */
+  #readString (): void {
+    const bytes = this.#bytes
+    const near = Math.min(this.#pos + SHORT_STRING, bytes.length)
+    let pos = this.#pos
+    for (; pos < near; pos++) {
+      const c = bytes[pos]!
+      if (c === 0x22) return this.#endString(pos)
+      if (c === 0x5c) return this.#escape(pos)
+      if (c < 0x20) this.#failAt(pos, 'a control character in a string')
+    }
+    this.#pos = pos
+    this.#skipAhead()
+  }
+
+  #skipAhead (): void {
+    const bytes = this.#bytes
+    const pos = this.#pos
+    // Both searches go over each byte of the body once at most: results are kept until they are passed.
+    if (this.#quote < pos) this.#quote = find(bytes, 0x22, pos)
+    if (this.#backslash < pos) this.#backslash = find(bytes, 0x5c, pos)
+    const stop = Math.min(this.#quote, this.#backslash, pos + STRING_SLICE)
+    this.#controls ??= new ControlCharFinder(bytes)
+    const control = this.#controls.find(pos, stop)
+    if (control !== -1) this.#failAt(control, 'a control character in a string')
+    this.#pos = stop
+    if (stop === bytes.length) this.#fail('unexpected end of a string')
+    if (stop === this.#quote) this.#endString(stop)
+    else if (stop === this.#backslash) this.#escape(stop)
+  }
+
+  #escape (pos: number): void {
+    const bytes = this.#bytes
+    this.#escaped = true
+    const c = bytes[pos + 1]
+    if (c === 0x75) {
+      for (let i = pos + 2; i < pos + 6; i++) if (!isHex(bytes[i])) this.#failAt(pos, 'a bad escape in a string')
+      this.#pos = pos + 6
+      // '"', '\', '/', b, f, n, r, t
+    } else if (c === 0x22 || c === 0x5c || c === 0x2f || c === 0x62 || c === 0x66 || c === 0x6e || c === 0x72 || c === 0x74) {
+      this.#pos = pos + 2
+    } else this.#failAt(pos, 'a bad escape in a string')
+    if (this.#pos >= bytes.length) this.#fail('unexpected end of a string')
+  }
+
+  #endString (end: number): void {
+    this.#pos = end + 1
+    if (this.#isKey) {
+      this.#state = COLON
+      if (this.#depth <= this.watch) this.#visitor.key(this.#depth, this.#stringStart, end, this.#escaped)
+    } else this.#scalar('string', this.#stringStart, end)
+  }
+
+  #scalar (kind: ScalarKind, start: number, end: number): void {
+    this.#state = this.#depth === 0 ? NOTHING : COMMA_OR_END
+    if (this.#depth <= this.watch) this.#visitor.scalar(this.#depth, kind, start, end, kind === 'string' && this.#escaped)
+  }
+
+  #literal (c: number): void {
+    const literal = LITERALS[c]
+    if (literal === undefined) return this.#fail('expected a value')
+    const start = this.#pos
+    const end = start + literal.text.length
+    for (let i = start; i < end; i++) if (this.#bytes[i] !== literal.text[i - start]) this.#fail('expected a value')
+    this.#pos = end
+    this.#scalar(literal.kind, start, end)
+  }
+
+  #number (): void {
+    const bytes = this.#bytes
+    const start = this.#pos
+    let pos = start
+    if (bytes[pos] === 0x2d) pos++
+    if (bytes[pos] === 0x30) pos++
+    else pos = this.#digits(pos)
+    if (bytes[pos] === 0x2e) pos = this.#digits(pos + 1)
+    if (bytes[pos] === 0x65 || bytes[pos] === 0x45) {
+      pos++
+      if (bytes[pos] === 0x2b || bytes[pos] === 0x2d) pos++
+      pos = this.#digits(pos)
+    }
+    this.#pos = pos
+    this.#scalar('number', start, pos)
+  }
+
+  #digits (from: number): number {
+    let pos = from
+    while (isDigit(this.#bytes[pos])) {
+      if (pos++ - from >= MAX_NUMBER) this.#fail(`a number of more than ${MAX_NUMBER} digits`)
+    }
+    if (pos === from) this.#failAt(pos, 'expected a digit')
+    return pos
+  }
+
+  #fail (what: string): never {
+    this.#failAt(this.#pos, what)
+  }
+
+  #failAt (offset: number, what: string): never {
+    throw new BodyError('invalid_json', `The request body is not valid JSON: ${what} at byte ${offset}`, { offset })
+  }
+}
+
+function find (bytes: Buffer, byte: number, from: number): number {
+  const at = bytes.indexOf(byte, from)
+  return at === -1 ? bytes.length : at
+}
+
+function isDigit (c: number | undefined): boolean {
+  return c !== undefined && c >= 0x30 && c <= 0x39
+}
+
+function isHex (c: number | undefined): boolean {
+  return c !== undefined && ((c >= 0x30 && c <= 0x39) || (c >= 0x41 && c <= 0x46) || (c >= 0x61 && c <= 0x66))
+}

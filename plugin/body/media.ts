@@ -1,0 +1,87 @@
+import { createHash } from 'node:crypto'
+import type { MediaItem, Modality } from '../../adapters/adapter.ts'
+import type { FoundMedia } from './found.ts'
+import { MEDIA_TYPES } from './members.ts'
+import type { Pace } from './pace.ts'
+import { pictureSize } from './picture-size.ts'
+import type { ByteWindow, PictureSize } from './picture-size.ts'
+
+/** Hashed in one go, in bytes: about 0.7 ms. */
+const HASH_SLICE = 1 << 20
+/** A data URL's header (`data:image/png;base64,`) is shorter than this, in bytes. */
+const MAX_DATA_HEADER = 256
+/** How much base64 text with escapes in it is put right to look for a picture's size, in bytes. */
+const ESCAPED_PREFIX = 64 * 1024
+
+/** Guesses how many vision tokens an item will be, for balancing only. `size` is known for inline pictures. */
+export type TokenEstimator = (size: PictureSize | undefined, modality: Modality) => number
+
+/** Pixels behind one vision token: 28 x 28, as in Qwen2.5-VL; InternVL's tiles come to 784 as well. */
+const PIXELS_PER_TOKEN = 784
+const MAX_TOKENS = 16_384
+const UNKNOWN_TOKENS: Readonly<Record<Modality, number>> = { image: 1024, video: 8192, audio: 1024 }
+
+export function estimateTokens (size: PictureSize | undefined, modality: Modality): number {
+  if (size === undefined) return UNKNOWN_TOKENS[modality]
+  return Math.min(MAX_TOKENS, Math.max(1, Math.round(size.width * size.height / PIXELS_PER_TOKEN)))
+}
+
+/** Adds to media parts what the core wants to know of them. Long hashes give way to other requests. */
+export async function describeMedia (
+  bytes: Buffer, found: readonly FoundMedia[], estimate: TokenEstimator, pace: Pace
+): Promise<MediaItem[]> {
+  const items: MediaItem[] = []
+  for (const { message, part, type, url, span, escaped } of found) {
+    const modality = MEDIA_TYPES.get(type)!
+    const size = modality === 'image' ? inlineSize(bytes, url.start, url.end, escaped) : undefined
+    const routeKey = await hash(bytes, url.start, url.end, pace)
+    items.push({ index: items.length, message, part, modality, type, url, span, routeKey, size, tokens: estimate(size, modality) })
+  }
+  return items
+}
+
+async function hash (bytes: Buffer, start: number, end: number, pace: Pace): Promise<string> {
+  const sha = createHash('sha256')
+  let pos = start
+  do {
+    if (pace.due()) await pace.rest()
+    const stop = Math.min(end, pos + HASH_SLICE)
+    sha.update(bytes.subarray(pos, stop))
+    pos = stop
+  } while (pos < end)
+  return sha.digest('hex')
+}
+
+/** Size of a picture that is in the body itself: a data URL, or base64 text alone. */
+function inlineSize (bytes: Buffer, start: number, end: number, escaped: boolean): PictureSize | undefined {
+  const head = bytes.toString('latin1', start, Math.min(end, start + MAX_DATA_HEADER))
+  let from = start
+  if (/^data:/i.test(head)) {
+    const header = /^data:[^,]*;\s*base64,/i.exec(head)
+    if (header === null) return undefined
+    from += header[0].length
+  } else if (/^[a-z][a-z0-9+.-]*:/i.test(head)) return undefined
+  return pictureSize(escaped ? unescapedWindow(bytes, from, end) : base64Window(bytes, from, end))
+}
+
+function base64Window (bytes: Buffer, start: number, end: number): ByteWindow {
+  return (offset, length) => {
+    // Four letters make three bytes: start at the group that holds the offset.
+    const group = Math.floor(offset / 3)
+    const from = start + group * 4
+    const to = Math.min(end, start + Math.ceil((offset + length) / 3) * 4)
+    if (from >= to) return Buffer.alloc(0)
+    const skip = offset - group * 3
+    return Buffer.from(bytes.toString('latin1', from, to), 'base64').subarray(skip, skip + length)
+  }
+}
+
+/** Some clients write `\/` for every slash: put the beginning right and look there only. */
+function unescapedWindow (bytes: Buffer, start: number, end: number): ByteWindow {
+  const text = bytes.toString('latin1', start, Math.min(end, start + ESCAPED_PREFIX))
+  // An escape cut in two at the end is dropped.
+  const plain = text.replace(/\\(?:u([0-9a-fA-F]{4})|([^u]))/g, (_match: string, hex: string | undefined, c: string | undefined) =>
+    hex === undefined ? (c === '/' ? '/' : '') : String.fromCharCode(Number.parseInt(hex, 16))).replace(/\\.*$/s, '')
+  const decoded = Buffer.from(plain, 'base64')
+  return (offset, length) => decoded.subarray(offset, offset + length)
+}

@@ -1,0 +1,142 @@
+import { IncomingMessage } from 'node:http'
+import { Socket } from 'node:net'
+import type { Readable } from 'node:stream'
+import { BodyError } from './errors.ts'
+import { Pace } from './pace.ts'
+import { Recycler } from './recycle.ts'
+
+/** Below this size chunks are left to the collector: freeing them by hand would cost more than it gives, in bytes. */
+const RECYCLE_FROM = 4 << 20
+/** How much of a chunked body is put together in one go, in bytes. */
+const JOIN_BYTES = 1 << 20
+
+export interface ReadBodyOptions {
+  /** Largest body taken, in bytes. */
+  readonly limit: number
+}
+
+type RequestLike = Readable & Pick<IncomingMessage, 'headers'>
+
+/**
+ * Reads a request's body into one Buffer: preallocated when the client says how long it is, else put together at
+ * the end. Peak memory is the body's size and little more.
+ *
+ * @throws BodyError `body_too_large`, `unsupported_content_encoding`, `client_closed`. The request is left unread
+ * then: the answer should carry `connection: close`.
+ */
+export function readBody (request: RequestLike, options: ReadBodyOptions): Promise<Buffer> {
+  const encoding = request.headers['content-encoding']
+  if (encoding !== undefined && encoding !== '' && encoding.toLowerCase() !== 'identity') {
+    return Promise.reject(new BodyError('unsupported_content_encoding', 'The request body must not be compressed: send it without content-encoding'))
+  }
+  const length = declaredLength(request.headers)
+  if (length !== undefined && length > options.limit) return Promise.reject(tooLarge(options.limit))
+  if (request.destroyed || request.readableEnded) return Promise.reject(closed())
+  return length === undefined ? readChunked(request, options.limit) : readKnown(request, length)
+}
+
+function declaredLength (headers: IncomingMessage['headers']): number | undefined {
+  if (headers['transfer-encoding'] !== undefined) return undefined
+  const text = headers['content-length']
+  if (text === undefined) return undefined
+  const length = Number(text)
+  return Number.isSafeInteger(length) && length >= 0 ? length : undefined
+}
+
+function readKnown (request: RequestLike, length: number): Promise<Buffer> {
+  let body: Buffer | undefined
+  let filled = 0
+  const recycler = length >= RECYCLE_FROM ? recyclerFor(request) : undefined
+  return consume(request, chunk => {
+    // Node holds clients to their content-length; a stream put in front of the request may not.
+    if (filled + chunk.length > length) throw new BodyError('invalid_json', 'The request body is longer than its content-length')
+    // Most bodies come in one chunk, which is the body then.
+    if (chunk.length === length) body = chunk
+    else {
+      body ??= Buffer.allocUnsafeSlow(length)
+      chunk.copy(body, filled)
+    }
+    filled += chunk.length
+    // A chunk that was given back has no length any more.
+    if (chunk !== body) recycler?.add(chunk)
+  }, () => {
+    recycler?.flush()
+    if (filled !== length) throw closed()
+    return body ?? Buffer.alloc(0)
+  })
+}
+
+async function readChunked (request: RequestLike, limit: number): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  let length = 0
+  await consume(request, chunk => {
+    length += chunk.length
+    if (length > limit) throw tooLarge(limit)
+    chunks.push(chunk)
+  }, () => {})
+  return await join(chunks, length, length >= RECYCLE_FROM ? recyclerFor(request) : undefined)
+}
+
+/** Chunks are freed as they are copied, so that both never exist in full. */
+async function join (chunks: Buffer[], length: number, recycler: Recycler | undefined): Promise<Buffer> {
+  const body = Buffer.allocUnsafeSlow(length)
+  const pace = new Pace()
+  let filled = 0
+  let rested = 0
+  for (const chunk of chunks) {
+    chunk.copy(body, filled)
+    filled += chunk.length
+    recycler?.add(chunk)
+    if (filled - rested >= JOIN_BYTES && pace.due()) {
+      rested = filled
+      await pace.rest()
+    }
+  }
+  recycler?.flush()
+  return body
+}
+
+/** Only chunks that came straight from a socket, with nobody else listening, are nobody else's. */
+function recyclerFor (request: RequestLike): Recycler | undefined {
+  const direct = request instanceof IncomingMessage && request.socket instanceof Socket && request.listenerCount('data') <= 1
+  return direct ? new Recycler() : undefined
+}
+
+/** Listeners are not taken off again: they cost nothing once settled, and late errors must not become uncaught ones. */
+function consume<T> (request: RequestLike, take: (chunk: Buffer) => void, finish: () => T): Promise<T> {
+  return new Promise((resolve, reject) => {
+    let settled = false
+    const fail = (error: unknown): void => {
+      settled = true
+      request.pause()
+      reject(error)
+    }
+    request.on('data', (chunk: Buffer | string) => {
+      if (settled) return
+      try {
+        take(typeof chunk === 'string' ? Buffer.from(chunk) : chunk)
+      } catch (error) {
+        fail(error)
+      }
+    })
+    request.on('end', () => {
+      if (settled) return
+      settled = true
+      try {
+        resolve(finish())
+      } catch (error) {
+        reject(error)
+      }
+    })
+    request.on('error', (error: Error) => { if (!settled) fail(closed(error)) })
+    request.on('close', () => { if (!settled) fail(closed()) })
+  })
+}
+
+function tooLarge (limit: number): BodyError {
+  return new BodyError('body_too_large', `The request body is larger than ${limit} bytes`)
+}
+
+function closed (cause?: unknown): BodyError {
+  return new BodyError('client_closed', 'The client closed the connection before the request body was complete', { cause })
+}

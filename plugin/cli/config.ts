@@ -1,0 +1,68 @@
+import { readFile } from 'node:fs/promises'
+import { findNodeAtLocation, parseTree, printParseErrorCode, getNodeValue, type Node, type ParseError } from 'jsonc-parser'
+import { OptionsError, resolveOptions, type EpdOptions, type ResolvedOptions } from '../options.ts'
+import { UsageError } from './usage.ts'
+
+/** Looked for in the working directory when `--config` is not given. */
+export const DEFAULT_CONFIG_FILE = 'epd.config.json'
+
+export interface LoadedConfig {
+  /** As written, for the plugin, which resolves it itself. */
+  readonly raw: EpdOptions
+  readonly resolved: ResolvedOptions
+  /** Undefined when there is no file and the defaults apply. */
+  readonly file: string | undefined
+}
+
+/**
+ * Reads and checks a configuration file. A mistake is told as an editor would: `file:line:column: what is wrong`.
+ *
+ * @throws UsageError when the file is missing, is not JSON, or does not fit the schema of the options
+ */
+export async function loadConfig (file: string | undefined): Promise<LoadedConfig> {
+  const text = await readText(file)
+  if (text === undefined) return { raw: {}, resolved: resolveOptions({}), file: undefined }
+  const name = file ?? DEFAULT_CONFIG_FILE
+  const root = parse(name, text)
+  const raw = getNodeValue(root) as EpdOptions
+  try {
+    return { raw, resolved: resolveOptions(raw), file: name }
+  } catch (err) {
+    if (!(err instanceof OptionsError)) throw err
+    throw new UsageError(err.problems.map(({ instancePath, message }) => `${name}:${position(text, offsetOf(root, instancePath))}: ${message}`).join('\n'))
+  }
+}
+
+async function readText (file: string | undefined): Promise<string | undefined> {
+  try {
+    return await readFile(file ?? DEFAULT_CONFIG_FILE, 'utf8')
+  } catch (err) {
+    if (file === undefined && (err as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw new UsageError(`--config: can't read ${file ?? DEFAULT_CONFIG_FILE} (${(err as NodeJS.ErrnoException).code ?? String(err)})`)
+  }
+}
+
+function parse (name: string, text: string): Node {
+  const errors: ParseError[] = []
+  const root = parseTree(text, errors, { disallowComments: true, allowTrailingComma: false })
+  const first = errors[0]
+  if (first !== undefined || root === undefined) {
+    throw new UsageError(`${name}:${position(text, first?.offset ?? 0)}: not valid JSON (${first === undefined ? 'empty file' : printParseErrorCode(first.error)})`)
+  }
+  return root
+}
+
+/** Where the value at a JSON pointer begins; of a missing member, where its nearest parent begins. */
+function offsetOf (root: Node, pointer: string): number {
+  const path = pointer.split('/').slice(1).map(part => part.replaceAll('~1', '/').replaceAll('~0', '~'))
+  for (let depth = path.length; depth > 0; depth--) {
+    const found = findNodeAtLocation(root, path.slice(0, depth).map(part => (/^\d+$/.test(part) ? Number(part) : part)))
+    if (found !== undefined) return found.offset
+  }
+  return root.offset
+}
+
+function position (text: string, offset: number): string {
+  const before = text.slice(0, offset).split('\n')
+  return `${before.length}:${before.at(-1)!.length + 1}`
+}

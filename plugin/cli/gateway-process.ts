@@ -1,0 +1,66 @@
+import Fastify, { LogController } from 'fastify'
+import epd from '../index.ts'
+import { resolveOptions, type EpdOptions } from '../options.ts'
+import { startTelemetry } from '../telemetry/sdk.ts'
+import { TraceStore } from '../telemetry/trace-store.ts'
+
+export interface GatewayProcessOptions {
+  readonly options: EpdOptions
+  readonly host: string
+  readonly port: number
+  readonly logLevel: string
+  /** Start-up in words, a line at a time. */
+  readonly onProgress: (line: string) => void
+}
+
+export interface GatewayProcess {
+  readonly url: string
+  /** A key of the configuration with which requests are let through. */
+  readonly apiKey: string | undefined
+  readonly adminKey: string | undefined
+  close (): Promise<void>
+}
+
+const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
+
+/**
+ * The gateway as a program: Fastify, the plugin, the OpenTelemetry SDK and, when the options say so, embedded engines.
+ * Resolves when it is ready for requests, which with embedded engines is when all of them are up.
+ */
+export async function startGateway ({ options, host, port, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
+  const resolved = resolveOptions(options)
+  const store = resolved.traces > 0 ? new TraceStore({ maxTraces: resolved.traces }) : undefined
+  const telemetry = store === undefined ? undefined : startTelemetry({ store })
+  // stdout is for the URL alone.
+  const app = Fastify({
+    logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
+    logController: new LogController({ disableRequestLogging: true }),
+    // While it drains it answers in its own words: OpenAI's shape, with Retry-After.
+    return503OnClosing: false
+  })
+  const close = async (): Promise<void> => {
+    await app.close()
+    await telemetry?.close()
+  }
+  try {
+    await app.register(epd, {
+      ...options,
+      ui: options.ui ?? LOOPBACK.has(host),
+      ...(store === undefined ? {} : { telemetry: { ...options.telemetry, store } })
+    })
+    const url = await app.listen({ host, port })
+    await embeddedReady(app.epd.embedded, onProgress)
+    return { url, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close }
+  } catch (err) {
+    await close()
+    throw err
+  }
+}
+
+async function embeddedReady (embedded: { readonly ready: Promise<void> } | undefined, onProgress: (line: string) => void): Promise<void> {
+  if (embedded === undefined) return
+  const started = performance.now()
+  onProgress('starting the embedded engines')
+  await embedded.ready
+  onProgress(`embedded engines are up after ${((performance.now() - started) / 1000).toFixed(1)} s`)
+}

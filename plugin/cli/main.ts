@@ -1,0 +1,50 @@
+#!/usr/bin/env node
+/** fastify-epd: the command line. Each command lives in a file of its own and is loaded only when it is asked for. */
+import { VERSION } from '../version.ts'
+
+const HELP = `fastify-epd ${VERSION}: EPD routing for vision-language models
+
+Usage: fastify-epd <command> [options]
+
+Commands:
+  serve    start the gateway, with embedded engines when no nodes are configured
+  engine   start one reference engine (encoder or language model)
+  demo     start gateway and engines, ask about a sample picture, show the stages
+  trace    show the last (or a given) request's stages as a waterfall
+
+fastify-epd <command> --help tells a command's options.
+`
+
+type Command = (argv: string[]) => Promise<number>
+
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  serve: async () => (await import('./serve.ts')).serveCommand,
+  engine: async () => (await import('./engine.ts')).engineCommand,
+  demo: async () => (await import('./demo.ts')).demoCommand,
+  trace: async () => (await import('./trace.ts')).traceCommand
+}
+
+async function main ([name, ...argv]: string[]): Promise<number> {
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    process.stdout.write(HELP)
+    return name === undefined ? 2 : 0
+  }
+  if (name === '--version' || name === '-v') {
+    process.stdout.write(VERSION + '\n')
+    return 0
+  }
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
+  if (load === undefined) {
+    process.stderr.write(`fastify-epd: unknown command '${name}'; commands are ${Object.keys(COMMANDS).join(', ')}\n`)
+    return 2
+  }
+  return (await load())(argv)
+}
+
+main(process.argv.slice(2)).then(
+  code => { process.exitCode = code },
+  (err: unknown) => {
+    process.stderr.write(`fastify-epd: ${err instanceof Error ? err.message : String(err)}\n`)
+    process.exitCode = 1
+  }
+)

@@ -1,0 +1,56 @@
+import { once } from 'node:events'
+import { startGateway } from './gateway-process.ts'
+import { loadConfig } from './config.ts'
+import { parseFlags, portOf, withUsage } from './usage.ts'
+
+const HELP = `fastify-epd serve: an OpenAI-compatible gateway with EPD routing
+
+Usage: fastify-epd serve [options]
+
+Options:
+  --config FILE      configuration (default: epd.config.json, if it is there); see docs/options.md
+  --host HOST        address to listen on (default: 127.0.0.1)
+  --port PORT        port to listen on, 0 takes a free one (default: 8000)
+  --log-level LEVEL  trace, debug, info, warn, error or silent (default: info; logs go to stderr)
+  -h, --help         this text
+
+Without nodes in the configuration it starts engines of its own: one encoder and one language model engine that
+answer with the shipped tiny model. Prints 'listening on URL' on stdout when it is ready for requests.
+Traces: GET /epd/traces, or fastify-epd trace. Spans also go to an OTLP receiver by the standard OTEL_* variables.
+`
+
+const FLAGS = {
+  config: { type: 'string' },
+  host: { type: 'string', default: '127.0.0.1' },
+  port: { type: 'string', default: '8000' },
+  'log-level': { type: 'string', default: 'info' },
+  help: { type: 'boolean', short: 'h', default: false }
+} as const
+
+/** `fastify-epd serve`. Runs until SIGINT or SIGTERM; a second signal ends it at once. */
+export function serveCommand (argv: string[]): Promise<number> {
+  return withUsage('serve', async () => {
+    const { values } = parseFlags({ args: argv, options: FLAGS })
+    if (values.help) {
+      process.stdout.write(HELP)
+      return 0
+    }
+    const config = await loadConfig(values.config)
+    const gateway = await startGateway({
+      options: config.raw,
+      host: values.host,
+      port: portOf('--port', values.port),
+      logLevel: values['log-level'],
+      onProgress: line => { process.stderr.write(line + '\n') }
+    })
+    process.stdout.write(`listening on ${gateway.url}\n`)
+    await Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
+    process.once('SIGTERM', exitNow).once('SIGINT', exitNow)
+    await gateway.close()
+    return 0
+  })
+}
+
+function exitNow (): never {
+  process.exit(1)
+}

@@ -1,0 +1,31 @@
+import { parseArgs, type ParseArgsConfig } from 'node:util'
+
+/** A mistake in how a command was called: one line on stderr and exit code 2. */
+export class UsageError extends Error {}
+
+/** `parseArgs` whose complaints are usage errors, in one line. */
+export function parseFlags<T extends ParseArgsConfig> (config: T): ReturnType<typeof parseArgs<T>> {
+  try {
+    return parseArgs(config)
+  } catch (err) {
+    throw new UsageError((err as Error).message.split('\n')[0])
+  }
+}
+
+/** The port number of a flag; 0 takes a free one. */
+export function portOf (flag: string, text: string): number {
+  const port = Number(text)
+  if (!/^\d+$/.test(text) || port > 65_535) throw new UsageError(`${flag} must be a whole number from 0 to 65535, not '${text}'`)
+  return port
+}
+
+/** Runs a command so that usage errors end it with code 2 and a hint. */
+export async function withUsage (command: string, run: () => Promise<number>): Promise<number> {
+  try {
+    return await run()
+  } catch (err) {
+    if (!(err instanceof UsageError)) throw err
+    process.stderr.write(`fastify-epd ${command}: ${err.message}\nfastify-epd ${command} --help tells the options.\n`)
+    return 2
+  }
+}

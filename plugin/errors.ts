@@ -1,0 +1,186 @@
+import createError, { type FastifyError } from '@fastify/error'
+import { AdapterError } from '../adapters/adapter.ts'
+import { BodyError } from './body/index.ts'
+
+/** OpenAI's error body. */
+export interface ClientError {
+  readonly message: string
+  readonly type: string
+  readonly code: string
+  readonly param: string | null
+}
+
+type ErrorType = 'invalid_request_error' | 'authentication_error' | 'permission_error' | 'rate_limit_error' | 'server_error'
+
+interface Row {
+  readonly message: string
+  readonly statusCode: number
+  readonly type: ErrorType
+  /** `error.code` as clients see it. */
+  readonly code: string
+  /** Worth another try by the client, after `Retry-After`. */
+  readonly again?: boolean
+}
+
+/** Every error a client of the gateway can see, by the code that stands in logs and spans. `docs/errors.md` explains each. */
+export const ERRORS = {
+  EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_body' },
+  EPD_ERR_MODEL_MISSING: { message: 'The request names no model', statusCode: 400, type: 'invalid_request_error', code: 'missing_value' },
+  EPD_ERR_TOO_MANY_ITEMS: { message: 'The request has %s media items; at most %s are allowed', statusCode: 400, type: 'invalid_request_error', code: 'too_many_media' },
+  EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, type: 'authentication_error', code: 'invalid_api_key' },
+  EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, type: 'permission_error', code: 'forbidden' },
+  EPD_ERR_MODEL_NOT_FOUND: { message: 'The model %s does not exist', statusCode: 404, type: 'invalid_request_error', code: 'model_not_found' },
+  EPD_ERR_BODY_TOO_LARGE: { message: 'The request body is larger than %s bytes', statusCode: 413, type: 'invalid_request_error', code: 'body_too_large' },
+  EPD_ERR_MEDIA_TYPE: { message: 'The request body must be application/json', statusCode: 415, type: 'invalid_request_error', code: 'unsupported_media_type' },
+  EPD_ERR_OVERLOADED: { message: 'Too many pictures are being processed; try again later', statusCode: 429, type: 'rate_limit_error', code: 'rate_limit_exceeded', again: true },
+  EPD_ERR_CLIENT_CLOSED_REQUEST: { message: 'The client closed the connection', statusCode: 499, type: 'invalid_request_error', code: 'client_closed' },
+  EPD_ERR_INTERNAL: { message: 'The gateway failed', statusCode: 500, type: 'server_error', code: 'internal_error' },
+  EPD_ERR_NO_NODE: { message: 'No healthy node serves the model %s', statusCode: 503, type: 'server_error', code: 'no_healthy_node', again: true },
+  EPD_ERR_NO_ENCODER: { message: 'No encoder can take the pictures of this request, and no healthy node of the model %s encodes by itself', statusCode: 503, type: 'server_error', code: 'no_encoder', again: true },
+  EPD_ERR_ENCODE_FAILED: { message: 'Encoding media failed on every encoder', statusCode: 503, type: 'server_error', code: 'encode_failed', again: true },
+  EPD_ERR_UPSTREAM_FAILED: { message: 'The model server failed before it answered', statusCode: 503, type: 'server_error', code: 'upstream_failed', again: true },
+  EPD_ERR_UPSTREAM_BROKEN: { message: 'The model server broke off in the middle of its answer', statusCode: 502, type: 'server_error', code: 'upstream_broken' },
+  EPD_ERR_UPSTREAM_BUSY: { message: 'The model servers are full; try again later', statusCode: 503, type: 'server_error', code: 'upstream_busy', again: true },
+  EPD_ERR_FEATURES_GONE: { message: 'Encoded media were lost before they could be used', statusCode: 503, type: 'server_error', code: 'features_gone', again: true },
+  EPD_ERR_LINK_REFUSED: { message: 'The nodes of this model can not work together', statusCode: 503, type: 'server_error', code: 'link_refused' },
+  EPD_ERR_UPSTREAM_TIMEOUT: { message: 'The model server did not answer in time', statusCode: 504, type: 'server_error', code: 'upstream_timeout', again: true },
+  EPD_ERR_DEADLINE: { message: 'The request took longer than its deadline before the answer began', statusCode: 504, type: 'server_error', code: 'deadline_exceeded' },
+  EPD_ERR_CLOSING: { message: 'The gateway is shutting down', statusCode: 503, type: 'server_error', code: 'gateway_closing', again: true }
+} as const satisfies Record<string, Row>
+
+export type EpdErrorCode = keyof typeof ERRORS
+
+const CLASSES = Object.fromEntries(Object.entries(ERRORS).map(([code, row]) =>
+  [code, createError<unknown[]>(code, row.message, row.statusCode)])) as unknown as
+  Record<EpdErrorCode, new (...args: unknown[]) => FastifyError & { cause?: unknown }>
+
+export interface EpdError extends FastifyError {
+  readonly code: EpdErrorCode
+  readonly statusCode: number
+  /** Seconds, for `Retry-After`. */
+  retryAfter?: number
+  param?: string | undefined
+  /** `error.code` where it is more exact than the table's. */
+  clientCode?: string
+}
+
+export interface EpdErrorDetails {
+  readonly cause?: unknown
+  readonly retryAfter?: number | undefined
+  readonly param?: string | undefined
+  readonly clientCode?: string | undefined
+}
+
+/** Makes an error of the table. `args` fill the `%s` of its message. */
+export function epdError (code: EpdErrorCode, args: readonly unknown[] = [], details: EpdErrorDetails = {}): EpdError {
+  const error = new CLASSES[code](...args, ...(details.cause === undefined ? [] : [{ cause: details.cause }])) as unknown as EpdError
+  if (details.retryAfter !== undefined) error.retryAfter = details.retryAfter
+  if (details.param !== undefined) error.param = details.param
+  if (details.clientCode !== undefined) error.clientCode = details.clientCode
+  return error
+}
+
+export function isEpdError (value: unknown): value is EpdError {
+  return value instanceof Error && Object.hasOwn(ERRORS, (value as { code?: string }).code ?? '')
+}
+
+const OptionsErrorBase = createError<[string]>('EPD_ERR_OPTIONS', 'Invalid options: %s', 500, TypeError as unknown as ErrorConstructor)
+
+export interface OptionsProblem {
+  /** JSON pointer of the offending value; of an unknown option, its own. */
+  readonly instancePath: string
+  /** Names the path, the bound and the value. */
+  readonly message: string
+}
+
+/** The options do not fit their schema. Thrown by `register` and by the CLI's reading of epd.config.json. */
+export class OptionsError extends OptionsErrorBase {
+  readonly problems: readonly OptionsProblem[]
+
+  constructor (problems: readonly OptionsProblem[]) {
+    super(problems.map(problem => problem.message).join('; '))
+    this.problems = problems
+  }
+}
+
+export const AlreadyRegisteredError = createError('EPD_ERR_ALREADY_REGISTERED', 'fastify-epd is already registered here; register it once, before the routes that use it', 500)
+
+/** An answer to a client: OpenAI's error shape, or an upstream's own 4xx as it came. */
+export interface ErrorReply {
+  readonly statusCode: number
+  readonly contentType: string
+  readonly body: string | Buffer
+  readonly headers: Readonly<Record<string, string>>
+  /** What it is in our own table; undefined for an upstream's own answer. */
+  readonly error: EpdError | undefined
+}
+
+/** The one mapping from anything that can be thrown to the error of the table it stands for. */
+export function toEpdError (error: unknown): EpdError {
+  if (isEpdError(error)) return error
+  if (AdapterError.is(error)) return fromAdapter(error)
+  if (error instanceof BodyError) return fromBody(error)
+  const { statusCode, code, message } = (typeof error === 'object' && error !== null ? error : {}) as { statusCode?: number, code?: string, message?: string }
+  if (code === 'client_closed') return epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], { cause: error })
+  if (statusCode === 415) return epdError('EPD_ERR_MEDIA_TYPE', [], { cause: error })
+  // Fastify's own errors about a request, such as FST_ERR_CTP_EMPTY_JSON_BODY.
+  if (statusCode === 400 && code?.startsWith('FST_') === true) return epdError('EPD_ERR_INVALID_BODY', [message], { cause: error })
+  return epdError('EPD_ERR_INTERNAL', [], { cause: error })
+}
+
+function fromAdapter (error: AdapterError): EpdError {
+  const details = { cause: error, retryAfter: error.retryAfter }
+  switch (error.code) {
+    case 'UNAVAILABLE': return isEpdError(error.cause) ? error.cause : epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
+    case 'BUSY': return epdError('EPD_ERR_UPSTREAM_BUSY', [], details)
+    case 'REFUSED': return epdError('EPD_ERR_LINK_REFUSED', [], details)
+    case 'FEATURES_GONE':
+    case 'KV_GONE': return epdError('EPD_ERR_FEATURES_GONE', [], details)
+    case 'REJECTED': return epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
+  }
+}
+
+function fromBody (error: BodyError): EpdError {
+  const details = { cause: error, param: error.param, clientCode: error.code }
+  switch (error.statusCode) {
+    case 413: return withMessage(epdError('EPD_ERR_BODY_TOO_LARGE', ['?'], details), error.message)
+    case 415: return withMessage(epdError('EPD_ERR_MEDIA_TYPE', [], details), error.message)
+    case 499: return epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], details)
+    default: return epdError('EPD_ERR_INVALID_BODY', [error.message], details)
+  }
+}
+
+function withMessage (error: EpdError, message: string): EpdError {
+  error.message = message
+  return error
+}
+
+/** Body of the error as clients see it. Never names nodes: what exactly happened is in the log. */
+export function clientError (error: unknown): ClientError {
+  const found = toEpdError(error)
+  const row: Row = ERRORS[found.code]
+  return { message: found.message, type: row.type, code: found.clientCode ?? row.code, param: found.param ?? null }
+}
+
+const DEFAULT_RETRY_AFTER = 1
+
+export function toReply (error: unknown): ErrorReply {
+  if (AdapterError.is(error) && error.code === 'REJECTED' && error.response !== undefined) {
+    const { statusCode, contentType, body } = error.response
+    return { statusCode, contentType, body, headers: {}, error: undefined }
+  }
+  const found = toEpdError(error)
+  const row: Row = ERRORS[found.code]
+  return {
+    statusCode: found.statusCode,
+    contentType: 'application/json; charset=utf-8',
+    body: JSON.stringify({ error: clientError(found) }),
+    headers: row.again === true ? { 'retry-after': String(Math.ceil(found.retryAfter ?? DEFAULT_RETRY_AFTER)) } : {},
+    error: found
+  }
+}
+
+/** The request was at fault, or was turned away on purpose: nothing is broken. */
+export function isRefusal (error: unknown): boolean {
+  return toReply(error).statusCode < 500
+}

@@ -1,0 +1,150 @@
+import { metrics, type Meter } from '@opentelemetry/api'
+import { Agent, type Dispatcher } from 'undici'
+import type { Log } from '../adapters/adapter.ts'
+import { epdError } from './errors.ts'
+import type { ResolvedOptions } from './options.ts'
+import { Admission, Deadlines, serve, Stats, type Cancellable, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
+import { LinkedList } from './pipeline/linked-list.ts'
+import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
+import { Registry } from './registry/index.ts'
+import { GatewayMetrics } from './telemetry/metrics.ts'
+import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from './telemetry/semconv.ts'
+import type { Thumbnails } from './telemetry/thumbnails.ts'
+import type { StoredSpan } from './telemetry/trace-store.ts'
+import { VERSION } from './version.ts'
+
+export interface GatewayInit {
+  readonly options: ResolvedOptions
+  readonly log: Log
+  /** Takes the place of the gateway's own connections; the caller closes it. */
+  readonly dispatcher?: Dispatcher
+  /** Takes the metrics too, beside the meter of an SDK the application may have. */
+  readonly meter?: Meter | undefined
+  /** Keeps small copies of the pictures of traced requests. */
+  readonly thumbnails?: Thumbnails | undefined
+}
+
+/** uvicorn closes idle connections after 5 s without a word, and undici's timers may be a second late. */
+const KEEP_ALIVE_MS = 2_500
+
+/**
+ * The framework-free core: registry, planner and pipeline. Usable without Fastify: `serve` takes a request and a
+ * function that hands the answer on.
+ */
+export class Gateway implements Core {
+  readonly options: ResolvedOptions
+  readonly registry: Registry
+  readonly dispatcher: Dispatcher
+  readonly deadlines = new Deadlines()
+  readonly admission: Admission
+  readonly stats = new Stats()
+  readonly metrics: GatewayMetrics
+  readonly thumbnails: Thumbnails | undefined
+  readonly log: Log
+  readonly #ownDispatcher: Agent | undefined
+  readonly #background = new Set<Promise<unknown>>()
+  readonly #requests = new LinkedList<Cancellable>()
+  readonly #idle: Array<() => void> = []
+  #draining = false
+  #closed: Promise<void> | undefined
+
+  constructor ({ options, log, dispatcher, meter, thumbnails }: GatewayInit) {
+    this.options = options
+    this.log = log
+    this.thumbnails = thumbnails
+    const { timeouts } = options
+    this.#ownDispatcher = dispatcher === undefined
+      ? new Agent({ keepAliveTimeout: KEEP_ALIVE_MS, keepAliveMaxTimeout: KEEP_ALIVE_MS, connect: { timeout: timeouts.connect } })
+      : undefined
+    this.dispatcher = dispatcher ?? this.#ownDispatcher!
+    this.admission = new Admission(options.admission, this.deadlines)
+    this.registry = new Registry({
+      dispatcher: this.dispatcher,
+      log,
+      adapters: options.adapters,
+      probeTimeout: timeouts.probe,
+      linkTimeout: timeouts.link,
+      onUse: (node, stage, seconds, error) => { this.metrics.stage(node, stage, seconds, error) }
+    })
+    const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
+    this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)
+    for (const node of options.nodes) this.registry.add({ ...node, configured: true })
+  }
+
+  /** No longer takes requests. */
+  get draining (): boolean {
+    return this.#draining
+  }
+
+  /** Is there a node, healthy or not, that is meant to answer for this model? */
+  serves (model: string): boolean {
+    return this.registry.snapshot().nodes.some(node => node.role !== 'encoder' && node.models.includes(model))
+  }
+
+  /** What would be done with such a request now. */
+  plan (view: RequestView): Plan | Refusal {
+    return planRequest(view, this.registry.snapshot(), this.options)
+  }
+
+  /** Serves one request; see the pipeline's `serve`. Answers EPD_ERR_CLOSING while draining. */
+  serve (request: GatewayRequest, deliver: Deliver): Promise<Served> {
+    if (this.#draining) return Promise.resolve({ error: epdError('EPD_ERR_CLOSING'), headers: {} })
+    return serve(this, request, deliver)
+  }
+
+  began (request: Cancellable): void {
+    this.#requests.add(request)
+  }
+
+  ended (request: Cancellable): void {
+    this.#requests.delete(request)
+    if (this.#requests.size === 0) for (const tell of this.#idle.splice(0)) tell()
+  }
+
+  /** Requests in flight. */
+  get inFlight (): number {
+    return this.#requests.size
+  }
+
+  /** A span of an engine has come in: what it tells that nobody else does. */
+  noteSpan ({ name, attributes, instance }: StoredSpan): void {
+    if (name !== SPAN.engineMigrate) return
+    const { [ATTR.peer]: peers, [ATTR.peerBytes]: bytes } = attributes
+    if (typeof peers !== 'string' || !Array.isArray(bytes) || instance === undefined) return
+    for (const [i, from] of peers.split(',').entries()) if (bytes[i] > 0) this.stats.moved(from, instance, bytes[i])
+  }
+
+  background (work: Promise<unknown>): void {
+    const done = work.catch(() => {}).finally(() => { this.#background.delete(done) })
+    this.#background.add(done)
+  }
+
+  /** Takes no more requests, and resolves when those in flight have ended, by themselves within `graceMs` or by force. */
+  async drain (graceMs: number = this.options.timeouts.grace): Promise<void> {
+    this.#draining = true
+    if (this.#requests.size === 0) return
+    const idle = new Promise<void>(resolve => { this.#idle.push(resolve) })
+    const timer = setTimeout(() => {
+      this.log.warn({ requests: this.#requests.size }, 'grace time is over; ending the requests in flight')
+      for (const request of this.#requests) request.cancel(epdError('EPD_ERR_CLOSING'))
+    }, graceMs)
+    await idle
+    clearTimeout(timer)
+  }
+
+  /** Drains, tells the nodes what they must know, closes every connection and timer. Idempotent. */
+  async close (): Promise<void> {
+    this.#closed ??= this.#close()
+    await this.#closed
+  }
+
+  async #close (): Promise<void> {
+    await this.drain()
+    while (this.#background.size > 0) await Promise.all(this.#background)
+    await this.registry.close()
+    this.deadlines.close()
+    this.metrics.close()
+    await this.thumbnails?.close()
+    await this.#ownDispatcher?.close()
+  }
+}

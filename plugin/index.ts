@@ -1,0 +1,100 @@
+import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
+import fp from 'fastify-plugin'
+import { attachRoutes } from './attach.ts'
+import { embeddedControl, type EmbeddedControl, type EmbeddedHandle } from './embedded/control.ts'
+import { AlreadyRegisteredError } from './errors.ts'
+import { Gateway } from './gateway.ts'
+import { createHandle, type Handle, type RawBodies } from './handle.ts'
+import { resolveOptions, type EpdOptions } from './options.ts'
+import type { RegistryApi } from './registry/index.ts'
+import { requireOperator } from './routes/guard.ts'
+import { nodeRoutes } from './routes/nodes.ts'
+import { openaiRoutes } from './routes/openai.ts'
+import { opsRoutes } from './routes/ops.ts'
+import { traceRoutes } from './routes/traces.ts'
+import { uiRoutes } from './routes/ui.ts'
+import { keepOneTraceparent } from './telemetry/propagation.ts'
+import type { Prometheus } from './telemetry/prometheus.ts'
+import { Thumbnails } from './telemetry/thumbnails.ts'
+import { TraceStore } from './telemetry/trace-store.ts'
+
+/** What `app.epd` is. */
+export interface Epd {
+  readonly gateway: Gateway
+  /** Answers a request of a handler of yours through EPD, errors included. Never rejects. */
+  readonly handle: Handle
+  readonly nodes: RegistryApi
+  /** Traces kept in memory; undefined when the options turn them off. */
+  readonly traces: TraceStore | undefined
+  /** The engines started with the application; undefined when there are none. */
+  readonly embedded: EmbeddedHandle | undefined
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    epd: Epd
+  }
+  interface FastifyContextConfig {
+    /** Requests of this route with media go through EPD; its own handler serves the others. */
+    epd?: boolean
+  }
+}
+
+const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, raw) {
+  if (app.hasDecorator('epd')) throw new AlreadyRegisteredError()
+  const options = resolveOptions(raw)
+  // Loaded where it is wanted only: whoever has metrics of his own need not pay for these.
+  const prometheus = options.routes.metrics ? (await import('./telemetry/prometheus.ts')).createPrometheus() : undefined
+  const thumbnails = options.captureContent ? new Thumbnails() : undefined
+  const gateway = new Gateway({ options, log: app.log, meter: prometheus?.meter, thumbnails })
+  const rawBodies: RawBodies = new WeakMap()
+  const handle = createHandle(gateway, rawBodies)
+  const store = options.store ?? (options.traces > 0 ? new TraceStore({ maxTraces: options.traces }) : undefined)
+  const embedded = options.embedded === undefined ? undefined : embeddedControl({ gateway, log: app.log, store })
+  const epd: Epd = { gateway, handle, nodes: gateway.registry, traces: store, embedded }
+
+  app.decorate('epd', epd)
+  attachRoutes(app, { gateway, handle, rawBodies })
+  await mountRoutes(app, epd, prometheus)
+  lifeCycle(app, gateway, embedded, prometheus)
+}
+
+/** Plain plugins, not fastify-plugin's: prefix, parsers and error shape stay inside, and the application's hooks apply. */
+async function mountRoutes (app: FastifyInstance, { gateway, handle, traces }: Epd, prometheus: Prometheus | undefined): Promise<void> {
+  const { prefix, routes, logLevel } = gateway.options
+  const mount = { prefix, ...(logLevel === undefined ? {} : { logLevel }) }
+  if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics: prometheus })
+  if (routes.nodes) await app.register(nodeRoutes, { ...mount, gateway })
+  if (routes.traces && traces !== undefined) {
+    await app.register(traceRoutes, { ...mount, store: traces, isNodeToken: (token: string) => gateway.registry.isNodeToken(token), guard: requireOperator(gateway.options), onSpan: span => { gateway.noteSpan(span) } })
+  }
+  if (gateway.options.ui) await app.register(uiRoutes, { ...mount, gateway, store: traces })
+  if (routes.openai) await app.register(openaiRoutes, { ...mount, gateway, handle })
+}
+
+function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedControl | undefined, prometheus: Prometheus | undefined): void {
+  const release = keepOneTraceparent()
+  if (embedded !== undefined) app.addHook('onListen', async () => { embedded.start() })
+  // Before the server stops listening, so that streams in flight may finish: it would wait for their connections.
+  app.addHook('preClose', async () => { await gateway.drain() })
+  app.addHook('onClose', async () => {
+    await gateway.drain()
+    await embedded?.close()
+    await gateway.close()
+    await prometheus?.close()
+    release()
+  })
+}
+
+const epd = fp(plugin, { fastify: '5.x', name: 'fastify-epd' })
+
+export { epd as default, epd, epd as 'module.exports' }
+export { Gateway, type GatewayInit } from './gateway.ts'
+export { ERRORS, type EpdError, type EpdErrorCode } from './errors.ts'
+export { OptionsError, optionsSchema, resolveOptions, type EpdOptions, type NodeOptions, type OptionsProblem, type ResolvedOptions } from './options.ts'
+export type { Handle, HandleOptions, HandleOverrides } from './handle.ts'
+export type { Deliver, Delivery, GatewayRequest, Served } from './pipeline/index.ts'
+export type { Plan, Refusal, RequestView, Topology } from './planning/index.ts'
+export type { NodeSnapshot, NodeSpec, RegistryApi, RegistrySnapshot } from './registry/index.ts'
+export { TraceStore } from './telemetry/trace-store.ts'
+export type { EmbeddedHandle } from './embedded/control.ts'

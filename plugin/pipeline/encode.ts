@@ -1,0 +1,141 @@
+import { AdapterError, type EncoderResult, type MediaItem } from '../../adapters/adapter.ts'
+import { epdError } from '../errors.ts'
+import type { Plan } from '../planning/index.ts'
+import type { NodeSnapshot } from '../registry/index.ts'
+import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import type { StageSpan } from '../telemetry/spans.ts'
+import type { Exchange } from './exchange.ts'
+
+/** Every encoder of some item has failed. `last` is why the last one did. */
+export class EncodersExhausted extends Error {
+  readonly last: AdapterError | undefined
+
+  constructor (last: AdapterError | undefined) {
+    super('every encoder has failed', { cause: last })
+    this.name = 'EncodersExhausted'
+    this.last = last
+  }
+}
+
+interface Fanout {
+  readonly exchange: Exchange
+  readonly plan: Plan
+  readonly span: StageSpan
+  readonly results: EncoderResult[]
+  readonly failed: Set<string>
+  last: AdapterError | undefined
+}
+
+/**
+ * Encodes all items over the plan's encoders, one call for each encoder, all in parallel. The items of a call that
+ * fails move to their next encoder by hash.
+ *
+ * @throws EncodersExhausted when an item has no encoder left; any error that is not a node's own fault as it is
+ */
+export async function encodeStage (exchange: Exchange, plan: Plan): Promise<EncoderResult[]> {
+  const { media } = exchange.request.body
+  const attributes = { [ATTR.items]: media.length }
+  return await exchange.trace.stage(SPAN.encode, attributes, async span => {
+    const fanout: Fanout = { exchange, plan, span, results: [], failed: new Set(), last: undefined }
+    await encodeItems(fanout, media)
+    exchange.encodedBy = fanout.results.map(result => result.node)
+    if (span.recording) {
+      span.set({
+        [ATTR.encoders]: [...exchange.encodedBy],
+        [ATTR.tokens]: fanout.results.reduce((sum, result) => sum + result.tokens, 0),
+        [ATTR.cached]: fanout.results.filter(result => result.cached).length,
+        [ATTR.itemTokens]: fanout.results.map(result => result.tokens),
+        [ATTR.itemCached]: fanout.results.map(result => result.cached)
+      })
+    }
+    return fanout.results
+  })
+}
+
+async function encodeItems (fanout: Fanout, items: readonly MediaItem[]): Promise<void> {
+  const groups = groupByEncoder(fanout, items)
+  const calls = [...groups].map(([node, group]) => encodeOrMove(fanout, node, group).catch((err: unknown) => {
+    // One item is lost for good: what the others are still doing is of no use.
+    fanout.exchange.abortCalls(err)
+    throw err
+  }))
+  const outcomes = await Promise.allSettled(calls)
+  const lost = outcomes.find(outcome => outcome.status === 'rejected')
+  if (lost !== undefined) throw firstCause(outcomes)
+}
+
+/** The rejection that came first made the others: theirs is the same reason. */
+function firstCause (outcomes: ReadonlyArray<PromiseSettledResult<void>>): unknown {
+  const reasons = outcomes.flatMap(outcome => outcome.status === 'rejected' ? [outcome.reason as unknown] : [])
+  return reasons.find(reason => AdapterError.is(reason) && reason.code === 'REJECTED') ?? reasons[0]
+}
+
+async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<void> {
+  try {
+    const results = await encodeCall(fanout, node, items)
+    for (const [i, item] of items.entries()) fanout.results[item.index] = results[i]!
+  } catch (err) {
+    if (!mayMove(err)) throw err
+    const { core, log } = fanout.exchange
+    log.warn({ err, node: node.id, items: items.length }, 'encode call failed; its items move to the next encoder')
+    core.stats.encodeMoves++
+    fanout.failed.add(node.id)
+    fanout.exchange.avoid(node.id)
+    fanout.last = err
+    await encodeItems(fanout, items)
+  }
+}
+
+function mayMove (err: unknown): err is AdapterError {
+  return AdapterError.is(err) && (err.code === 'UNAVAILABLE' || err.code === 'BUSY' || err.code === 'REFUSED')
+}
+
+function groupByEncoder ({ plan, failed, last }: Fanout, items: readonly MediaItem[]): Map<NodeSnapshot, MediaItem[]> {
+  const groups = new Map<NodeSnapshot, MediaItem[]>()
+  for (const item of items) {
+    const node = plan.order[item.index]?.find(candidate => !failed.has(candidate.id))
+    if (node === undefined) throw new EncodersExhausted(last)
+    const group = groups.get(node)
+    if (group === undefined) groups.set(node, [item])
+    else group.push(item)
+  }
+  return groups
+}
+
+async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<EncoderResult[]> {
+  const { core, request } = exchange
+  const id = exchange.nextEncodeId()
+  const scope = exchange.open(core.options.timeouts.encode)
+  const ticket = core.registry.acquire(node.id, 'encode', items.reduce((sum, item) => sum + item.tokens, 0))
+  const hold = (results: EncoderResult[]): void => { exchange.hold(node.adapter, node.node, results) }
+  try {
+    const results = await span.stage(SPAN.encodeCall, { [ATTR.node]: node.id, [ATTR.items]: items.length }, async callSpan => await scope.run(async () => {
+      if (core.registry.snapshot().link(node.id, plan.node.id) !== 'linked') await core.registry.ensureLink(node.id, plan.node.id, scope.signal)
+      const job = { node: node.node, items, body: request.body, consumer: plan.node.node, tenant: request.tenant }
+      return await node.adapter.encode(job, exchange.call(scope, callSpan, id))
+    }, late => { hold(late); exchange.releaseLeases() }))
+    hold(results)
+    if (results.length !== items.length) throw new AdapterError('UNAVAILABLE', `answered ${results.length} results for ${items.length} items`, { node: node.id })
+    core.stats.encoded(node.id, results.length, results.reduce((sum, result) => sum + Number(result.cached), 0))
+    ticket.end()
+    return results
+  } catch (err) {
+    const failure = exchange.failure(err, scope, node.id)
+    // It may have answered all the same: leases that nobody has read are ended by the call they were for.
+    if (scope.aborted || isUnavailable(failure)) exchange.farewell(call => node.adapter.abort(node.node, id, call))
+    ticket.end(failure)
+    throw failure
+  } finally {
+    exchange.shut(scope)
+  }
+}
+
+function isUnavailable (err: unknown): boolean {
+  return AdapterError.is(err) && err.code === 'UNAVAILABLE'
+}
+
+/** What a client is told when no encoder is left and the language model can't encode either. */
+export function exhaustedError ({ last }: EncodersExhausted): Error {
+  if (last?.code === 'BUSY') return epdError('EPD_ERR_UPSTREAM_BUSY', [], { cause: last, retryAfter: last.retryAfter })
+  return epdError('EPD_ERR_ENCODE_FAILED', [], { cause: last })
+}

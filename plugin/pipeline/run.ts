@@ -1,0 +1,192 @@
+import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
+import { epdError, isRefusal, toEpdError } from '../errors.ts'
+import { planRequest, type Plan, type Refusal } from '../planning/index.ts'
+import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import { encodeStage, EncodersExhausted, exhaustedError } from './encode.ts'
+import { Exchange } from './exchange.ts'
+import { generateStage, visionTokens } from './generate.ts'
+import type { Core, Deliver, Delivery, GatewayRequest } from './types.ts'
+
+/** Routes whose bodies have `messages` or no media at all. */
+const SCANNED: ReadonlySet<string> = new Set(['/v1/chat/completions', '/v1/completions', '/v1/embeddings'])
+const NO_FEATURES: readonly EncoderResult[] = []
+
+/** How a request ended whose answer had begun, or `error` when nothing had reached the client. */
+export interface Served {
+  readonly delivery?: Delivery
+  readonly error?: unknown
+  /** x-epd-* headers, for the error answer. */
+  readonly headers: Record<string, string>
+  readonly traceId?: string | undefined
+}
+
+/**
+ * Serves one request: plan, encode, generate, deliver. Never rejects: what went wrong before the client got anything is
+ * in `error`. Starts again at the plan when a node failed under it, before the first byte only.
+ */
+export async function serve (core: Core, request: GatewayRequest, deliver: Deliver): Promise<Served> {
+  const exchange = new Exchange(core, request)
+  try {
+    if (request.body.media.length > 0) await exchange.enter(visionTokens(exchange))
+    const delivery = await attempts(exchange, deliver)
+    finish(exchange, delivery)
+    return { delivery, headers: {}, traceId: exchange.trace.traceId }
+  } catch (err) {
+    const error = exchange.cancelled ?? err
+    fail(exchange, error)
+    return { error, headers: exchange.headers(), traceId: exchange.trace.traceId }
+  } finally {
+    exchange.close()
+  }
+}
+
+async function attempts (exchange: Exchange, deliver: Deliver): Promise<Delivery> {
+  for (;;) {
+    exchange.attempts++
+    try {
+      return await attempt(exchange, deliver)
+    } catch (err) {
+      exchange.releaseLeases()
+      if (!mayRetry(exchange, err)) throw err
+      exchange.core.stats.retries++
+      exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
+    }
+  }
+}
+
+function mayRetry (exchange: Exchange, err: unknown): boolean {
+  if (exchange.cancelled !== undefined || exchange.attempts > exchange.core.options.retries) return false
+  if (performance.now() >= exchange.deadline) return false
+  return AdapterError.is(err) && err.code !== 'REJECTED' && err.code !== 'REFUSED'
+}
+
+async function attempt (exchange: Exchange, deliver: Deliver): Promise<Delivery> {
+  const planned = makePlan(exchange)
+  const { plan, features } = planned.order.length === 0 ? { plan: planned, features: NO_FEATURES } : await encodeOrFallBack(exchange, planned)
+  const generation = await generateStage(exchange, plan, features)
+  let delivery: Delivery
+  try {
+    delivery = await deliver(generation.upstream, exchange.headers())
+  } catch (err) {
+    if ((err as { code?: unknown }).code === 'client_closed') exchange.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], { cause: err }))
+    const error = exchange.cancelled ?? (AdapterError.is(err) ? err : new AdapterError('UNAVAILABLE', 'the answer broke off before it began', { node: plan.node.id, cause: err }))
+    if (AdapterError.is(error)) exchange.avoid(plan.node.id)
+    generation.end(error)
+    throw error
+  }
+  if (delivery.outcome === 'complete') exchange.forgetLeases()
+  generation.end(delivery.outcome === 'complete' ? undefined : brokenOff(plan, delivery), delivery)
+  return delivery
+}
+
+function brokenOff (plan: Plan, delivery: Delivery): AdapterError {
+  return new AdapterError('UNAVAILABLE', 'the answer broke off', { node: plan.node.id, cause: delivery.error })
+}
+
+function makePlan (exchange: Exchange): Plan {
+  const { trace } = exchange
+  if (!trace.recording) return choosePlan(exchange)
+  return trace.stageSync(SPAN.plan, { [ATTR.attempt]: exchange.attempts }, span => {
+    const plan = choosePlan(exchange)
+    span.set({ [ATTR.topology]: plan.topology, [ATTR.reason]: plan.reason, [ATTR.node]: plan.node.id })
+    return plan
+  })
+}
+
+function choosePlan (exchange: Exchange): Plan {
+  const { core: { options, registry }, request: { body, bypass = options.bypass, path } } = exchange
+  exchange.encodedBy = []
+  const view = { model: body.model, media: body.media, opaque: !SCANNED.has(path) }
+  const plan = planRequest(view, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
+  if ('refused' in plan) throw refusal(plan, view.model)
+  exchange.plan = plan
+  return plan
+}
+
+function refusal ({ refused, reason }: Refusal, model: string): Error {
+  return epdError(refused, [model], refused === 'EPD_ERR_MODEL_NOT_FOUND' ? { param: 'model' } : { cause: new Error(reason) })
+}
+
+async function encodeOrFallBack (exchange: Exchange, plan: Plan): Promise<{ plan: Plan, features: readonly EncoderResult[] }> {
+  try {
+    return { plan, features: await encodeStage(exchange, plan) }
+  } catch (err) {
+    if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
+    if (!plan.fallback) throw exhaustedError(err)
+    exchange.releaseLeases()
+    exchange.core.stats.encodeFallbacks++
+    const hybrid: Plan = { ...plan, topology: 'hybrid', reason: 'encoders failed', order: [] }
+    exchange.plan = hybrid
+    return { plan: hybrid, features: NO_FEATURES }
+  }
+}
+
+function finish (exchange: Exchange, delivery: Delivery): void {
+  const { trace, core, plan } = exchange
+  const aborted = delivery.outcome === 'client_gone'
+  core.stats.count(plan?.topology ?? 'none', aborted ? 'aborted' : delivery.outcome === 'complete' ? 'ok' : 'error')
+  measure(exchange, delivery.outcome === 'upstream_failed' ? 'EPD_ERR_UPSTREAM_BROKEN' : delivery.statusCode >= 400 ? String(delivery.statusCode) : undefined, delivery)
+  if (trace.recording) trace.set(answerAttributes(exchange, delivery))
+  if (aborted) trace.end({ aborted })
+  else trace.end(delivery.outcome === 'complete' ? {} : { error: epdError('EPD_ERR_UPSTREAM_BROKEN', [], { cause: delivery.error }) })
+}
+
+function fail (exchange: Exchange, error: unknown): void {
+  const { trace, core, plan } = exchange
+  const aborted = exchange.cancelled === error && (error as { statusCode?: number }).statusCode === 499
+  core.stats.count(plan?.topology ?? 'none', aborted ? 'aborted' : isRefusal(error) ? 'refused' : 'error')
+  measure(exchange, aborted ? undefined : errorTypeOf(error))
+  if (trace.recording) trace.set(planAttributes(exchange))
+  trace.end(aborted ? { aborted } : { error })
+}
+
+function errorTypeOf (error: unknown): string {
+  if (AdapterError.is(error) && error.code === 'REJECTED' && error.response !== undefined) return String(error.response.statusCode)
+  return toEpdError(error).code
+}
+
+function measure ({ core, plan, operation, request, startedAt }: Exchange, errorType: string | undefined, delivery?: Delivery): void {
+  const now = performance.now()
+  const since = request.arrivedAt ?? startedAt
+  const firstByteAt = delivery?.firstByteAt
+  const streamed = request.body.stream && firstByteAt !== undefined && errorType === undefined
+  // Reading the usage means looking through the end of the answer.
+  const tokens = streamed ? delivery?.usage?.completionTokens ?? 0 : 0
+  core.metrics.request({
+    operation,
+    model: plan === undefined ? undefined : request.body.model,
+    topology: plan?.topology ?? 'none',
+    seconds: (now - since) / 1_000,
+    errorType,
+    firstChunk: streamed ? (firstByteAt - since) / 1_000 : undefined,
+    perToken: streamed && tokens > 1 ? (now - firstByteAt) / 1_000 / (tokens - 1) : undefined
+  })
+}
+
+function planAttributes (exchange: Exchange): Record<string, string | number | string[]> {
+  const { plan, attempts, encodedBy } = exchange
+  return {
+    ...(plan === undefined ? {} : { [ATTR.topology]: plan.topology, [ATTR.reason]: plan.reason }),
+    ...(encodedBy.length === 0 ? {} : { [ATTR.encoders]: [...encodedBy] }),
+    ...(attempts > 1 ? { [ATTR.retries]: attempts - 1 } : {})
+  }
+}
+
+function answerAttributes (exchange: Exchange, { usage, statusCode, finishReason, firstByteAt }: Delivery): Record<string, string | number | string[]> {
+  return {
+    ...planAttributes(exchange),
+    [ATTR.statusCode]: statusCode,
+    ...(firstByteAt === undefined || !exchange.request.body.stream ? {} : { [ATTR.timeToFirstChunk]: (firstByteAt - (exchange.request.arrivedAt ?? exchange.startedAt)) / 1_000 }),
+    ...(finishReason === undefined ? {} : { [ATTR.finishReasons]: [finishReason] }),
+    ...(usage === undefined ? {} : usageAttributes(usage))
+  }
+}
+
+function usageAttributes (usage: NonNullable<Delivery['usage']>): Record<string, number> {
+  const { promptTokens, completionTokens, cachedTokens } = usage
+  return {
+    ...(promptTokens === undefined ? {} : { [ATTR.inputTokens]: promptTokens }),
+    ...(completionTokens === undefined ? {} : { [ATTR.outputTokens]: completionTokens }),
+    ...(cachedTokens === undefined ? {} : { [ATTR.cacheReadTokens]: cachedTokens })
+  }
+}

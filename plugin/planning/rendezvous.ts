@@ -1,0 +1,45 @@
+/**
+ * Rendezvous (highest random weight) hashing: every gateway replica sends the same picture to the same encoder with no
+ * shared state, and when an encoder comes or goes only its own share of the pictures moves.
+ */
+const FNV_PRIME = 0x01000193
+const FNV_OFFSET = 0x811c9dc5
+
+/** Hash of an engine id, kept for the life of the process: ids are few. */
+const seeds = new Map<string, number>()
+const MAX_SEEDS = 4_096
+
+/** A 32-bit weight of `id` for `key`, evenly spread and the same in every process. */
+export function weight (key: string, id: string): number {
+  return mix(fnv(key, seedOf(id)))
+}
+
+/** `nodes`, the heaviest for `key` first. Does not change `nodes`. */
+export function rank<T extends { readonly id: string }> (key: string, nodes: readonly T[]): T[] {
+  if (nodes.length < 2) return [...nodes]
+  return nodes.map(node => ({ node, weight: weight(key, node.id) }))
+    .sort((a, b) => b.weight - a.weight || (a.node.id < b.node.id ? -1 : 1))
+    .map(({ node }) => node)
+}
+
+function seedOf (id: string): number {
+  let seed = seeds.get(id)
+  if (seed === undefined) {
+    if (seeds.size >= MAX_SEEDS) seeds.clear()
+    seeds.set(id, seed = fnv(id, FNV_OFFSET))
+  }
+  return seed
+}
+
+function fnv (text: string, seed: number): number {
+  let hash = seed
+  for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), FNV_PRIME)
+  return hash
+}
+
+/** murmur3's finaliser: FNV alone leaves the weights of similar ids correlated. */
+function mix (hash: number): number {
+  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b)
+  hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35)
+  return (hash ^ (hash >>> 16)) >>> 0
+}

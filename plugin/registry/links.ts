@@ -1,0 +1,216 @@
+import { setMaxListeners } from 'node:events'
+import { AdapterError, type Call, type Link } from '../../adapters/adapter.ts'
+import { abortable } from './abortable.ts'
+import { isUnspecified } from './address.ts'
+import type { Entry } from './entry.ts'
+import type { LinkState, LinkView } from './types.ts'
+
+export interface LinksOptions {
+  /** A call for adapters, with this signal. */
+  readonly call: (signal: AbortSignal) => Call
+  readonly timeout: number
+  readonly backoff: number
+  readonly backoffMax: number
+  readonly onChange: () => void
+}
+
+type Epochs = readonly [number | undefined, number | undefined]
+
+class Pair {
+  readonly from: Entry
+  readonly to: Entry
+  state: LinkState = 'none'
+  reason: string | undefined
+  link: Link | undefined
+  /** Epochs the state belongs to. */
+  epochs: Epochs = [undefined, undefined]
+  attempt: Promise<Link> | undefined
+  timer: NodeJS.Timeout | undefined
+  delay: number
+
+  constructor (from: Entry, to: Entry, delay: number) {
+    this.from = from
+    this.to = to
+    this.delay = delay
+  }
+
+  get view (): LinkView {
+    return Object.freeze({ from: this.from.id, to: this.to.id, state: this.state, reason: this.reason, link: this.link })
+  }
+
+  currentEpochs (): Epochs {
+    return [this.from.info?.epoch, this.to.info?.epoch]
+  }
+}
+
+/** Do the two have a feature format in common? Whether they can really be linked shows when they are. */
+function hasBusiness (from: Entry, to: Entry): boolean {
+  if (from === to || from.role !== 'encoder' || to.role === 'encoder' || to.role === 'decode') return false
+  const accepts = to.info?.accepts ?? []
+  return (from.info?.produces ?? []).some(format => format.startsWith('features:') && accepts.includes(format))
+}
+
+/** Reasons that need no call to be seen. */
+function refusal (from: Entry, to: Entry): string | undefined {
+  for (const { id } of [from, to]) {
+    if (isUnspecified(id)) return `${id} is no address another engine can dial: start it with a routable host name`
+  }
+  const [one, other] = [from.info?.fingerprint, to.info?.fingerprint]
+  return one !== undefined && other !== undefined && one !== other ? 'their models or processors differ (fingerprint)' : undefined
+}
+
+/**
+ * Links of every pair that has something to exchange: made when both ends are well, made again when an end restarts or
+ * the link is lost. One handshake per pair at a time. A refused pair rests until an end restarts or somebody asks for a warm-up.
+ */
+export class Links {
+  readonly #options: LinksOptions
+  readonly #pairs = new Map<string, Pair>()
+  /** Drops under way, by pair: one that comes late would undo the link of a node that was removed and added again. */
+  readonly #undoing = new Map<string, Promise<void>>()
+  readonly #closing = new AbortController()
+
+  constructor (options: LinksOptions) {
+    this.#options = options
+    setMaxListeners(0, this.#closing.signal)
+  }
+
+  /** Brings the pairs in line with the nodes. */
+  sync (nodes: Iterable<Entry>): void {
+    const entries = [...nodes]
+    const present = new Set(entries)
+    for (const [key, pair] of this.#pairs) {
+      if (present.has(pair.from) && present.has(pair.to)) continue
+      this.#pairs.delete(key)
+      clearTimeout(pair.timer)
+      if (pair.state === 'linked') this.#undo(pair)
+    }
+    for (const from of entries) {
+      for (const to of entries) if (hasBusiness(from, to)) this.#keep(from, to)
+    }
+  }
+
+  views (): LinkView[] {
+    return [...this.#pairs.values()].map(pair => pair.view)
+  }
+
+  ensure (from: Entry, to: Entry, signal: AbortSignal | undefined): Promise<Link> {
+    const pair = this.#pairs.get(keyOf(from, to))
+    if (pair === undefined) {
+      return Promise.reject(new AdapterError('REFUSED', `${from.id} and ${to.id} have no transfer format in common`, { node: to.id }))
+    }
+    if (pair.state === 'linked') return Promise.resolve(pair.link!)
+    if (pair.state === 'refused') return Promise.reject(new AdapterError('REFUSED', pair.reason!, { node: to.id }))
+    return abortable(this.#start(pair), signal)
+  }
+
+  /** Both ends are told to forget it, as one may still think it good. */
+  lost (from: Entry, to: Entry): void {
+    const pair = this.#pairs.get(keyOf(from, to))
+    if (pair?.state !== 'linked') return
+    this.#set(pair, 'failed', 'the link was lost')
+    this.#startQuietly(pair)
+  }
+
+  async warmUp (): Promise<readonly LinkView[]> {
+    const pairs = [...this.#pairs.values()]
+    await Promise.allSettled(pairs.filter(pair => pair.state !== 'linked').map(pair => this.#start(pair)))
+    return pairs.map(pair => pair.view)
+  }
+
+  async close (): Promise<void> {
+    this.#closing.abort(new Error('the registry is closed'))
+    const pairs = [...this.#pairs.values()]
+    for (const pair of pairs) clearTimeout(pair.timer)
+    await Promise.allSettled(pairs.map(pair => pair.attempt))
+  }
+
+  #keep (from: Entry, to: Entry): void {
+    const key = keyOf(from, to)
+    let pair = this.#pairs.get(key)
+    if (pair === undefined) this.#pairs.set(key, pair = new Pair(from, to, this.#options.backoff))
+    const [one, other] = pair.currentEpochs()
+    const restarted = pair.state !== 'none' && (one !== pair.epochs[0] || other !== pair.epochs[1])
+    if (restarted && pair.attempt === undefined) this.#set(pair, 'none', undefined)
+    if (pair.state === 'none' && from.state === 'healthy' && to.state === 'healthy') this.#startQuietly(pair)
+  }
+
+  #set (pair: Pair, state: LinkState, reason: string | undefined, link?: Link): void {
+    Object.assign(pair, { state, reason, link, epochs: pair.currentEpochs() })
+    this.#options.onChange()
+  }
+
+  #start (pair: Pair): Promise<Link> {
+    clearTimeout(pair.timer)
+    pair.attempt ??= this.#handshake(pair).finally(() => { pair.attempt = undefined })
+    return pair.attempt
+  }
+
+  /** The outcome shows in the pair's state. */
+  #startQuietly (pair: Pair): void {
+    this.#start(pair).catch(() => {})
+  }
+
+  async #handshake (pair: Pair): Promise<Link> {
+    const { from, to } = pair
+    this.#set(pair, 'linking', undefined)
+    const before = pair.epochs
+    try {
+      const reason = refusal(from, to)
+      if (reason !== undefined) throw new AdapterError('REFUSED', reason, { node: to.id })
+      await this.#undoing.get(keyOf(from, to))
+      const link = await this.#call(call => from.adapter.link(from.node, to.node, call))
+      pair.delay = this.#options.backoff
+      this.#set(pair, 'linked', undefined, link)
+      // A restart during the handshake shows in the epochs, and the next sync starts again.
+      pair.epochs = link.epochs
+      return link
+    } catch (cause) {
+      const error = AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', (cause as Error).message, { node: to.id, cause })
+      const refused = error.code === 'REFUSED'
+      this.#set(pair, refused ? 'refused' : 'failed', error.message)
+      pair.epochs = before
+      if (!refused) this.#retryLater(pair)
+      throw error
+    }
+  }
+
+  #retryLater (pair: Pair): void {
+    if (this.#closing.signal.aborted) return
+    const delay = pair.delay * (0.8 + 0.4 * Math.random())
+    pair.delay = Math.min(this.#options.backoffMax, pair.delay * 2)
+    pair.timer = setTimeout(() => {
+      const wanted = this.#pairs.get(keyOf(pair.from, pair.to)) === pair && pair.from.state === 'healthy' && pair.to.state === 'healthy'
+      if (wanted) this.#startQuietly(pair)
+      else this.#set(pair, 'none', undefined)
+    }, delay).unref()
+  }
+
+  #undo ({ from, to }: Pair): void {
+    const key = keyOf(from, to)
+    const undone = this.#call(async call => { await from.adapter.unlink?.(from.node, to.node, call) }).catch(() => {}).finally(() => {
+      if (this.#undoing.get(key) === undone) this.#undoing.delete(key)
+    })
+    this.#undoing.set(key, undone)
+  }
+
+  /** Runs a call that ends with the time-out and with this registry. */
+  async #call<T> (run: (call: Call) => Promise<T>): Promise<T> {
+    const { timeout } = this.#options
+    const controller = new AbortController()
+    const close = (): void => { controller.abort(this.#closing.signal.reason) }
+    const timer = setTimeout(() => { controller.abort(new Error(`no handshake within ${timeout} ms`)) }, timeout).unref()
+    if (this.#closing.signal.aborted) close()
+    else this.#closing.signal.addEventListener('abort', close)
+    try {
+      return await abortable(run(this.#options.call(controller.signal)), controller.signal)
+    } finally {
+      clearTimeout(timer)
+      this.#closing.signal.removeEventListener('abort', close)
+    }
+  }
+}
+
+function keyOf (from: Entry, to: Entry): string {
+  return `${from.id}\n${to.id}`
+}

@@ -1,0 +1,79 @@
+import { ROLE_TO_WIRE } from '../../adapters/adapter.ts'
+import type { Entry } from './entry.ts'
+import type { LinkState, LinkView, NodeSnapshot, NodeStatus, RegistrySnapshot } from './types.ts'
+
+function nodeSnapshot (entry: Entry, links: ReadonlyMap<string, LinkView>): NodeSnapshot {
+  return Object.freeze({
+    id: entry.id,
+    role: entry.role,
+    models: Object.freeze([...entry.models]),
+    state: entry.state,
+    node: entry.node,
+    adapter: entry.adapter,
+    info: entry.info,
+    speed: entry.spec.speed ?? 1,
+    notes: Object.freeze([...entry.notes]),
+    load: entry.load,
+    breakers: entry.breakers,
+    links
+  })
+}
+
+/** Pairs by each of their ends. */
+function byEnd (views: readonly LinkView[]): Map<string, Map<string, LinkView>> {
+  const ends = new Map<string, Map<string, LinkView>>()
+  const put = (end: string, other: string, view: LinkView): void => {
+    let map = ends.get(end)
+    if (map === undefined) ends.set(end, map = new Map())
+    map.set(other, view)
+  }
+  for (const view of views) {
+    put(view.from, view.to, view)
+    put(view.to, view.from, view)
+  }
+  return ends
+}
+
+/** The registry as plain frozen data. Built once per change, not per request. */
+export function buildSnapshot (version: number, entries: Iterable<Entry>, views: readonly LinkView[]): RegistrySnapshot {
+  const ends = byEnd(views)
+  const nodes: NodeSnapshot[] = []
+  const byId = new Map<string, NodeSnapshot>()
+  const models = new Set<string>()
+  for (const entry of entries) {
+    const node = nodeSnapshot(entry, ends.get(entry.id) ?? new Map())
+    nodes.push(node)
+    byId.set(node.id, node)
+    if (node.state === 'healthy' && node.role !== 'encoder') for (const model of node.models) models.add(model)
+  }
+  return Object.freeze({
+    version,
+    nodes: Object.freeze(nodes),
+    byId,
+    models: Object.freeze([...models]),
+    link: (from: string, to: string): LinkState => {
+      const view = byId.get(from)?.links.get(to)
+      return view?.from === from ? view.state : 'none'
+    }
+  })
+}
+
+/** GET /nodes/status: LMDeploy's fields first, then what its tools ignore. */
+export function statusOf (node: NodeSnapshot, speed: number | undefined, latencies: readonly number[]): NodeStatus {
+  const { encode, migrate, prefill, decode } = node.breakers
+  return {
+    role: ROLE_TO_WIRE[node.role],
+    models: node.models,
+    unfinished: node.load.requests,
+    latency: latencies,
+    speed: speed ?? null,
+    health: node.state,
+    adapter: node.adapter.name,
+    backend: node.info?.backend ?? null,
+    epoch: node.info?.epoch ?? null,
+    vision_tokens: node.load.tokens,
+    notes: node.notes,
+    breakers: { encode, migrate, prefill, decode },
+    links: Object.fromEntries([...node.links].map(([other, { state, reason }]) => [other, { state, ...(reason === undefined ? {} : { reason }) }]))
+  }
+}

@@ -1,0 +1,107 @@
+/** Chunks remembered: the last events of a stream, or the end of a JSON answer. */
+const CHUNKS = 8
+/** Bytes looked at in the end. */
+const MAX_BYTES = 16 * 1024
+
+/** What an answer says about itself at its end. Token counts as in OpenAI's `usage`. */
+export interface Usage {
+  readonly promptTokens: number | undefined
+  readonly completionTokens: number | undefined
+  readonly totalTokens: number | undefined
+  readonly cachedTokens: number | undefined
+}
+
+export interface Closing {
+  readonly usage: Usage | undefined
+  readonly finishReason: string | undefined
+}
+
+/** Remembers the last bytes of an answer without copying or parsing; `read` makes sense of them once, at the end. */
+export class Tail {
+  readonly #chunks: Buffer[] = []
+  /** The oldest, once there are as many as are remembered. */
+  #next = 0
+
+  add (chunk: Buffer): void {
+    if (this.#chunks.length < CHUNKS) {
+      this.#chunks.push(chunk)
+      return
+    }
+    this.#chunks[this.#next] = chunk
+    this.#next = (this.#next + 1) % CHUNKS
+  }
+
+  read (): Closing {
+    const text = this.#text()
+    return { usage: readUsage(text), finishReason: readFinishReason(text) }
+  }
+
+  #text (): string {
+    let text = ''
+    const { length } = this.#chunks
+    for (let i = 1; i <= length && text.length < MAX_BYTES; i++) {
+      const chunk = this.#chunks[(this.#next - i + length) % length]!
+      // Only ASCII is looked for.
+      text = chunk.toString('latin1', Math.max(0, chunk.length - MAX_BYTES + text.length)) + text
+    }
+    return text
+  }
+}
+
+/** Where the value of the last member of this name begins; inside of generated text the quotes would be escaped. */
+function lastValue (text: string, name: string): number | undefined {
+  const quoted = `"${name}"`
+  for (let at = text.lastIndexOf(quoted); at !== -1; at = at === 0 ? -1 : text.lastIndexOf(quoted, at - 1)) {
+    const colon = skipSpace(text, at + quoted.length)
+    if (text[at - 1] !== '\\' && text[colon] === ':') return skipSpace(text, colon + 1)
+  }
+  return undefined
+}
+
+function skipSpace (text: string, from: number): number {
+  let at = from
+  while (text[at] === ' ' || text[at] === '\n' || text[at] === '\r' || text[at] === '\t') at++
+  return at
+}
+
+/** The last reason that is not null: with usage at the end, its event has no choices. */
+function readFinishReason (text: string): string | undefined {
+  const at = lastValue(text, 'finish_reason')
+  if (at === undefined) return undefined
+  const reason = /^"([a-z_]+)"/.exec(text.slice(at, at + 40))?.[1]
+  return reason ?? readFinishReason(text.slice(0, at - 3))
+}
+
+function readUsage (text: string): Usage | undefined {
+  const start = lastValue(text, 'usage')
+  if (start === undefined) return undefined
+  // `"usage": null` stands in every event but the last.
+  const usage = text[start] === '{' ? parseObject(text, start) : undefined
+  if (usage === undefined) return undefined
+  const details = usage.prompt_tokens_details as { cached_tokens?: unknown } | null | undefined
+  return {
+    promptTokens: count(usage.prompt_tokens),
+    completionTokens: count(usage.completion_tokens),
+    totalTokens: count(usage.total_tokens),
+    cachedTokens: count(details?.cached_tokens)
+  }
+}
+
+/** The object that starts here; usage holds numbers and objects only, so braces can be counted. */
+function parseObject (text: string, start: number): Record<string, unknown> | undefined {
+  let depth = 0
+  for (let i = start; i < text.length; i++) {
+    if (text[i] === '{') depth++
+    if (text[i] !== '}' || --depth > 0) continue
+    try {
+      return JSON.parse(text.slice(start, i + 1)) as Record<string, unknown>
+    } catch {
+      return undefined
+    }
+  }
+  return undefined
+}
+
+function count (value: unknown): number | undefined {
+  return typeof value === 'number' && Number.isFinite(value) ? value : undefined
+}

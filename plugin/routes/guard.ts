@@ -1,0 +1,94 @@
+import { createHash, timingSafeEqual } from 'node:crypto'
+import { BlockList, isIP } from 'node:net'
+import type { FastifyRequest, onRequestHookHandler } from 'fastify'
+import { epdError } from '../errors.ts'
+
+/** Is one of `keys` the request's bearer token? Takes the same time whatever is wrong with it. */
+export function createKeyCheck (keys: readonly string[]): (request: FastifyRequest) => boolean {
+  const hashes = keys.map(digest)
+  return request => {
+    const token = /^Bearer +(\S+) *$/i.exec(request.headers.authorization ?? '')?.[1]
+    if (token === undefined) return false
+    const hash = digest(token)
+    let found = false
+    for (const one of hashes) found = timingSafeEqual(one, hash) || found
+    return found
+  }
+}
+
+function digest (text: string): Buffer {
+  return createHash('sha256').update(text).digest()
+}
+
+/** The key as a browser sends it after asking its user: HTTP Basic, any name, the key as password. */
+function createPasswordCheck (key: string): (request: FastifyRequest) => boolean {
+  const expected = digest(key)
+  return request => {
+    const encoded = /^Basic +([A-Za-z0-9+/=]+) *$/i.exec(request.headers.authorization ?? '')?.[1]
+    if (encoded === undefined) return false
+    const text = Buffer.from(encoded, 'base64').toString()
+    return timingSafeEqual(expected, digest(text.slice(text.indexOf(':') + 1)))
+  }
+}
+
+/** onRequest hook: clients of the OpenAI routes need one of the keys. */
+export function requireKey (keys: readonly string[]): onRequestHookHandler {
+  const check = createKeyCheck(keys)
+  return (request, _reply, done) => { done(check(request) ? undefined : epdError('EPD_ERR_UNAUTHORIZED')) }
+}
+
+/** onRequest hook: loopback and allowed networks, else the admin key. */
+export function requireOperator (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
+  const networks = networksOf(options.allowedNetworks)
+  const hasKey = options.adminKey === undefined ? () => false : createKeyCheck([options.adminKey])
+  // A browser adds a password by itself, also where another site made it ask: it is good for looking only.
+  const hasPassword = options.adminKey === undefined ? () => false : createPasswordCheck(options.adminKey)
+  return (request, _reply, done) => {
+    done(near(request, networks) || hasKey(request) || (request.method === 'GET' && hasPassword(request)) ? undefined : epdError('EPD_ERR_FORBIDDEN'))
+  }
+}
+
+/**
+ * onRequest hook of the inspection page: the admin key where there is one, else loopback and allowed networks. Without a
+ * key the page answers to no foreign name: a site whose name suddenly means 127.0.0.1 would be let in by the browser.
+ */
+export function requireViewer (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
+  const networks = networksOf(options.allowedNetworks)
+  if (options.adminKey === undefined) {
+    return (request, _reply, done) => { done(near(request, networks) && !namedByStranger(request) ? undefined : epdError('EPD_ERR_FORBIDDEN')) }
+  }
+  const hasKey = createKeyCheck([options.adminKey])
+  const hasPassword = createPasswordCheck(options.adminKey)
+  return (request, reply, done) => {
+    if (hasKey(request) || hasPassword(request)) { done(); return }
+    reply.header('www-authenticate', 'Basic realm="fastify-epd admin key", charset="UTF-8"')
+    done(epdError('EPD_ERR_UNAUTHORIZED'))
+  }
+}
+
+function namedByStranger ({ hostname }: FastifyRequest): boolean {
+  const name = hostname.replace(/^\[|\]$/g, '')
+  return isIP(name) === 0 && name !== 'localhost' && !name.endsWith('.localhost')
+}
+
+function near (request: FastifyRequest, networks: BlockList): boolean {
+  // Behind a proxy everybody seems to come from the proxy. Whom it forwards for is known with `trustProxy` only.
+  const forwarded = request.headers['x-forwarded-for'] !== undefined || request.headers.forwarded !== undefined || request.headers['x-real-ip'] !== undefined
+  if (forwarded && request.ips === undefined) return false
+  const ip = request.ip.replace(/^::ffff:(?=\d+\.)/i, '')
+  const family = isIP(ip)
+  return family !== 0 && networks.check(ip, family === 4 ? 'ipv4' : 'ipv6')
+}
+
+function networksOf (allowed: readonly string[]): BlockList {
+  const list = new BlockList()
+  list.addSubnet('127.0.0.0', 8, 'ipv4')
+  list.addAddress('::1', 'ipv6')
+  for (const network of allowed) {
+    const [address, bits] = network.split('/') as [string, string?]
+    const type = isIP(address) === 4 ? 'ipv4' : 'ipv6'
+    if (bits === undefined) list.addAddress(address, type)
+    else list.addSubnet(address, Number(bits), type)
+  }
+  return list
+}

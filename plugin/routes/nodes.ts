@@ -1,0 +1,119 @@
+import type { FastifyInstance, FastifyPluginAsync, FastifyReply } from 'fastify'
+import { ROLE_FROM_WIRE, type ControlRoute, type Role } from '../../adapters/adapter.ts'
+import { requestJson } from '../../adapters/http.ts'
+import { onRouteError } from '../handle.ts'
+import type { Gateway } from '../gateway.ts'
+import { CallScope } from '../pipeline/call-scope.ts'
+import { requireOperator } from './guard.ts'
+
+export interface NodeRoutesOptions {
+  readonly gateway: Gateway
+}
+
+interface NodeBody {
+  readonly url: string
+  readonly status?: { readonly role?: number, readonly models?: readonly string[], readonly speed?: number | null } | null
+}
+
+const nodeBody = {
+  type: 'object',
+  required: ['url'],
+  properties: {
+    url: { type: 'string', minLength: 1, maxLength: 2_048 },
+    // LMDeploy's Status has more members (unfinished, latency); those are this gateway's to know.
+    status: {
+      type: ['object', 'null'],
+      properties: {
+        role: { enum: [1, 2, 3, 4] },
+        models: { type: 'array', items: { type: 'string' } },
+        speed: { type: ['number', 'null'], exclusiveMinimum: 0 }
+      }
+    }
+  }
+} as const
+
+const TERMINATE_MS = 5_000
+export const NODE_TOKEN_HEADER = 'x-epd-node-token'
+
+/**
+ * LMDeploy's node management, in its shapes and strings: its api_servers and tools only look at the status code 200,
+ * and a node that registers is not listening yet, so nothing here waits for it.
+ */
+export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function nodeRoutes (app, { gateway }) {
+  const { registry } = gateway
+  app.setErrorHandler(onRouteError)
+  app.addHook('onRequest', requireOperator(gateway.options))
+  // JSON only: a page in a browser can post text to loopback without asking, but not JSON.
+  app.removeContentTypeParser('text/plain')
+
+  app.get('/nodes/status', async () => registry.status())
+
+  app.post<{ Body: NodeBody }>('/nodes/add', { schema: { body: nodeBody } }, async (request, reply) => {
+    const { url, status } = request.body
+    try {
+      const added = registry.add({
+        url,
+        role: roleOf(status?.role),
+        models: status?.models !== undefined && status.models.length > 0 ? status.models : undefined,
+        speed: status?.speed ?? undefined,
+        peer: request.ip
+      })
+      reply.header(NODE_TOKEN_HEADER, added.token)
+      return say(reply, 'Added successfully')
+    } catch (err) {
+      if (!(err instanceof TypeError)) throw err
+      request.log.warn({ err }, 'a node could not be added')
+      return say(reply, 'Failed to add, please check the input url.')
+    }
+  })
+
+  app.post<{ Body: NodeBody }>('/nodes/remove', { schema: { body: nodeBody } }, async (request, reply) =>
+    say(reply, registry.remove(request.body.url) ? 'Deleted successfully' : 'Failed to delete, please check the input url.'))
+
+  app.post<{ Body: NodeBody }>('/nodes/terminate', { schema: { body: nodeBody } }, async (request, reply) =>
+    say(reply, await terminate(gateway, request.body.url) ? 'Terminated successfully' : `Failed to terminate node ${request.body.url}`))
+
+  app.post('/distserve/connection_warmup', async () => {
+    const links = await registry.warmUp()
+    const failed = links.filter(link => link.state !== 'linked')
+    return failed.length === 0 ? { SUCCESS: true } : { SUCCESS: false, failed: failed.map(({ from, to, state, reason }) => ({ from, to, state, reason })) }
+  })
+
+  for (const route of registry.controlRoutes()) controlRoute(app, route)
+}
+
+function roleOf (wire: number | undefined): Role | undefined {
+  return wire === undefined ? undefined : ROLE_FROM_WIRE[wire]
+}
+
+/** A JSON string as the whole body, as FastAPI sends it. */
+function say (reply: FastifyReply, text: string): FastifyReply {
+  return reply.type('application/json').send(JSON.stringify(text))
+}
+
+async function terminate (gateway: Gateway, url: string): Promise<boolean> {
+  const node = gateway.registry.get(url)
+  if (node === undefined) return false
+  const scope = new CallScope(gateway.deadlines, performance.now() + TERMINATE_MS)
+  try {
+    const call = { signal: scope.signal, headers: {}, dispatcher: gateway.dispatcher, log: gateway.log }
+    const answer = await scope.run(() => requestJson(node.node, { method: 'GET', path: '/terminate' }, call), () => {})
+    return answer.statusCode < 300
+  } catch (err) {
+    gateway.log.warn({ err, node: url }, 'node was not terminated')
+    return false
+  } finally {
+    scope.disarm()
+  }
+}
+
+function controlRoute (app: FastifyInstance, route: ControlRoute): void {
+  app.route({
+    method: route.method,
+    url: route.path,
+    handler: async (request, reply) => {
+      const answer = await route.handle({ query: request.query as Record<string, string>, body: request.body, remote: request.ip })
+      return reply.code(answer.statusCode).send(answer.body)
+    }
+  })
+}

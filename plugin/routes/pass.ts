@@ -1,0 +1,39 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { send } from '../../adapters/http.ts'
+import { deliver } from '../deliver.ts'
+import { epdError } from '../errors.ts'
+import type { Gateway } from '../gateway.ts'
+import { callId, sendError } from '../handle.ts'
+import { CallScope } from '../pipeline/call-scope.ts'
+import { ClientGoneError } from '../relay/index.ts'
+import { leastLoaded, usable } from '../planning/candidates.ts'
+import { ClientConnection } from '../client-connection.ts'
+
+/**
+ * Hands a request without a body to a healthy node as it is, and its answer back. It names no model, so any node will
+ * do. Status codes of the node are passed on, errors included.
+ */
+export async function passOn (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, path: string): Promise<FastifyReply> {
+  const ready = gateway.registry.snapshot().nodes.filter(node => node.role === 'hybrid' && usable(node, 'decode'))
+  const node = leastLoaded(ready)
+  if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
+  if (node === undefined) return sendError(request, reply, epdError('EPD_ERR_NO_NODE', ['*']))
+  const scope = new CallScope(gateway.deadlines, performance.now() + gateway.options.timeouts.answer)
+  const client = new ClientConnection(reply.raw)
+  client.addEventListener('abort', () => { scope.abort(new ClientGoneError()) })
+  const ticket = gateway.registry.acquire(node.id, 'decode')
+  try {
+    const call = { signal: scope.signal, headers: { 'x-request-id': callId(request.id) }, dispatcher: gateway.dispatcher, log: request.log }
+    const upstream = await scope.run(() => send(node.node, { method: request.method as 'GET' | 'DELETE', path }, call), late => { late.destroy() })
+    await deliver(upstream, reply, {})
+    ticket.end()
+    return reply
+  } catch (err) {
+    ticket.end(err)
+    const error = client.aborted ? epdError('EPD_ERR_CLIENT_CLOSED_REQUEST') : scope.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err
+    return sendError(request, reply, error)
+  } finally {
+    client.removeEventListener()
+    scope.disarm()
+  }
+}

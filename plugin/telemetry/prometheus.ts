@@ -1,0 +1,37 @@
+/**
+ * A meter of this gateway alone and its numbers as Prometheus text: GET /metrics is true without any SDK in the
+ * process, and with several gateways in it. Loaded only where the route is mounted.
+ */
+import type { Meter } from '@opentelemetry/api'
+import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
+import { emptyResource } from '@opentelemetry/resources'
+import { MeterProvider } from '@opentelemetry/sdk-metrics'
+import { VERSION } from '../version.ts'
+import { LocalHistograms } from './local-histograms.ts'
+import { SCHEMA_URL, TRACER_NAME } from './semconv.ts'
+
+export interface Prometheus {
+  readonly meter: Meter
+  readonly contentType: string
+  /** Reads every number at this moment. */
+  text (): Promise<string>
+  close (): Promise<void>
+}
+
+export function createPrometheus (): Prometheus {
+  // The suffix is what a collector makes of the unit `s`; the exporter leaves it out.
+  const histograms = new LocalHistograms({ name: TRACER_NAME, version: VERSION, schemaUrl: SCHEMA_URL }, emptyResource(), '_seconds')
+  const reader = new PrometheusExporter({ preventServerStart: true, metricProducers: [histograms] })
+  const provider = new MeterProvider({ readers: [reader] })
+  const serializer = new PrometheusSerializer(undefined, false, undefined, true, true)
+  return {
+    meter: histograms.within(provider.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })),
+    contentType: 'text/plain; version=0.0.4; charset=utf-8',
+    async text () {
+      const { resourceMetrics, errors } = await reader.collect()
+      if (errors.length > 0) throw new AggregateError(errors, 'metrics could not be read')
+      return serializer.serialize(resourceMetrics)
+    },
+    async close () { await provider.shutdown() }
+  }
+}

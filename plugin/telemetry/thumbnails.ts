@@ -1,0 +1,124 @@
+import { setImmediate as immediate } from 'node:timers/promises'
+import type { RequestBody } from '../../adapters/adapter.ts'
+
+export interface Thumbnail {
+  readonly type: string
+  readonly bytes: Buffer
+}
+
+export interface ThumbnailOptions {
+  /** Pictures kept. @default 400 */
+  readonly maxPictures?: number
+  /** Bytes of all that are kept. @default 8 MiB */
+  readonly maxBytes?: number
+}
+
+interface Job { readonly traceId: string, readonly index: number, readonly base64: Buffer }
+type Shrink = (bytes: Buffer) => Promise<Thumbnail | undefined>
+
+const DEFAULT_MAX_PICTURES = 400
+const DEFAULT_MAX_BYTES = 8 * 1024 * 1024
+/** Edge of a thumbnail, in pixels. */
+const EDGE = 192
+/** Of one request, the others are counted only. */
+const MAX_ITEMS = 16
+const MAX_WAITING = 16
+const MAX_INPUT_BYTES = 24 * 1024 * 1024
+const MAX_INPUT_PIXELS = 64_000_000
+/** Kept as it came where there is no sharp to make it smaller. */
+const MAX_PLAIN_BYTES = 64 * 1024
+const DATA_URL = /^data:image\/[a-z0-9.+-]+;base64,/i
+
+/**
+ * Small copies of the pictures of recent requests, for the inspection page. Only when content capture is on; bounded in
+ * number and bytes, the oldest leave first. Pictures are shrunk one at a time beside the requests, and what comes
+ * while too many wait is left out: nothing here may slow a request down.
+ */
+export class Thumbnails {
+  readonly #kept = new Map<string, Thumbnail>()
+  readonly #maxPictures: number
+  readonly #maxBytes: number
+  readonly #queue: Job[] = []
+  #bytes = 0
+  #working: Promise<void> | undefined
+  #closed = false
+
+  constructor (options: ThumbnailOptions = {}) {
+    this.#maxPictures = options.maxPictures ?? DEFAULT_MAX_PICTURES
+    this.#maxBytes = options.maxBytes ?? DEFAULT_MAX_BYTES
+  }
+
+  get size (): number { return this.#kept.size }
+  get bytes (): number { return this.#bytes }
+
+  /** Takes the inline pictures of a body; pictures behind URLs are the encoder's to fetch, and are not kept. */
+  keep (traceId: string, body: RequestBody & { readonly bytes?: Buffer }): void {
+    if (body.bytes === undefined || this.#closed) return
+    for (const { index, modality, url } of body.media.slice(0, MAX_ITEMS)) {
+      if (modality !== 'image' || this.#queue.length >= MAX_WAITING) continue
+      const head = DATA_URL.exec(body.bytes.toString('latin1', url.start, Math.min(url.end, url.start + 64)))
+      const start = url.start + (head?.[0].length ?? 0)
+      if (head === null || (url.end - start) * 0.75 > MAX_INPUT_BYTES) continue
+      // A copy, as the body's memory is given back when the request is over.
+      this.#queue.push({ traceId, index, base64: Buffer.from(body.bytes.subarray(start, url.end)) })
+    }
+    if (this.#queue.length > 0) this.#working ??= this.#work()
+  }
+
+  get (traceId: string, index: number): Thumbnail | undefined {
+    return this.#kept.get(`${traceId} ${index}`)
+  }
+
+  async close (): Promise<void> {
+    this.#closed = true
+    this.#queue.length = 0
+    await this.#working
+  }
+
+  async #work (): Promise<void> {
+    const shrink = await shrinker()
+    // Handing a picture to sharp takes a moment of this thread: the request goes first.
+    await immediate()
+    for (let job = this.#queue.shift(); job !== undefined; job = this.#queue.shift()) {
+      const thumbnail = await shrink(Buffer.from(job.base64.toString('latin1'), 'base64'))
+      if (thumbnail !== undefined && !this.#closed) this.#put(`${job.traceId} ${job.index}`, thumbnail)
+    }
+    this.#working = undefined
+  }
+
+  #put (key: string, thumbnail: Thumbnail): void {
+    this.#bytes += thumbnail.bytes.length - (this.#kept.get(key)?.bytes.length ?? 0)
+    this.#kept.set(key, thumbnail)
+    for (const [oldest, { bytes }] of this.#kept) {
+      if (this.#kept.size <= this.#maxPictures && this.#bytes <= this.#maxBytes) return
+      this.#kept.delete(oldest)
+      this.#bytes -= bytes.length
+    }
+  }
+}
+
+let loading: Promise<Shrink> | undefined
+
+function shrinker (): Promise<Shrink> {
+  loading ??= import('sharp').then(({ default: sharp }): Shrink => async bytes => {
+    try {
+      const picture = sharp(bytes, { limitInputPixels: MAX_INPUT_PIXELS, sequentialRead: true }).autoOrient()
+      const small = await picture.resize(EDGE, EDGE, { fit: 'inside', withoutEnlargement: true }).webp({ quality: 75 }).toBuffer()
+      return { type: 'image/webp', bytes: small }
+    } catch {
+      // Not a picture: the encoder says so to the client.
+      return undefined
+    }
+  }, (): Shrink => async bytes => {
+    const type = typeOf(bytes)
+    return type === undefined || bytes.length > MAX_PLAIN_BYTES ? undefined : { type, bytes }
+  })
+  return loading
+}
+
+function typeOf (bytes: Buffer): string | undefined {
+  const head = bytes.toString('latin1', 0, 12)
+  if (head.startsWith('\x89PNG')) return 'image/png'
+  if (head.startsWith('\xff\xd8\xff')) return 'image/jpeg'
+  return head.startsWith('RIFF') && head.endsWith('WEBP') ? 'image/webp' : undefined
+}

@@ -1,0 +1,38 @@
+import { el, ms, percent, quantile } from './dom.js'
+
+const WINDOW_MS = 60_000
+const YOUNG_S = 5
+/** [at, requests that have ended, items, cached] of the last minute. */
+const history = []
+
+/** The row of figures at the top: now, and over the last minute. */
+export function showFigures (list, state) {
+  const ended = state.requests.reduce((sum, one) => sum + one.count, 0)
+  const bad = state.requests.filter(one => one.outcome === 'error').reduce((sum, one) => sum + one.count, 0)
+  const items = state.nodes.reduce((sum, node) => sum + node.encoded, 0)
+  const cached = state.nodes.reduce((sum, node) => sum + node.cached, 0)
+  history.push([state.at, ended, items, cached])
+  while (history.length > 2 && history[0][0] < state.at - WINDOW_MS) history.shift()
+  const first = history[0]
+  const seconds = (state.at - first[0]) / 1_000
+  // A page that has just been opened knows the last requests only.
+  const perSecond = seconds >= YOUNG_S ? (ended - first[1]) / seconds : state.stages.request.filter(([at]) => at > state.at - YOUNG_S * 1_000).length / YOUNG_S
+  const times = state.stages.request.filter(([at]) => at > state.at - 2 * WINDOW_MS).map(point => point[1]).sort((a, b) => a - b)
+  const recent = items - first[2]
+  list.replaceChildren(
+    ...figure('Requests', rate(perSecond), `${ended.toLocaleString('en')} in all`),
+    ...figure('In flight', String(state.inFlight), state.admission.waiting > 0 ? `${state.admission.waiting} waiting` : 'none waiting'),
+    ...figure('Latency', times.length === 0 ? '–' : ms(quantile(times, 0.5)), times.length === 0 ? 'p95 –' : `p95 ${ms(quantile(times, 0.95))}`),
+    ...figure('Encoder cache hits', recent > 0 ? percent(cached - first[3], recent) : percent(cached, items), items === 0 ? 'no pictures yet' : `${cached.toLocaleString('en')} of ${items.toLocaleString('en')} pictures`),
+    ...figure('Vision tokens', state.admission.inFlight.toLocaleString('en'), 'in flight'),
+    ...figure('Errors', bad.toLocaleString('en'), `${state.retries} retried, ${state.admission.refused} refused`, bad > 0)
+  )
+}
+
+function figure (name, value, note, bad = false) {
+  return [el('div', { class: bad ? 'figure bad' : 'figure' }, el('dt', {}, name), el('dd', {}, el('b', {}, value), el('span', {}, note)))]
+}
+
+function rate (perSecond) {
+  return `${perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(1)}/s`
+}

@@ -1,0 +1,85 @@
+import { count, el, ms, nameOf, quantile } from './dom.js'
+
+/**
+ * The list of requests as a listbox: one stop for the Tab key, arrows, Home, End and Page keys move, and moving selects.
+ * Rows are kept by trace id, so that a new request at the top does not disturb the one that is read.
+ */
+export class RequestList {
+  #box
+  #onSelect
+  #rows = new Map()
+  #order = []
+  selected
+
+  constructor (box, onSelect) {
+    this.#box = box
+    this.#onSelect = onSelect
+    box.addEventListener('keydown', event => { this.#key(event) })
+    box.addEventListener('click', event => {
+      const id = event.target.closest('[role=option]')?.dataset.trace
+      if (id !== undefined) this.select(id)
+    })
+  }
+
+  show (traces) {
+    const rows = new Map()
+    // Nine in ten fit their bar: one slow request must not make a dot of every other.
+    const longest = Math.max(1, quantile(traces.map(trace => trace.durationMs).sort((a, b) => a - b), 0.9) ?? 1)
+    for (const trace of traces) {
+      const row = this.#rows.get(trace.traceId) ?? el('li', { role: 'option', id: `r${trace.traceId}`, data: { trace: trace.traceId } })
+      const key = `${trace.spans} ${trace.durationMs} ${trace.status} ${Math.round(200 * trace.durationMs / longest)}`
+      if (row.dataset.key !== key) fill(row, trace, longest)
+      row.dataset.key = key
+      row.setAttribute('aria-selected', String(trace.traceId === this.selected))
+      rows.set(trace.traceId, row)
+    }
+    this.#rows = rows
+    this.#order = traces.map(trace => trace.traceId)
+    if (traces.length === 0) this.#box.replaceChildren(el('li', { class: 'empty' }, 'No requests here yet.'))
+    else this.#place([...rows.values()])
+  }
+
+  /** Moves only what has to move: the browser then keeps scroll position and hover. */
+  #place (rows) {
+    const wanted = new Set(rows)
+    for (const child of [...this.#box.children]) if (!wanted.has(child)) child.remove()
+    for (const [i, row] of rows.entries()) if (this.#box.children[i] !== row) this.#box.insertBefore(row, this.#box.children[i] ?? null)
+  }
+
+  select (id, { scroll = false } = {}) {
+    this.selected = id
+    for (const [trace, row] of this.#rows) row.setAttribute('aria-selected', String(trace === id))
+    this.#box.setAttribute('aria-activedescendant', `r${id}`)
+    if (scroll) this.#rows.get(id)?.scrollIntoView({ block: 'nearest' })
+    this.#onSelect(id)
+  }
+
+  #key (event) {
+    const at = this.#order.indexOf(this.selected)
+    const last = this.#order.length - 1
+    const moves = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: last, PageDown: at + 10, PageUp: at - 10 }
+    if (!(event.key in moves) || last < 0) return
+    event.preventDefault()
+    this.select(this.#order[Math.max(0, Math.min(last, moves[event.key]))], { scroll: true })
+  }
+}
+
+function fill (row, trace, longest) {
+  const { plan, status, partial, items, encoders, inputTokens, outputTokens, durationMs, start, name } = trace
+  const state = partial ? 'partial' : status
+  const where = encoders.length === 0 ? '' : `encoded by ${[...new Set(encoders)].map(nameOf).join(', ')}`
+  row.dataset.status = state
+  row.replaceChildren(
+    el('time', { datetime: start, title: start }, clock(start)),
+    el('span', { class: 'plan', data: { plan: plan ?? 'none' } }, partial ? 'running' : plan ?? 'none'),
+    el('span', { class: 'media', title: where }, items === 0 ? 'text' : count(items, 'image'), encoders.length === 0 ? '' : el('small', {}, ` ${[...new Set(encoders)].map(nameOf).join(' ')}`)),
+    el('span', { class: 'tokens' }, inputTokens === undefined ? '–' : `${inputTokens} → ${outputTokens ?? '?'}`),
+    el('span', { class: 'took' }, el('i', { style: { 'inline-size': `${Math.min(100, Math.max(1, 100 * durationMs / longest)).toFixed(1)}%` } }), el('b', {}, ms(durationMs))),
+    el('span', { class: 'mark' }, state === 'ok' || state === 'partial' ? '' : state)
+  )
+  row.setAttribute('aria-label', `${name}, ${plan ?? 'no plan'}, ${state}, ${count(items, 'image')}, ${ms(durationMs)}`)
+}
+
+function clock (iso) {
+  return new Date(iso).toLocaleTimeString('en-GB', { hour12: false }) + iso.slice(19, 21)
+}
