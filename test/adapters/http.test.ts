@@ -1,0 +1,279 @@
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
+import { once } from 'node:events'
+import { createServer as createNetServer, type AddressInfo, type Socket } from 'node:net'
+import t from 'tap'
+import { AdapterError, type ByteSink } from '../../adapters/adapter.ts'
+import { postStream, requestJson, requestOk, send } from '../../adapters/http.ts'
+import { firstData } from '../../adapters/http/first-event.ts'
+import { retryAfterOf } from '../../adapters/http/failures.ts'
+import { joinPath, targetOf } from '../../adapters/http/target.ts'
+import { callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
+import { until } from '../helper/until.ts'
+
+type Handler = (request: IncomingMessage, response: ServerResponse, body: Buffer) => void
+
+interface Upstream {
+  readonly url: string
+  readonly sockets: Set<Socket>
+  opened: number
+}
+
+type Teardown = Pick<typeof t, 'teardown'>
+
+async function upstream (t: Teardown, handler: Handler): Promise<Upstream> {
+  const server = createServer((request, response) => {
+    const chunks: Buffer[] = []
+    request.on('data', (chunk: Buffer) => chunks.push(chunk))
+    request.on('end', () => { handler(request, response, Buffer.concat(chunks)) })
+    request.on('error', () => {})
+  })
+  t.teardown(async () => {
+    server.closeAllConnections()
+    server.close()
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const result: Upstream = { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, sockets: new Set(), opened: 0 }
+  server.on('connection', socket => {
+    result.opened++
+    result.sockets.add(socket)
+    socket.on('close', () => result.sockets.delete(socket))
+  })
+  return result
+}
+
+const POST = { path: '/v1/chat/completions', body: [Buffer.from('{}')] }
+const EVENT = 'data: {"id":"1","object":"chat.completion.chunk","choices":[{"delta":{"content":"hi"}}]}\n\n'
+
+t.test('a body of slices arrives whole, with its exact length and the node\'s key', async t => {
+  const seen: Array<{ length: number, header: string | undefined, authorization: string | undefined, trace: unknown }> = []
+  const { url } = await upstream(t, (request, response, body) => {
+    seen.push({ length: body.length, header: request.headers['content-length'], authorization: request.headers.authorization, trace: request.headers.traceparent })
+    response.end('{}')
+  })
+  const call = callWith(dispatcherFor(t), { headers: { traceparent: '00-x' } })
+  const node = nodeAt(url, { apiKey: 'secret' })
+  for (const size of [10, 200_000, 3_000_000]) {
+    const body = [Buffer.alloc(5, 65), Buffer.alloc(size, 66), Buffer.alloc(7, 67)]
+    await (await postStream(node, { path: '/', body }, call)).buffer(10)
+  }
+  t.same(seen.map(one => one.length), [22, 200_012, 3_000_012])
+  t.same(seen.map(one => Number(one.header)), [22, 200_012, 3_000_012])
+  t.match(seen[0], { authorization: 'Bearer secret', trace: '00-x' })
+})
+
+t.test('it resolves at the first event and leaves every byte in the body', async t => {
+  let rest: (() => void) | undefined
+  const { url } = await upstream(t, (_request, response) => {
+    response.writeHead(200, { 'content-type': 'text/event-stream' })
+    response.write(': ping\n\n')
+    response.write(EVENT.slice(0, 20))
+    setImmediate(() => response.write(EVENT.slice(20)))
+    rest = () => { response.end('data: [DONE]\n\n') }
+  })
+  const response = await postStream(nodeAt(url), POST, callWith(dispatcherFor(t)))
+  t.equal(response.statusCode, 200)
+  rest!()
+  t.equal(await textOf(response), ': ping\n\n' + EVENT + 'data: [DONE]\n\n')
+})
+
+t.test('an error event in place of the first event is an error, by its code', async t => {
+  const events: Array<[object, string, number | undefined]> = [
+    [{ object: 'error', message: 'no such part', type: 'invalid_request_error', code: 400 }, 'REJECTED', 400],
+    [{ message: 'too long', type: 'invalid_request_error', code: 'context_length_exceeded' }, 'REJECTED', 400],
+    [{ message: 'full', code: 'busy' }, 'BUSY', undefined],
+    [{ message: 'slow down', code: 429 }, 'BUSY', undefined],
+    [{ message: 'out of memory', type: 'internal_error', code: 500 }, 'UNAVAILABLE', undefined],
+    [{ message: 'who knows' }, 'UNAVAILABLE', undefined]
+  ]
+  let next = 0
+  const { url } = await upstream(t, (_request, response) => {
+    response.writeHead(200, { 'content-type': 'text/event-stream' })
+    response.end(`data: ${JSON.stringify({ error: events[next++]![0] })}\n\ndata: [DONE]\n\n`)
+  })
+  const call = callWith(dispatcherFor(t))
+  for (const [, code, status] of events) {
+    const error = await postStream(nodeAt(url), POST, call).catch((error: unknown) => error)
+    if (!AdapterError.is(error)) return t.fail('must fail')
+    t.match(error, { code, node: url })
+    t.equal(error.response?.statusCode, status)
+  }
+})
+
+t.test('a good event that speaks of errors is good', async t => {
+  const text = 'data: {"id":"error","choices":[]}\n\n'
+  const { url } = await upstream(t, (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).end(text) })
+  t.equal(await textOf(await postStream(nodeAt(url), POST, callWith(dispatcherFor(t)))), text)
+})
+
+t.test('statuses become codes, and a rejection keeps the answer as it came', async t => {
+  const answers: Array<[number, Record<string, string>, string, object]> = [
+    [400, { 'content-type': 'application/json' }, '{"error":{"message":"bad"}}', { code: 'REJECTED', response: { statusCode: 400, contentType: 'application/json', body: Buffer.from('{"error":{"message":"bad"}}') } }],
+    [404, { 'content-type': 'text/html' }, '<h1>no</h1>', { code: 'REJECTED', response: { statusCode: 404, contentType: 'text/html', body: Buffer.from('<h1>no</h1>') } }],
+    [422, {}, '{"detail":[1]}', { code: 'REJECTED', message: /\[1\]/ }],
+    [413, { 'content-type': 'text/plain' }, 'x'.repeat(300_000), { code: 'REJECTED', response: { statusCode: 413, contentType: 'application/json' } }],
+    [401, {}, '{}', { code: 'UNAVAILABLE' }],
+    [429, { 'retry-after': '7' }, '', { code: 'BUSY', retryAfter: 7 }],
+    [503, {}, '', { code: 'BUSY', retryAfter: undefined }],
+    [500, {}, '{"error":"boom"}', { code: 'UNAVAILABLE', message: /500: boom/ }],
+    [302, { location: '/x' }, '', { code: 'UNAVAILABLE' }]
+  ]
+  let next = 0
+  const { url, sockets } = await upstream(t, (_request, response) => {
+    const [status, headers, body] = answers[next++]!
+    response.writeHead(status, headers).end(body)
+  })
+  const call = callWith(dispatcherFor(t))
+  for (const [, , , expected] of answers) t.match(await postStream(nodeAt(url), POST, call).catch((error: unknown) => error), expected)
+  t.ok(sockets.size <= 2, 'sockets are used again, not leaked')
+})
+
+t.test('an error answer that never ends does not hold the call', { timeout: 20_000 }, async t => {
+  const { url, sockets } = await upstream(t, (_request, response) => { response.writeHead(400).write('{"err') })
+  t.match(await postStream(nodeAt(url), POST, callWith(dispatcherFor(t))).catch((error: unknown) => error), { code: 'REJECTED', response: { statusCode: 400 } })
+  await until(() => sockets.size === 0, 'the socket is closed')
+})
+
+t.test('a node that refuses, resets or breaks off before the first event is UNAVAILABLE with the cause', async t => {
+  const net = createNetServer(socket => { socket.resetAndDestroy() }).listen(0, '127.0.0.1')
+  t.teardown(() => net.close())
+  await once(net, 'listening')
+  const resetting = `http://127.0.0.1:${(net.address() as AddressInfo).port}`
+  const { url } = await upstream(t, (request, response) => {
+    response.writeHead(200, { 'content-type': request.url === '/json' ? 'application/json' : 'text/event-stream' })
+    if (request.url === '/empty') { response.end(); return }
+    response.write(request.url === '/json' ? '' : EVENT.slice(0, 10))
+    response.flushHeaders()
+    setTimeout(() => response.socket?.resetAndDestroy(), 20)
+  })
+  const call = callWith(dispatcherFor(t))
+  const fails = async (url: string, path: string): Promise<unknown> => await postStream(nodeAt(url), { ...POST, path }, call).catch((error: unknown) => error)
+  t.match(await fails('http://127.0.0.1:9', '/'), { code: 'UNAVAILABLE', cause: { code: 'ECONNREFUSED' } })
+  t.match(await fails(resetting, '/'), { code: 'UNAVAILABLE', cause: { code: /ECONNRESET|UND_ERR_SOCKET/ } })
+  t.match(await fails(url, '/half'), { code: 'UNAVAILABLE' })
+  t.match(await fails(url, '/json'), { code: 'UNAVAILABLE' })
+  t.match(await fails(url, '/empty'), { code: 'UNAVAILABLE', message: /before its first event/ })
+})
+
+t.test('a break after the first event rejects the pipe', async t => {
+  const { url } = await upstream(t, (_request, response) => {
+    response.writeHead(200, { 'content-type': 'text/event-stream' })
+    response.write(EVENT, () => { setTimeout(() => response.socket?.resetAndDestroy(), 20) })
+  })
+  const response = await postStream(nodeAt(url), POST, callWith(dispatcherFor(t)))
+  await t.rejects(textOf(response), { code: 'UNAVAILABLE' })
+})
+
+t.test('the signal ends a call at every point, with its own reason, and closes the connection', async t => {
+  const { url, sockets } = await upstream(t, (request, response) => {
+    if (request.url === '/silent') return
+    response.writeHead(200, { 'content-type': 'text/event-stream' })
+    response.flushHeaders()
+    if (request.url === '/stream') response.write(EVENT)
+  })
+  const dispatcher = dispatcherFor(t)
+  const reason = new Error('client left')
+  for (const path of ['/silent', '/head']) {
+    const controller = new AbortController()
+    const pending = postStream(nodeAt(url), { ...POST, path }, callWith(dispatcher, { signal: controller.signal }))
+    pending.catch(() => {})
+    await until(() => sockets.size === 1, 'the request is there')
+    controller.abort(reason)
+    t.equal(await pending.catch((error: unknown) => error), reason)
+    await until(() => sockets.size === 0, 'the socket is closed')
+  }
+  const controller = new AbortController()
+  const call = callWith(dispatcher, { signal: controller.signal })
+  const response = await postStream(nodeAt(url), { ...POST, path: '/stream' }, call)
+  const piping = textOf(response)
+  controller.abort(reason)
+  t.equal(await piping.catch((error: unknown) => error), reason)
+  await until(() => sockets.size === 0, 'the socket is closed')
+  t.equal(await postStream(nodeAt(url), POST, call).catch((error: unknown) => error), reason, 'an aborted call is not sent')
+  t.equal(sockets.size, 0)
+})
+
+t.test('a slow reader stops the upstream, and gets every byte in order', async t => {
+  const total = 24 * 1024 * 1024
+  const part = Buffer.alloc(64 * 1024)
+  let sent = 0
+  const { url } = await upstream(t, (_request, response) => {
+    response.writeHead(200, { 'content-type': 'application/octet-stream' })
+    const more = (): void => {
+      while (sent < total) {
+        part.writeUInt32LE(sent)
+        sent += part.length
+        if (!response.write(Buffer.from(part))) { response.once('drain', more); return }
+      }
+      response.end()
+    }
+    more()
+  })
+  const response = await postStream(nodeAt(url), POST, callWith(dispatcherFor(t)))
+  let got = 0
+  let resume: (() => void) | undefined
+  const sink: ByteSink = { write: chunk => { got += chunk.length; return resume !== undefined }, onDrain: again => { resume = again } }
+  const done = response.pipe(sink)
+  let before = -1
+  await until(() => { const still = sent === before; before = sent; return still && resume !== undefined }, 'the upstream is blocked')
+  t.ok(got <= 128 * 1024, `only ${got} bytes were handed over`)
+  t.ok(sent < total, `the upstream stopped at ${sent} of ${total}`)
+  resume!()
+  await done
+  t.equal(got, total)
+})
+
+t.test('a kept connection that the server closes under an idempotent call is not an error', async t => {
+  let count = 0
+  const { url } = await upstream(t, (request, response) => {
+    if (++count === 2) request.socket.resetAndDestroy()
+    else response.end('{"n":1}')
+  })
+  const call = callWith(dispatcherFor(t))
+  t.match(await requestJson(nodeAt(url), { method: 'GET', path: '/' }, call), { statusCode: 200 })
+  t.match(await requestJson(nodeAt(url), { method: 'GET', path: '/', idempotent: true }, call), { body: { n: 1 } })
+  t.equal(count, 3)
+})
+
+t.test('control calls are bounded in time and size', async t => {
+  const { url } = await upstream(t, (request, response) => {
+    if (request.url === '/silent') return
+    if (request.url === '/drip') { response.write('{'); return }
+    response.end(request.url === '/text' ? 'hello' : JSON.stringify('x'.repeat(5000)))
+  })
+  const call = callWith(dispatcherFor(t))
+  await t.rejects(requestJson(nodeAt(url), { method: 'GET', path: '/silent', timeout: 50 }, call), { code: 'UNAVAILABLE', message: /within 50 ms/ })
+  await t.rejects(requestJson(nodeAt(url), { method: 'GET', path: '/drip', timeout: 50 }, call), { code: 'UNAVAILABLE' })
+  await t.rejects(requestJson(nodeAt(url), { method: 'GET', path: '/long', limit: 1000 }, call), { code: 'UNAVAILABLE', message: /longer than 1000/ })
+  t.match(await requestJson(nodeAt(url), { method: 'GET', path: '/text' }, call), { statusCode: 200, body: undefined })
+  await t.rejects(requestOk(nodeAt(url), { method: 'GET', path: '/text' }, call), { code: 'UNAVAILABLE', message: /not JSON/ })
+})
+
+t.test('the body of an answer is taken once; an unwanted one is closed', async t => {
+  const { url, sockets } = await upstream(t, (_request, response) => { response.write('{"x":'); response.flushHeaders() })
+  const response = await send(nodeAt(url), { method: 'GET', path: '/' }, callWith(dispatcherFor(t)))
+  response.destroy()
+  await until(() => sockets.size === 0, 'the socket is closed')
+  await t.rejects(response.buffer(10))
+  await t.rejects(response.buffer(10), /already been taken/)
+})
+
+t.test('a closed dispatcher is UNAVAILABLE, not a crash', async t => {
+  const dispatcher = dispatcherFor(t)
+  await dispatcher.destroy()
+  await t.rejects(requestJson(nodeAt('http://127.0.0.1:9'), { method: 'GET', path: '/' }, callWith(dispatcher)), { code: 'UNAVAILABLE' })
+})
+
+t.test('small parts', async t => {
+  t.equal(retryAfterOf('12'), 12)
+  t.equal(retryAfterOf(['3', '4']), 3)
+  t.equal(retryAfterOf('Thu, 01 Jan 1970 00:00:10 GMT', 4500), 6)
+  t.equal(retryAfterOf('soon'), undefined)
+  t.equal(firstData(Buffer.from('event: x\r\ndata: {}\r\n\r\n'))?.toString(), ' {}')
+  t.equal(firstData(Buffer.from('data: {}')), undefined)
+  const at = (url: string): string => joinPath(targetOf(nodeAt(url)), '/v1/models')
+  t.equal(at('http://h:1'), '/v1/models')
+  t.equal(at('http://h:1/'), '/v1/models')
+  t.equal(at('http://h:1/base/'), '/base/v1/models')
+  t.equal(at('https://api.example.com/v1'), '/v1/models', 'a base URL with /v1 gets no second one')
+})

@@ -1,0 +1,89 @@
+/**
+ * The gateways that are compared, one a process: `e2e-proxy.js KIND PD_URL ENCODER_URL...`. `relay` is what anybody would
+ * write who knows undici well and never looks into a body: a Buffer in, the same Buffer out.
+ */
+import type { AddressInfo } from 'node:net'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import Fastify, { type FastifyInstance } from 'fastify'
+import { Agent } from 'undici'
+import epd, { TraceStore } from '../../plugin/index.ts'
+import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
+import { until } from '../helper/until.ts'
+import { serve } from './processes.ts'
+
+const [kind = 'relay', pd = '', ...encoders] = process.argv.slice(2)
+const PATH = '/v1/chat/completions'
+const LIMIT = 64 << 20
+
+function relay (app: FastifyInstance): void {
+  const agent = new Agent()
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => { done(null, body) })
+  app.post(PATH, (request, reply) => {
+    reply.hijack()
+    const { raw } = reply
+    let abort: (() => void) | undefined
+    raw.on('close', () => { if (!raw.writableEnded) abort?.() })
+    agent.dispatch({ origin: pd, path: PATH, method: 'POST', headers: { 'content-type': 'application/json' }, body: request.body as Buffer, headersTimeout: 0, bodyTimeout: 0 }, {
+      onRequestStart: controller => { abort = () => controller.abort(new Error('gone')) },
+      onResponseStart: (_, statusCode, headers) => { raw.writeHead(statusCode, { 'content-type': headers['content-type'] as string }) },
+      onResponseData: (controller, chunk) => {
+        if (raw.write(chunk)) return
+        controller.pause()
+        raw.once('drain', () => controller.resume())
+      },
+      onResponseEnd: () => { raw.end() },
+      onResponseError: () => { raw.destroy() }
+    })
+  })
+}
+
+async function gateway (app: FastifyInstance): Promise<void> {
+  const store = new TraceStore()
+  if (kind === 'traced') startTelemetry({ store })
+  const nodes = [...encoders.map(url => ({ url, role: 'encoder' as const })), { url: pd, role: 'hybrid' as const }]
+  await app.register(epd, { nodes, bypass: 'never', telemetry: { store } })
+}
+
+/** Real engines; the second route never bypasses the encoder. */
+async function engines (app: FastifyInstance): Promise<void> {
+  await app.register(epd, { embedded: { encoders: 1, engines: 1 }, bypass: 'auto', routing: { smallItem: 4096 }, limits: { body: LIMIT } })
+  app.post('/never', async (request, reply) => await app.epd.handle(request, reply, { overrides: { bypass: 'never', path: PATH } }))
+}
+
+const app = Fastify({ bodyLimit: LIMIT, forceCloseConnections: true })
+if (kind === 'relay') relay(app)
+else if (kind === 'engines') await engines(app)
+else await gateway(app)
+await app.listen({ port: 0, host: '127.0.0.1' })
+if (kind === 'engines') await app.epd.embedded!.ready
+if (kind !== 'relay') {
+  await until(() => {
+    const { nodes, link } = app.epd.nodes.snapshot()
+    const consumer = nodes.find(node => node.role === 'hybrid')
+    return consumer !== undefined && nodes.every(node => node.state === 'healthy' && (node === consumer || link(node.id, consumer.id) === 'linked'))
+  }, 'all nodes are up and linked', 60_000)
+}
+
+setFlagsFromString('--expose-gc')
+const collect = runInNewContext('gc') as () => void
+let since = process.cpuUsage()
+serve({
+  port: () => (app.server.address() as AddressInfo).port,
+  engine: () => app.epd.nodes.snapshot().nodes.find(node => node.role === 'hybrid')!.id,
+  /** CPU time since the last call, in microseconds, user and system. */
+  cpu: () => {
+    const used = process.cpuUsage(since)
+    since = process.cpuUsage()
+    return used.user + used.system
+  },
+  /** Resident memory in bytes, with nothing left to collect. */
+  memory: () => {
+    collect()
+    collect()
+    return process.memoryUsage.rss()
+  },
+  stop: async () => { await app.close() },
+  exit: () => process.exit()
+})

@@ -1,0 +1,95 @@
+import { Peer, PLACEMENT } from './processes.ts'
+import { median, quantile, table } from './report.ts'
+import type { BenchContext } from './report.ts'
+
+export const name = 'relay'
+
+const KINDS = { bare: 'bare Fastify + undici dispatch', 'reply-from': '@fastify/reply-from', parts: 'body and relay of this package alone', plugin: 'this package' } as const
+type Kind = keyof typeof KINDS
+
+const BODY = JSON.stringify({ model: 'm', messages: [{ role: 'user', content: 'y'.repeat(100) }], max_tokens: 200, temperature: 0 })
+const STREAM_BODY = BODY.replace('"model"', '"stream":true,"model"')
+const STREAMS = 100
+const CHUNKS = 50
+const INTERVAL = 20
+
+interface LoadResult { requests: number, failures: number, latencies: number[] }
+interface Side { proxy: Peer, port: number, cpu: number[], p50: number[], p99: number[], rate: number[], single: number[], chunk: number[], streamP99: number[] }
+
+/** Relays JSON answers and paced token streams, beside what a Fastify gateway would do otherwise. */
+export async function run (context: BenchContext): Promise<string> {
+  const upstream = new Peer(new URL('./relay-upstream.js', import.meta.url), [], 1)
+  const load = new Peer(new URL('./relay-load.js', import.meta.url), [], 1)
+  const peers = [upstream, load]
+  try {
+    const origin = await upstream.call<number>('port')
+    await upstream.call('pace', CHUNKS, INTERVAL)
+    const sides = {} as Record<Kind, Side>
+    for (const kind of Object.keys(KINDS) as Kind[]) {
+      const proxy = new Peer(new URL('./relay-proxy.js', import.meta.url), [kind, String(origin)], 0)
+      peers.push(proxy)
+      sides[kind] = { proxy, port: await proxy.call<number>('port'), cpu: [], p50: [], p99: [], rate: [], single: [], chunk: [], streamP99: [] }
+    }
+    const direct: number[] = []
+    for (let round = -1; round < context.rounds; round++) {
+      context.log(round < 0 ? '  warming up' : `  round ${round + 1} of ${context.rounds}`)
+      await measureRound(context, load, origin, sides, direct, round < 0)
+    }
+    return report(sides, median(direct))
+  } finally {
+    for (const peer of peers) peer.close()
+  }
+}
+
+async function measureRound (context: BenchContext, load: Peer, origin: number, sides: Record<Kind, Side>, direct: number[], warmUp: boolean): Promise<void> {
+  const ms = context.quick ? 1000 : 4000
+  const fire = async (port: number, body: string, connections: number, duration: number): Promise<LoadResult> => {
+    const result = await load.call<LoadResult>('run', { port, path: '/v1/chat/completions', connections, ms: duration, body })
+    if (result.failures > 0) throw new Error(`${result.failures} of ${result.requests} requests failed`)
+    return result
+  }
+  const single = await fire(origin, BODY, 1, ms / 4)
+  if (!warmUp) direct.push(median(single.latencies))
+  for (const side of Object.values(sides)) {
+    await side.proxy.call('cpu')
+    const json = await fire(side.port, BODY, 50, ms)
+    const jsonCpu = await side.proxy.call<number>('cpu')
+    const one = await fire(side.port, BODY, 1, ms / 4)
+    await side.proxy.call('cpu')
+    const streams = await fire(side.port, STREAM_BODY, STREAMS, ms / 2)
+    const streamCpu = await side.proxy.call<number>('cpu')
+    if (warmUp) continue
+    side.cpu.push(jsonCpu / json.requests)
+    side.rate.push(json.requests / (ms / 1000))
+    side.p50.push(median(json.latencies))
+    side.p99.push(quantile(json.latencies, 0.99))
+    side.single.push(median(one.latencies))
+    side.chunk.push(streamCpu / (streams.requests * (CHUNKS + 1)))
+    side.streamP99.push(quantile(streams.latencies, 0.99))
+  }
+}
+
+function report (sides: Record<Kind, Side>, direct: number): string {
+  const rows = (Object.keys(KINDS) as Kind[]).map(kind => ({ kind, ...sides[kind] }))
+  const bare = sides.bare
+  return [
+    '## Relay',
+    '',
+    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of the rounds. "This package" is the plugin with one node: it checks and splices the body, plans, observes, and could retry.`,
+    '',
+    '### JSON answers of 1 KB',
+    '',
+    table(['', 'CPU us/request', 'vs bare', 'requests/s, 50 conn.', 'p50 ms', 'p99 ms', 'p50 ms, 1 conn.', 'added ms'],
+      rows.map(({ kind, cpu, rate, p50, p99, single }) => [KINDS[kind], median(cpu), ratio(cpu, bare.cpu), median(rate), median(p50), median(p99), median(single), median(single) - direct])),
+    '',
+    `### Token streams: ${STREAMS} at a time, a chunk each every ${INTERVAL} ms`,
+    '',
+    table(['', 'CPU us/chunk', 'vs bare', `p99 ms (ideal ${CHUNKS * INTERVAL})`],
+      rows.map(({ kind, chunk, streamP99 }) => [KINDS[kind], median(chunk), ratio(chunk, bare.chunk), median(streamP99)]))
+  ].join('\n')
+}
+
+/** Median of the rounds' ratios: what else the machine did in a round, it did to both. */
+function ratio (values: readonly number[], base: readonly number[]): string {
+  return `${median(values.map((value, i) => value / base[i]!)).toFixed(2)}x`
+}

@@ -1,0 +1,134 @@
+/** What observing costs the gateway: spans of a picture request, taking in those of its engines, metrics, and an open page. */
+import { createServer } from 'node:http'
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import { context, metrics, propagation, ROOT_CONTEXT, trace } from '@opentelemetry/api'
+import { startEngineTelemetry } from '../../engines/server/telemetry.ts'
+import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../engines/semconv.ts'
+import { spanTime } from '../../engines/span-clock.ts'
+import { GatewayMetrics } from '../../plugin/telemetry/metrics.ts'
+import { parseOtlpTraces } from '../../plugin/telemetry/otlp-json.ts'
+import { createPrometheus } from '../../plugin/telemetry/prometheus.ts'
+import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
+import { ATTR, SPAN } from '../../plugin/telemetry/semconv.ts'
+import { startRequest } from '../../plugin/telemetry/spans.ts'
+import { TraceStore } from '../../plugin/telemetry/trace-store.ts'
+import { measurePage } from './telemetry-page.ts'
+import { median, table, type BenchContext } from './report.ts'
+
+export const name = 'telemetry'
+
+const NODE = 'http://127.0.0.1:23333'
+const ENGINE_SPANS = 5
+
+/** CPU of this thread per call, in microseconds, once warm. */
+async function cpuOf (calls: number, run: () => unknown): Promise<number> {
+  for (let i = 0; i < calls / 4; i++) await run()
+  const before = process.cpuUsage()
+  for (let i = 0; i < calls; i++) await run()
+  const { user, system } = process.cpuUsage(before)
+  return (user + system) / calls
+}
+
+/** The spans the pipeline makes of a request with a picture, with their attributes. */
+async function pictureRequest (): Promise<void> {
+  const chat = startRequest({ headers: {}, model: 'tiny', attributes: { [ATTR.requestStream]: true, [ATTR.requestId]: 'req-1', [ATTR.items]: 1 } })
+  chat.stageSync(SPAN.plan, { [ATTR.attempt]: 1 }, plan => {
+    if (plan.recording) plan.set({ [ATTR.topology]: 'e-pd', [ATTR.reason]: '1 item on 1 encoder', [ATTR.node]: NODE })
+  })
+  await chat.stage(SPAN.encode, { [ATTR.items]: 1 }, async encode => {
+    await encode.stage(SPAN.encodeCall, { [ATTR.node]: NODE, [ATTR.items]: 1 }, async call => call.headers)
+    if (encode.recording) encode.set({ [ATTR.encoders]: [NODE], [ATTR.tokens]: 80, [ATTR.cached]: 0, [ATTR.itemTokens]: [80], [ATTR.itemCached]: [false] })
+  })
+  const decode = chat.begin(SPAN.decode, { [ATTR.node]: NODE })
+  decode.run(() => decode.headers)
+  decode.end()
+  if (chat.recording) chat.set({ [ATTR.topology]: 'e-pd', [ATTR.reason]: '1 item on 1 encoder', [ATTR.encoders]: [NODE], [ATTR.statusCode]: 200, [ATTR.finishReasons]: ['stop'], [ATTR.inputTokens]: 98, [ATTR.outputTokens]: 2 })
+  chat.end()
+}
+
+/** A body as an engine really sends it: the spans of so many requests. */
+async function engineBody (requests: number): Promise<string> {
+  let body = ''
+  const receiver = createServer((request, response) => {
+    request.setEncoding('utf8').on('data', (chunk: string) => { body += chunk }).on('end', () => { response.end('{}') })
+  })
+  receiver.listen(0, '127.0.0.1')
+  await once(receiver, 'listening')
+  const telemetry = startEngineTelemetry({
+    engineId: NODE, role: 'hybrid', version: '0.0.0', proxyUrl: `http://127.0.0.1:${(receiver.address() as AddressInfo).port}`, token: () => 'token', onRefused () {}
+  })!
+  const tracer = trace.getTracer(ENGINE_TRACER_NAME)
+  const end = (name: string, attributes: Record<string, string | number | string[] | number[]>, parent = ROOT_CONTEXT): void => {
+    tracer.startSpan(name, { startTime: spanTime(), attributes }, parent).end(spanTime())
+  }
+  for (let n = 0; n < requests; n++) {
+    const parent = trace.setSpanContext(ROOT_CONTEXT, { traceId: (n + 1).toString(16).padStart(32, 'a'), spanId: 'b'.repeat(16), traceFlags: 1 })
+    end(ENGINE_SPAN.preprocess, { [ENGINE_ATTR.items]: 1, [ENGINE_ATTR.requestId]: 'req-1' }, parent)
+    end(ENGINE_SPAN.encode, { [ENGINE_ATTR.tokens]: 80, [ENGINE_ATTR.batch]: 1, [ENGINE_ATTR.queueMs]: 0.2 }, parent)
+    end(ENGINE_SPAN.migrate, { [ENGINE_ATTR.items]: 1, [ENGINE_ATTR.cached]: 0, [ENGINE_ATTR.bytes]: 81_920, [ENGINE_ATTR.blocks]: 3, [ENGINE_ATTR.peer]: NODE, [ENGINE_ATTR.peerBytes]: [81_920], [ENGINE_ATTR.link]: 'ipc' }, parent)
+    end(ENGINE_SPAN.prefill, { [ENGINE_ATTR.requestId]: 'req-1', [ENGINE_ATTR.inputTokens]: 98, [ENGINE_ATTR.cached]: 48, [ENGINE_ATTR.tokens]: 50, [ENGINE_ATTR.queueMs]: 1.25 }, parent)
+    end(ENGINE_SPAN.decode, { [ENGINE_ATTR.requestId]: 'req-1', [ENGINE_ATTR.finishReasons]: ['stop'], [ENGINE_ATTR.outputTokens]: 2 }, parent)
+  }
+  await telemetry.close()
+  receiver.close()
+  propagation.disable()
+  return body
+}
+
+interface Costs { spans: number, idle: number, take: number, metrics: number }
+
+async function measureCosts (calls: number, body: string): Promise<Costs> {
+  const idle = await cpuOf(calls, pictureRequest)
+  const store = new TraceStore()
+  const telemetry = startTelemetry({ store })
+  const spans = await cpuOf(calls, pictureRequest)
+  await telemetry.close()
+  context.disable()
+  propagation.disable()
+  const requests = JSON.parse(body).resourceSpans.flatMap((one: any) => one.scopeSpans).flatMap((one: any) => one.spans).length / ENGINE_SPANS
+  let n = 0
+  // Other ids each time: spans that are there already would be left out.
+  const take = await cpuOf(Math.ceil(calls / requests), () => {
+    const fresh = (n++).toString(16).padStart(8, '0')
+    for (const span of parseOtlpTraces(JSON.parse(body.replaceAll('aaaaaaaa', fresh)), NODE)!.spans) store.add(span)
+  }) / requests
+  const { meter, close } = createPrometheus()
+  const source = { inFlight: 0, stats: { retries: 0, encodeMoves: 0, encodeFallbacks: 0, requests: () => [], encoders: () => [], links: () => [] }, admission: { stats: { inFlight: 0, waiting: 0, refused: 0 } }, registry: { snapshot: () => ({ nodes: [] }) as never } }
+  const gateway = new GatewayMetrics([meter, metrics.getMeter('none')], source)
+  const counted = await cpuOf(calls, () => {
+    gateway.stage(NODE, 'encode', 0.01, undefined)
+    gateway.stage(NODE, 'decode', 0.1, undefined)
+    gateway.request({ operation: 'chat', model: 'tiny', topology: 'e-pd', seconds: 0.12, firstChunk: 0.05, perToken: 0.01 })
+  })
+  gateway.close()
+  await close()
+  return { spans, idle, take, metrics: counted }
+}
+
+export async function run (bench: BenchContext): Promise<string> {
+  const body = await engineBody(40)
+  const rounds: Costs[] = []
+  for (let round = 0; round < bench.rounds; round++) {
+    bench.log(`  round ${round + 1} of ${bench.rounds}`)
+    rounds.push(await measureCosts(bench.quick ? 10_000 : 40_000, body))
+  }
+  const of = (key: keyof Costs): number => median(rounds.map(one => one[key]))
+  bench.log('  page')
+  const page = await measurePage(bench)
+  return [
+    '## Telemetry',
+    '',
+    `CPU of the gateway for a streamed request with one picture: its own 5 spans into the memory store, and the ${ENGINE_SPANS} spans its engines send (their JSON, 40 requests a call, ${Math.round(body.length / 40 / ENGINE_SPANS)} bytes a span). The budget is 40 us a sampled request.`,
+    '',
+    table(['', 'us/request'], [
+      ['spans of the gateway', of('spans') - of('idle')],
+      ['spans of the engines', of('take')],
+      ['tracing in all', of('spans') - of('idle') + of('take')],
+      ['the same calls without an SDK', of('idle')],
+      ['metrics: 5 histograms', of('metrics')]
+    ]),
+    '',
+    page
+  ].join('\n')
+}

@@ -1,0 +1,289 @@
+import { once } from 'node:events'
+import { readdirSync } from 'node:fs'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Test } from 'tap'
+import { Agent, fetch, type Response } from 'undici'
+import { startCli, type CliServer } from '../helper/cli.ts'
+import { metric } from '../helper/metrics.ts'
+import { until as poll } from '../helper/until.ts'
+import { FaultyNode } from './faulty-node.ts'
+
+export const MODEL = 'tiny-internvl'
+const WIRE_ROLES = { hybrid: 1, encoder: 4 } as const
+type Role = keyof typeof WIRE_ROLES
+
+export interface Answer {
+  readonly status: number
+  readonly headers: Response['headers']
+  readonly body: any
+}
+
+/** Its connections must not be taken for files that a server leaves open. */
+const dispatcher = new Agent({ keepAliveTimeout: 500, keepAliveMaxTimeout: 500 })
+
+async function get (url: string): Promise<Response> {
+  return await fetch(url, { dispatcher })
+}
+
+async function post (url: string, body: object, signal?: AbortSignal): Promise<Response> {
+  return await fetch(url, { dispatcher, method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), ...(signal === undefined ? {} : { signal }) })
+}
+
+/** Long enough for a machine that is busy with other things; a quiet one never waits that long. */
+const PATIENCE_MS = 30_000
+
+export async function until<T> (check: () => T | Promise<T>, what: string): Promise<NonNullable<T>> {
+  return await poll(check, what, PATIENCE_MS)
+}
+
+/** A promise to be resolved by hand. */
+export function gate (): { readonly opened: Promise<void>, open (): void } {
+  let open = (): void => {}
+  const opened = new Promise<void>(resolve => { open = resolve })
+  return { opened, open }
+}
+
+/** An engine with a public URL prints that one, so its port must be known beforehand; and it shall come back at the same. */
+async function freePort (): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+/** Open file descriptors of a process; undefined where the system does not tell. */
+export function openFiles (pid: number): number | undefined {
+  try { return readdirSync(`/proc/${pid}/fd`).length } catch { return undefined }
+}
+
+/** A real engine process, behind a {@link FaultyNode} unless it is told otherwise. */
+export class Engine {
+  readonly role: Role
+  readonly id: string
+  readonly node: FaultyNode
+  readonly #t: Test
+  readonly #flags: readonly string[]
+  #server: CliServer
+
+  private constructor (t: Test, role: Role, flags: readonly string[], node: FaultyNode, server: CliServer) {
+    this.role = role
+    this.id = node.url
+    this.node = node
+    this.#t = t
+    this.#flags = flags
+    this.#server = server
+  }
+
+  static async start (t: Test, role: Role, options: { flags?: readonly string[], flakyWire?: boolean } = {}): Promise<Engine> {
+    const port = await freePort()
+    const node = await FaultyNode.listen(port, options)
+    t.teardown(() => node.close())
+    const flags = ['engine', '--role', role, '--port', String(port), '--public-url', node.url, '--threads', '1', '--log-level', 'error', ...options.flags ?? []]
+    return new Engine(t, role, flags, node, await startCli(t, flags))
+  }
+
+  get pid (): number { return this.#server.child.pid! }
+
+  get #own (): string { return `http://127.0.0.1:${this.node.port}` }
+
+  get dead (): boolean { return this.#server.child.exitCode !== null || this.#server.child.signalCode !== null }
+
+  async stop (signal: NodeJS.Signals): Promise<number | null> {
+    return await this.#server.stop(signal)
+  }
+
+  /** Another process under the same id. */
+  async startAgain (): Promise<void> {
+    this.#server = await startCli(this.#t, this.#flags)
+  }
+
+  async killAndStartAgain (): Promise<void> {
+    await this.stop('SIGKILL')
+    await this.startAgain()
+  }
+
+  async metrics (): Promise<string> {
+    return await (await get(`${this.#own}/metrics`)).text()
+  }
+
+  async gauge (name: string): Promise<number> {
+    return metric(await this.metrics(), name) ?? NaN
+  }
+
+  async clearCache (): Promise<void> {
+    await post(`${this.#own}/distserve/clear_cache`, {})
+  }
+
+  /** Why the engine is not idle; undefined when it is. */
+  async unrest (): Promise<string | undefined> {
+    const text = await this.metrics()
+    const value = (name: string): number => metric(text, name) ?? 0
+    if (value('epd_leases_open') !== 0) return `${value('epd_leases_open')} leases are open`
+    for (const pool of ['feature', 'kv']) {
+      const [total, free, cached] = ['total', 'free', 'cached'].map(what => value(`epd_${pool}_blocks_${what}`)) as [number, number, number]
+      if (free + cached !== total) return `${pool} blocks: ${free} free + ${cached} cached of ${total}`
+    }
+    return text.split('\n').find(line => line.startsWith('epd_sequences{') && !line.endsWith(' 0'))
+  }
+
+  /** After clearing the cache: does it hold anything still? */
+  async remains (): Promise<string | undefined> {
+    await this.clearCache()
+    const text = await this.metrics()
+    for (const pool of ['feature', 'kv']) {
+      const [total, free] = ['total', 'free'].map(what => metric(text, `epd_${pool}_blocks_${what}`) ?? 0)
+      if (free !== total) return `${pool} blocks: ${free} free of ${total} after clearing`
+    }
+  }
+}
+
+export interface NodeStatus {
+  readonly role: number
+  readonly health: string
+  readonly unfinished: number
+  readonly vision_tokens: number
+  readonly breakers: { readonly encode: string, readonly decode: string }
+  readonly links: Record<string, { readonly state: string, readonly reason?: string }>
+}
+
+export interface Question {
+  readonly pictures?: readonly string[]
+  readonly more?: object
+  readonly signal?: AbortSignal
+}
+
+function bodyOf ({ pictures = [], more = {} }: Question): object {
+  const parts = pictures.map(url => ({ type: 'image_url', image_url: { url } }))
+  return { model: MODEL, temperature: 0, max_tokens: 8, messages: [{ role: 'user', content: [...parts, { type: 'text', text: 'How many shapes are there?' }] }], ...more }
+}
+
+/** A stream as its client sees it: whole events, as they come. */
+export class Stream {
+  readonly status: number
+  readonly headers: Response['headers']
+  /** The JSON of each event; the text of one that is none, such as `[DONE]`. */
+  readonly events: any[] = []
+  /** Resolves when the answer has ended: true, or false when it broke off. */
+  readonly ended: Promise<boolean>
+
+  constructor (response: Response) {
+    this.status = response.status
+    this.headers = response.headers
+    this.ended = this.#read(response).then(() => true, () => false)
+  }
+
+  get last (): any { return this.events.at(-1) }
+
+  async #read (response: Response): Promise<void> {
+    let rest = ''
+    const decoder = new TextDecoder()
+    for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
+      const parts = (rest + decoder.decode(chunk, { stream: true })).split('\n\n')
+      rest = parts.pop()!
+      for (const part of parts) if (part.startsWith('data: ')) this.events.push(part === 'data: [DONE]' ? '[DONE]' : JSON.parse(part.slice(6)))
+    }
+  }
+}
+
+/** A real gateway process. */
+export class GatewayProcess {
+  readonly server: CliServer
+  readonly url: string
+
+  private constructor (server: CliServer) {
+    this.server = server
+    this.url = server.url
+  }
+
+  static async start (t: Test, config: object = {}): Promise<GatewayProcess> {
+    const folder = await mkdtemp(join(tmpdir(), 'epd-chaos-'))
+    t.teardown(() => rm(folder, { recursive: true }))
+    const file = join(folder, 'epd.config.json')
+    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', ...config }))
+    return new GatewayProcess(await startCli(t, ['serve', '--config', file, '--port', '0', '--log-level', 'error']))
+  }
+
+  get pid (): number { return this.server.child.pid! }
+
+  async metrics (): Promise<string> {
+    return await (await get(`${this.url}/metrics`)).text()
+  }
+
+  async status (): Promise<Record<string, NodeStatus>> {
+    return await (await get(`${this.url}/nodes/status`)).json() as Record<string, NodeStatus>
+  }
+
+  /** These nodes and no others, all healthy and every pair linked. */
+  async use (...engines: readonly Engine[]): Promise<void> {
+    const wanted = new Set(engines.map(engine => engine.id))
+    for (const id of Object.keys(await this.status())) if (!wanted.has(id)) await post(`${this.url}/nodes/remove`, { url: id })
+    for (const engine of engines) await this.add(engine)
+    await this.linked(...engines)
+  }
+
+  async add ({ id, role }: Engine): Promise<void> {
+    await post(`${this.url}/nodes/add`, { url: id, status: { role: WIRE_ROLES[role], models: [MODEL] } })
+  }
+
+  /** As `use`, with nodes nothing is known of: no failure is counted against them. */
+  async useAfresh (...engines: readonly Engine[]): Promise<void> {
+    await this.use()
+    await this.use(...engines)
+  }
+
+  async linked (...engines: readonly Engine[]): Promise<void> {
+    const [encoders, hybrids] = (['encoder', 'hybrid'] as const).map(role => engines.filter(engine => engine.role === role)) as [Engine[], Engine[]]
+    await until(async () => {
+      const nodes = await this.status()
+      return engines.every(({ id }) => nodes[id]?.health === 'healthy') &&
+        encoders.every(from => hybrids.every(to => nodes[from.id]?.links[to.id]?.state === 'linked'))
+    }, 'all nodes are healthy and linked')
+  }
+
+  async ask (question: Question = {}): Promise<Answer> {
+    const response = await post(`${this.url}/v1/chat/completions`, bodyOf(question), question.signal)
+    const text = await response.text()
+    return { status: response.status, headers: response.headers, body: text.startsWith('{') ? JSON.parse(text) : text }
+  }
+
+  async stream (question: Question = {}): Promise<Stream> {
+    return new Stream(await post(`${this.url}/v1/chat/completions`, bodyOf({ ...question, more: { ...question.more, stream: true } }), question.signal))
+  }
+
+  async unrest (): Promise<string | undefined> {
+    const busy = Object.entries(await this.status()).find(([, node]) => node.unfinished !== 0 || node.vision_tokens !== 0)
+    return busy === undefined ? undefined : `${busy[0]} has ${busy[1].unfinished} unfinished, ${busy[1].vision_tokens} vision tokens`
+  }
+}
+
+/** Waits until gateways and engines hold nothing of any request; gives what they still hold after a long while. */
+export async function settle (...parts: ReadonlyArray<GatewayProcess | Engine>): Promise<string[]> {
+  let unrest: string[] = []
+  await until(async () => {
+    const reasons = await Promise.all(parts.filter(part => !('dead' in part && part.dead)).map(async part => await part.unrest()))
+    unrest = reasons.filter(reason => reason !== undefined)
+    return unrest.length === 0
+  }, 'nothing is in flight').catch(() => {})
+  return unrest
+}
+
+/** Asserts that nothing of any request is held. Returns the milliseconds until that was so. */
+export async function quiet (t: Test, ...parts: ReadonlyArray<GatewayProcess | Engine>): Promise<number> {
+  const start = performance.now()
+  const unrest = await settle(...parts)
+  t.same(unrest, [], 'nothing is held')
+  return performance.now() - start
+}
+
+/** An error answer in OpenAI's shape, with these. */
+export function isError (t: Test, { status, headers, body }: Answer, expected: { status: number, code: unknown, param?: unknown, again?: boolean }): void {
+  t.equal(status, expected.status, JSON.stringify(body))
+  t.match(headers.get('content-type'), /^application\/json/)
+  t.match(body, { error: { message: String, type: String, code: expected.code, param: expected.param ?? null } })
+  t.equal(headers.has('retry-after'), expected.again === true, 'Retry-After when the client may come again')
+}

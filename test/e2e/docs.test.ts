@@ -1,0 +1,51 @@
+/** What the documentation tells people to type is typed here. */
+import { spawn, spawnSync } from 'node:child_process'
+import { readFile, mkdir, writeFile } from 'node:fs/promises'
+import { createServer, type AddressInfo } from 'node:net'
+import { once } from 'node:events'
+import { join } from 'node:path'
+import t from 'tap'
+import { packageRoot } from '../../engines/package-root.ts'
+
+const ROOT = packageRoot()
+
+/** The fenced code blocks of one language, in order. */
+async function blocks (file: string, language: string): Promise<string[]> {
+  const text = await readFile(join(ROOT, file), 'utf8')
+  return [...text.matchAll(new RegExp('^```' + language + '\\n([\\s\\S]*?)^```', 'gm'))].map(found => found[1]!)
+}
+
+async function freePort (): Promise<string> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return String(port)
+}
+
+const curl = spawnSync('curl', ['--version']).status === 0
+
+await t.test('docs/engines.md: E -> PD by hand answers the question and frees the lease', { skip: curl ? false : 'curl is not installed' }, async t => {
+  const cli = join(import.meta.dirname, '..', '..', 'plugin', 'cli', 'main.js')
+  const [encoder, engine] = [await freePort(), await freePort()]
+  const script = (await blocks('docs/engines.md', 'sh')).join('\n')
+    .replaceAll('23333', encoder).replaceAll('23334', engine)
+    .replaceAll('npx fastify-epd', `${process.execPath} ${cli}`)
+    .replaceAll('docs/examples', join(ROOT, 'docs', 'examples'))
+    // Kept, to be looked at below.
+    .replace(/^rm .*$/m, '')
+  const dir = t.testdir({})
+  await mkdir(dir, { recursive: true })
+  await writeFile(join(dir, 'steps.sh'), script)
+  const shell = spawn('bash', ['-e', '-m', 'steps.sh'], { cwd: dir, stdio: ['ignore', 'pipe', 'pipe'] })
+  let output = ''
+  shell.stdout.on('data', (data: Buffer) => { output += data.toString() })
+  shell.stderr.on('data', (data: Buffer) => { output += data.toString() })
+  await once(shell, 'close')
+  const answer = JSON.parse(await readFile(join(dir, 'answer.json'), 'utf8')) as { choices: Array<{ message: { content: string } }> }
+  t.equal(answer.choices[0]!.message.content, '2', output)
+  t.match(output, /epd_leases_open 0/)
+  t.match(output, /epd_acks_total 1/)
+  t.match(output, /epd_encoded_items_total 1/)
+})

@@ -1,0 +1,140 @@
+/** The embedded default as a newcomer meets it: demo, serve, an engine that dies, the end. */
+import t from 'tap'
+import { runCli, startCli } from '../helper/cli.ts'
+import { drawPicture, drawScene } from '../helper/scenes.ts'
+import { until } from '../helper/until.ts'
+
+interface NodeStatus { readonly role: number, readonly health: string, readonly links?: Record<string, { state: string }> }
+
+const ENCODER = 4
+const HYBRID = 1
+
+await t.test('the demo answers a question about its picture, shows the stages and exits 0', async t => {
+  const demo = await runCli(['demo'])
+  t.equal(demo.code, 0, demo.stderr)
+  t.match(demo.stdout, /Answer {5}2\n/, 'two red circles are in the sample picture')
+  t.match(demo.stdout, /Plan {7}e-pd/)
+  for (const stage of ['epd.encode', 'engine.encode', 'engine.migrate', 'engine.prefill', 'engine.decode']) {
+    t.match(demo.stdout, new RegExp(`${stage.replace('.', '\\.')} .* ms`), stage)
+  }
+})
+
+await t.test('the demo takes another picture and question', async t => {
+  const demo = await runCli(['demo', '--image', 'docs/examples/shapes-2.jpg', '--question', 'Describe the picture.'])
+  t.equal(demo.code, 0, demo.stderr)
+  t.match(demo.stdout, /Answer {5}\d \w+ \w+/)
+})
+
+await t.test('serve', async t => {
+  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn'], { EPD_TEST: '1' })
+
+  const status = async (): Promise<Record<string, NodeStatus>> => await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
+  const ask = async (url: string, signal?: AbortSignal): Promise<Response> => await fetch(`${gateway.url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ model: 'tiny-internvl', temperature: 0, messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url } }, { type: 'text', text: 'How many shapes are there?' }] }] }),
+    ...(signal === undefined ? {} : { signal })
+  })
+  const pidOf = async (role: number): Promise<number> => {
+    const url = Object.entries(await status()).find(([, node]) => node.role === role && node.health === 'healthy')![0]
+    return await listenerPid(Number(new URL(url).port))
+  }
+
+  await t.test('is ready when it prints its URL', async t => {
+    const { scene, url } = await drawPicture(1)
+    const answer = await ask(url)
+    t.equal(answer.status, 200)
+    t.equal(answer.headers.get('x-epd-plan'), 'e-pd')
+    t.equal((await answer.json() as { choices: Array<{ message: { content: string } }> }).choices[0]!.message.content, String(scene.things.length))
+  })
+
+  for (const [name, role] of [['encoder', ENCODER], ['language model engine', HYBRID]] as const) {
+    await t.test(`the ${name} is killed during requests: each gets an answer or a clear 503, and the next ones work`, async t => {
+      const pid = await pidOf(role)
+      const asked = Array.from({ length: 8 }, async (_, i) => await ask(await drawScene(100 * role + i)))
+      await until(async () => Object.values(await status()).some(node => (node as NodeStatus & { unfinished: number }).unfinished > 0), 'a request is in flight')
+      process.kill(pid, 'SIGKILL')
+      for (const response of await Promise.all(asked)) {
+        t.ok(response.status === 200 || response.status === 503, `answered ${response.status}`)
+        if (response.status === 503) {
+          t.ok(response.headers.get('retry-after'), 'a 503 says when to try again')
+          t.ok((await response.json() as { error: { code: string } }).error.code)
+        } else await response.body?.cancel()
+      }
+      await until(async () => {
+        const answer = await ask(await drawScene(100 * role + 50))
+        await answer.body?.cancel()
+        return answer.status === 200 && answer.headers.get('x-epd-plan') === 'e-pd'
+      }, 'the engine was started again and takes part', 30_000)
+    })
+  }
+
+  await t.test('a request that was served leaves a trace with the engines\' spans in it', async t => {
+    const answer = await ask(await drawScene(9))
+    await answer.body?.cancel()
+    const id = answer.headers.get('x-epd-trace-id')!
+    await until(async () => {
+      const trace = await (await fetch(`${gateway.url}/epd/traces/${id}`)).json() as { spans?: Array<{ name: string }> }
+      const names = new Set(trace.spans?.map(span => span.name))
+      return ['chat tiny-internvl', 'epd.plan', 'epd.encode', 'epd.decode', 'engine.preprocess', 'engine.encode', 'engine.migrate', 'engine.prefill', 'engine.decode'].every(name => names.has(name))
+    }, 'all spans are there')
+  })
+
+  await t.test('SIGTERM ends gateway and engines', async t => {
+    const pids = await Promise.all([pidOf(ENCODER), pidOf(HYBRID)])
+    t.equal(await gateway.stop('SIGTERM'), 0)
+    for (const pid of pids) t.throws(() => process.kill(pid, 0), { code: 'ESRCH' }, 'the engine is gone')
+  })
+})
+
+await t.test('engines end when their gateway is killed', async t => {
+  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn'])
+  const nodes = await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
+  const pids = await Promise.all(Object.keys(nodes).map(url => listenerPid(Number(new URL(url).port))))
+  t.equal(pids.length, 2)
+  await gateway.stop('SIGKILL')
+  await until(() => pids.every(pid => gone(pid)), 'both engines are gone')
+})
+
+await t.test('mistakes are told in one line each, with exit code 2', async t => {
+  const dir = t.testdir({
+    'broken.json': '{\n  "nodes": [,]\n}',
+    'wrong.json': '{\n  "bypass": "auto",\n  "timeouts": { "encode": -5 },\n  "nodez": []\n}'
+  })
+  const broken = await runCli(['serve', '--config', `${dir}/broken.json`])
+  t.equal(broken.code, 2)
+  t.match(broken.stderr, /broken\.json:2:\d+: not valid JSON/)
+
+  const wrong = await runCli(['serve', '--config', `${dir}/wrong.json`])
+  t.equal(wrong.code, 2)
+  t.match(wrong.stderr, /wrong\.json:3:\d+: timeouts\.encode must/)
+  t.match(wrong.stderr, /wrong\.json:4:\d+: unknown option nodez/)
+
+  t.match(await runCli(['serve', '--config', `${dir}/missing.json`]), { code: 2, stderr: /can't read/ })
+  t.match(await runCli(['serve', '--port', 'x']), { code: 2, stderr: /--port/ })
+  t.match(await runCli(['frobnicate']), { code: 2, stderr: /unknown command 'frobnicate'/ })
+  for (const command of ['serve', 'engine', 'demo', 'trace']) t.match(await runCli([command, '--help']), { code: 0, stdout: new RegExp(`fastify-epd ${command}`) })
+})
+
+function gone (pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return false
+  } catch {
+    return true
+  }
+}
+
+/** The process that listens on a loopback port. */
+async function listenerPid (port: number): Promise<number> {
+  const { readdir, readFile, readlink } = await import('node:fs/promises')
+  const hex = port.toString(16).toUpperCase().padStart(4, '0')
+  const line = (await readFile('/proc/net/tcp', 'utf8')).split('\n').find(entry => entry.includes(`:${hex} 00000000:0000 0A`))
+  const inode = line!.trim().split(/\s+/)[9]
+  for (const pid of (await readdir('/proc')).filter(name => /^\d+$/.test(name))) {
+    const fds = await readdir(`/proc/${pid}/fd`).catch(() => [])
+    const links = await Promise.all(fds.map(fd => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')))
+    if (links.includes(`socket:[${inode}]`)) return Number(pid)
+  }
+  throw new Error(`nobody listens on port ${port}`)
+}

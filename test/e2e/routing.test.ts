@@ -1,0 +1,97 @@
+/** Real engines, started by hand as a user would, register with a gateway that has none of its own. */
+import t, { type Test } from 'tap'
+import { drawScene } from '../helper/scenes.ts'
+import { startCli, type CliServer } from '../helper/cli.ts'
+import { until } from '../helper/until.ts'
+
+const FULL = process.env.EPD_TEST_FULL === '1'
+const QUESTIONS = FULL ? 100 : 10
+const PICTURES = FULL ? 24 : 8
+
+interface NodeStatus { readonly role: number, readonly health: string, readonly links?: Record<string, { state: string }> }
+
+const config = t.testdir({ 'epd.config.json': JSON.stringify({ embedded: false, bypass: 'never' }) })
+const gateway = await startCli(t, ['serve', '--config', `${config}/epd.config.json`, '--port', '0', '--log-level', 'warn'])
+/** Engines that live as long as the file. */
+const whole = t
+const hybrid = await engine(whole, 'hybrid')
+
+async function engine (t: Test, role: 'encoder' | 'hybrid'): Promise<CliServer> {
+  return await startCli(t, ['engine', '--role', role, '--port', '0', '--proxy-url', gateway.url, '--sharing', '2', '--log-level', 'warn'])
+}
+
+async function status (): Promise<Record<string, NodeStatus>> {
+  return await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
+}
+
+async function linked (url: string): Promise<void> {
+  await until(async () => {
+    const nodes = await status()
+    return nodes[url]?.health === 'healthy' && nodes[url]?.links?.[hybrid.url]?.state === 'linked'
+  }, `${url} is healthy and linked`)
+}
+
+interface Answer { readonly status: number, readonly headers: Headers, readonly text: string }
+
+async function ask (base: string, question: string, ...urls: string[]): Promise<Answer> {
+  const response = await fetch(`${base}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({
+      model: 'tiny-internvl',
+      temperature: 0,
+      messages: [{ role: 'user', content: [...urls.map(url => ({ type: 'image_url', image_url: { url } })), { type: 'text', text: question }] }]
+    })
+  })
+  const json = await response.json() as { choices?: Array<{ message: { content: string } }> }
+  return { status: response.status, headers: response.headers, text: json.choices?.[0]?.message.content ?? JSON.stringify(json) }
+}
+
+await t.test('without an encoder the language model engine encodes by itself, and the plan says so', async t => {
+  await until(async () => (await status())[hybrid.url]?.health === 'healthy', 'the engine is healthy')
+  const answer = await ask(gateway.url, 'How many shapes are there?', await drawScene(1))
+  t.equal(answer.status, 200, answer.text)
+  t.equal(answer.headers.get('x-epd-plan'), 'hybrid')
+})
+
+await t.test('with 1 to 4 encoders a picture always meets the same one', async t => {
+  const pictures = await Promise.all(Array.from({ length: PICTURES }, (_, i) => drawScene(100 + i)))
+  const used: number[] = []
+  for (let n = 1; n <= 4; n++) {
+    await linked((await engine(whole, 'encoder')).url)
+    const rounds = await Promise.all([0, 1].map(async () => await Promise.all(pictures.map(async url => await ask(gateway.url, 'How many shapes are there?', url)))))
+    const [first, second] = rounds.map(round => round.map(answer => answer.headers.get('x-epd-encoders')))
+    t.ok(rounds.flat().every(answer => answer.headers.get('x-epd-plan') === 'e-pd'), `${n} encoders: all went E -> PD`)
+    t.same(second, first, `${n} encoders: the same picture went to the same encoder`)
+    used.push(new Set(first).size)
+  }
+  t.equal(used[0], 1)
+  t.ok(used[3]! > 1, 'several encoders share the pictures')
+})
+
+await t.test('answers through the gateway equal the engine\'s own', async t => {
+  const questions = ['Describe the picture.', 'How many shapes are there?', 'Is there a red circle?']
+  for (let i = 0; i < QUESTIONS; i++) {
+    const urls = await Promise.all(Array.from({ length: 1 + i % 4 }, (_, j) => drawScene(1000 + i * 4 + j)))
+    const question = questions[i % questions.length]!
+    const [routed, own] = [await ask(gateway.url, question, ...urls), await ask(hybrid.url, question, ...urls)]
+    t.equal(routed.text, own.text, `${question} (${urls.length} pictures)`)
+    t.equal(routed.headers.get('x-epd-encoders')?.split(',').length, urls.length, 'each picture has its encoder named')
+  }
+})
+
+await t.test('an encoder that was killed is replaced by the next one', async t => {
+  const doomed = await engine(t, 'encoder')
+  await linked(doomed.url)
+  await doomed.stop('SIGKILL')
+  const answers = await Promise.all(Array.from({ length: PICTURES }, async (_, i) => await ask(gateway.url, 'How many shapes are there?', await drawScene(2000 + i))))
+  t.ok(answers.every(answer => answer.status === 200), 'every question was answered')
+  t.notOk(answers.some(answer => answer.headers.get('x-epd-encoders')?.includes(doomed.url)), 'none by the dead encoder')
+})
+
+await t.test('text-only questions go straight to the language model', async t => {
+  const answer = await ask(gateway.url, 'Hello')
+  t.equal(answer.status, 200)
+  t.equal(answer.headers.get('x-epd-plan'), 'pd')
+  t.equal(answer.headers.get('x-epd-encoders'), null)
+})

@@ -1,0 +1,61 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import type { Test } from 'tap'
+
+const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
+
+/** Also when a test process is ended before its teardown, nothing it started may stay behind. */
+const children = new Set<ChildProcess>()
+const endChildren = (): void => { for (const child of children) child.kill('SIGKILL') }
+process.once('exit', endChildren)
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+  process.once(signal, () => { endChildren(); process.exit(1) })
+}
+
+export interface CliServer {
+  readonly url: string
+  readonly child: ChildProcess
+  /** What it has written to stderr so far. */
+  stderr (): string
+  /** Sends the signal and resolves with the exit code (null after a signal it did not handle). */
+  stop (signal?: NodeJS.Signals): Promise<number | null>
+}
+
+/** Starts `fastify-epd ...args` and resolves when it prints its URL. Ended at the test's teardown. */
+export async function startCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliServer> {
+  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
+  children.add(child)
+  child.once('exit', () => { children.delete(child) })
+  let stderr = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
+  const exited = new Promise<number | null>(resolve => child.once('exit', resolve))
+  const stop = async (signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> => {
+    if (child.exitCode === null && child.signalCode === null) child.kill(signal)
+    return await exited
+  }
+  t.teardown(() => stop())
+  const url = await new Promise<string>((resolve, reject) => {
+    createInterface({ input: child.stdout }).on('line', line => {
+      const found = /^listening on (\S+)$/.exec(line)
+      if (found) resolve(found[1]!)
+    })
+    exited.then(code => { reject(new Error(`fastify-epd ${args.join(' ')} ended with ${code}:\n${stderr}`)) })
+  })
+  return { url, child, stderr: () => stderr, stop }
+}
+
+export interface CliResult { readonly code: number | null, readonly stdout: string, readonly stderr: string }
+
+/** Runs `fastify-epd ...args` to its end. */
+export async function runCli (args: readonly string[], options: { env?: NodeJS.ProcessEnv, cwd?: string } = {}): Promise<CliResult> {
+  const child = spawn(process.execPath, [MAIN, ...args], {
+    stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...options.env }, ...(options.cwd === undefined ? {} : { cwd: options.cwd })
+  })
+  let stdout = ''
+  let stderr = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => { stdout += text })
+  child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
+  const code = await new Promise<number | null>(resolve => child.once('close', resolve))
+  return { code, stdout, stderr }
+}

@@ -1,0 +1,153 @@
+import t from 'tap'
+import type { MediaItem, NodeInfo, Role } from '../../adapters/adapter.ts'
+import { planRequest, rank, type Plan, type PlanOptions, type Refusal } from '../../plugin/planning/index.ts'
+import type { LinkState, NodeSnapshot, NodeState, RegistrySnapshot } from '../../plugin/registry/index.ts'
+import { fakeAdapter } from '../helper/fake-node.ts'
+
+interface Sketch {
+  readonly id: string
+  readonly role?: Role
+  readonly models?: readonly string[]
+  readonly state?: NodeState
+  readonly vision?: NodeInfo['vision']
+  readonly fingerprint?: string
+  readonly accepts?: readonly string[]
+  readonly requests?: number
+  readonly tokens?: number
+  readonly speed?: number
+  readonly broken?: 'encode' | 'decode'
+}
+
+const FORMAT = 'features:fake/1'
+const E = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'encoder', ...more })
+const PD = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, vision: 'features', ...more })
+const closed = { encode: 'closed', migrate: 'closed', prefill: 'closed', decode: 'closed' } as const
+
+function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, broken }: Sketch): NodeSnapshot {
+  const encoder = role === 'encoder'
+  const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: encoder ? [FORMAT] : [], accepts: accepts ?? (encoder ? [] : [FORMAT]), vision }
+  const breakers = broken === undefined ? closed : { ...closed, [broken]: 'open' as const }
+  return { id, role, models, state, node: { id, url: id, role, info }, adapter: fakeAdapter, info, speed, notes: [], load: { requests, tokens }, breakers, links: new Map() }
+}
+
+function snapshot (sketches: readonly Sketch[], links: Record<string, LinkState> = {}): RegistrySnapshot {
+  const nodes = sketches.map(node)
+  return { version: 1, nodes, byId: new Map(nodes.map(one => [one.id, one])), models: ['m'], link: (from, to) => links[`${from}>${to}`] ?? 'linked' }
+}
+
+function item (routeKey: string, tokens = 1_000, index = 0): MediaItem {
+  return { index, message: 0, part: index, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, tokens }
+}
+
+const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { encoderTokens: 16_384, smallItem: 256 }, ...more })
+const pictures = (...keys: string[]): MediaItem[] => keys.map((key, i) => item(key, 1_000, i))
+const text = { model: 'm', media: [] }
+const one = { model: 'm', media: pictures('a') }
+const small = { model: 'm', media: [item('a', 256), item('b', 10, 1)] }
+
+function plan (...args: Parameters<typeof planRequest>): Plan {
+  const found = planRequest(...args)
+  if ('refused' in found) throw new Error(`refused: ${found.refused} (${found.reason})`)
+  return found
+}
+
+function brief (found: Plan | Refusal): string {
+  return 'refused' in found ? `${found.refused}: ${found.reason}` : `${found.topology} ${found.node.id}: ${found.reason}`
+}
+
+t.test('each situation has its plan and its reason', async t => {
+  const never = options({ bypass: 'never' })
+  const rows: Array<[string, string, Parameters<typeof planRequest>]> = [
+    ['text goes to the language model', 'pd pd1: text only', [text, snapshot([E('e1'), PD('pd1')]), options()]],
+    ['the least loaded one', 'pd pd2: text only', [text, snapshot([PD('pd1', { requests: 3 }), PD('pd2', { requests: 2 })]), options()]],
+    ['load counts by speed', 'pd pd1: text only', [text, snapshot([PD('pd1', { requests: 3, speed: 4 }), PD('pd2', { requests: 2 })]), options()]],
+    ['equal requests: fewer vision tokens', 'pd pd2: text only', [text, snapshot([PD('pd1', { tokens: 9 }), PD('pd2')]), options()]],
+    ['a node that failed is avoided', 'pd pd2: text only', [text, snapshot([PD('pd1'), PD('pd2', { requests: 9 })]), options(), new Set(['pd1'])]],
+    ['unless it is the only one', 'pd pd1: text only', [text, snapshot([PD('pd1')]), options(), new Set(['pd1'])]],
+    ['an open breaker excludes', 'pd pd2: text only', [text, snapshot([PD('pd1', { broken: 'decode' }), PD('pd2', { requests: 9 })]), options()]],
+    ['an unknown model is refused', 'EPD_ERR_MODEL_NOT_FOUND: no node serves this model', [{ model: 'x', media: [] }, snapshot([PD('pd1')]), options()]],
+    ['nobody knows any model yet', 'EPD_ERR_NO_NODE: no node is registered', [text, snapshot([]), options()]],
+    ['a node is still starting', 'EPD_ERR_NO_NODE: nodes are starting', [{ model: 'x', media: [] }, snapshot([PD('pd1'), PD('pd2', { models: [], state: 'unknown' })]), options()]],
+    ['a model that only encoders know', 'EPD_ERR_NO_NODE: no node of this model generates', [text, snapshot([E('e1')]), options()]],
+    ['no healthy node', 'EPD_ERR_NO_NODE: none of 1 nodes is healthy', [text, snapshot([PD('pd1', { state: 'unhealthy' })]), options()]],
+    ['draining is not healthy', 'EPD_ERR_NO_NODE: none of 1 nodes is healthy', [text, snapshot([PD('pd1', { state: 'draining' })]), options()]],
+    ['an opaque body prefers nodes that see', 'pd pd2: text only', [{ ...text, opaque: true }, snapshot([PD('pd1'), PD('pd2', { vision: 'full', requests: 5 })]), options()]],
+
+    ['a picture is encoded apart', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1'), PD('pd1')]), options()]],
+    ['small pictures are not worth the way', 'hybrid pd1: small items', [small, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()]],
+    ['one large picture among small ones is', 'e-pd pd1: 2 items on 1 encoder', [{ model: 'm', media: [item('a', 10), item('b', 257, 1)] }, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()]],
+    ['small pictures need a node that sees', 'e-pd pd1: 2 items on 1 encoder', [small, snapshot([E('e1'), PD('pd1')]), options()]],
+    ['bypass never means never for small ones', 'e-pd pd1: 2 items on 1 encoder', [small, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), never]],
+    ['saturated encoders are bypassed', 'hybrid pd1: encoders saturated', [one, snapshot([E('e1', { tokens: 16_384 }), PD('pd1', { vision: 'full' })]), options()]],
+    ['but not when bypass is never', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1', { tokens: 16_384 }), PD('pd1', { vision: 'full' })]), never]],
+    ['no encoder at all', 'hybrid pd1: no encoder', [one, snapshot([PD('pd1', { vision: 'full' })]), never]],
+    ['no healthy encoder', 'hybrid pd1: no healthy encoder', [one, snapshot([E('e1', { state: 'unhealthy' }), PD('pd1', { vision: 'full' })]), never]],
+    ['an encoder whose breaker is open', 'hybrid pd1: no healthy encoder', [one, snapshot([E('e1', { broken: 'encode' }), PD('pd1', { vision: 'full' })]), never]],
+    ['no encoder and nobody who sees', 'EPD_ERR_NO_ENCODER: no encoder', [one, snapshot([PD('pd1')]), options()]],
+    ['an encoder of another processor', 'EPD_ERR_NO_ENCODER: no encoder fits the node', [one, snapshot([E('e1', { fingerprint: 'x' }), PD('pd1', { fingerprint: 'y' })]), options()]],
+    ['formats that do not meet', 'hybrid pd1: no encoder fits the node', [one, snapshot([E('e1'), PD('pd1', { vision: 'full', accepts: [] })]), options()]],
+    ['a refused link', 'hybrid pd1: no encoder fits the node', [one, snapshot([E('e1'), PD('pd1', { vision: 'full' })], { 'e1>pd1': 'refused' }), options()]],
+    ['a node that encoders can feed is preferred', 'e-pd pd2: 1 item on 1 encoder', [one, snapshot([E('e1'), PD('pd1', { accepts: [] }), PD('pd2', { requests: 9 })]), options()]],
+    ['who is linked comes before who is being linked', 'e-pd pd2: 1 item on 1 encoder', [one, snapshot([E('e1'), PD('pd1'), PD('pd2', { requests: 9 })], { 'e1>pd1': 'linking' }), options()]],
+    ['a failed link is tried when there is no other', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1'), PD('pd1')], { 'e1>pd1': 'failed' }), options()]],
+    ['encoders of another model do not count', 'EPD_ERR_NO_ENCODER: no encoder', [one, snapshot([E('e1', { models: ['x'] }), PD('pd1')]), options()]]
+  ]
+  for (const [name, expected, args] of rows) t.equal(brief(planRequest(...args)), expected, name)
+})
+
+t.test('planning the same request again gives the same plan', async t => {
+  const nodes = snapshot([E('e1'), E('e2'), E('e3'), PD('pd1')])
+  const media = pictures(...Array.from({ length: 20 }, (_, i) => `key ${i}`))
+  const first = plan({ model: 'm', media }, nodes, options()).order.map(order => order.map(encoder => encoder.id))
+  t.same(plan({ model: 'm', media }, nodes, options()).order.map(order => order.map(encoder => encoder.id)), first)
+  t.ok(new Set(first.map(order => order[0])).size === 3, 'all encoders have a share')
+  t.ok(first.every(order => new Set(order).size === 3), 'every encoder is in every order, once')
+})
+
+t.test('rendezvous hashing spreads keys evenly and moves only the share of the encoder that comes or goes', async t => {
+  const nodes = ['http://10.0.0.1:23333', 'http://10.0.0.2:23333', 'http://10.0.0.3:23333', 'http://10.0.0.4:23333'].map(id => ({ id }))
+  const keys = Array.from({ length: 4_000 }, (_, i) => `${i}`.padStart(64, '0'))
+  const before = keys.map(key => rank(key, nodes)[0]!.id)
+  for (const { id } of nodes) {
+    const share = before.filter(one => one === id).length
+    t.ok(share > 850 && share < 1_150, `${id} has about a quarter: ${share}`)
+  }
+  const after = keys.map(key => rank(key, nodes.slice(0, 3))[0]!.id)
+  t.ok(before.every((id, i) => id === nodes[3]!.id || id === after[i]), 'only keys of the one that left have moved')
+  t.ok(before.every((id, i) => id !== nodes[3]!.id || after[i] === rank(keys[i]!, nodes)[1]!.id), 'each to the second in its order')
+})
+
+t.test('a picture stays with its encoder under load, until that one is overloaded', async t => {
+  const first = plan(one, snapshot([E('e1'), E('e2'), PD('pd1')]), options()).order[0]![0]!.id
+  const other = first === 'e1' ? 'e2' : 'e1'
+  const loaded = (tokens: number) => plan(one, snapshot([E(first, { tokens }), E(other), PD('pd1')]), options()).order[0]!.map(encoder => encoder.id)
+  t.same(loaded(10_000), [first, other], 'affinity wins below the bound')
+  t.same(loaded(16_000), [other, first], 'above it the picture spills over')
+  const both = plan(one, snapshot([E(first, { tokens: 20_000 }), E(other, { tokens: 20_000 }), PD('pd1')]), options()).order[0]!
+  t.equal(both[0]!.id, first, 'when all are equally loaded nobody is overloaded')
+})
+
+t.test('the items of one request count as load too', async t => {
+  const media = Array.from({ length: 12 }, (_, i) => item('the same picture', 3_000, i))
+  const { order, reason } = plan({ model: 'm', media }, snapshot([E('e1'), E('e2'), E('e3'), PD('pd1')]), options())
+  t.equal(reason, '12 items on 3 encoders')
+  for (const id of ['e1', 'e2', 'e3']) t.ok(order.filter(encoders => encoders[0]!.id === id).length <= 6)
+})
+
+t.test('encoders that are linked come before those whose handshake is under way', async t => {
+  for (const key of ['a', 'b', 'c', 'd']) {
+    const found = plan({ model: 'm', media: pictures(key) }, snapshot([E('e1'), E('e2'), PD('pd1')], { 'e1>pd1': 'linking' }), options())
+    t.strictSame(found.order[0]!.map(node => node.id), ['e2'])
+  }
+})
+
+t.test('an encoder that has failed this request comes last', async t => {
+  const nodes = snapshot([E('e1'), E('e2'), PD('pd1')])
+  const first = plan(one, nodes, options()).order[0]![0]!.id
+  t.not(plan(one, nodes, options(), new Set([first])).order[0]![0]!.id, first)
+})
+
+t.test('fallback tells whether the language model could encode by itself', async t => {
+  t.equal(plan(one, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()).fallback, true)
+  t.equal(plan(one, snapshot([E('e1'), PD('pd1')]), options()).fallback, false)
+})

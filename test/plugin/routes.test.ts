@@ -1,0 +1,141 @@
+import t from 'tap'
+import { metric } from '../helper/metrics.ts'
+import { FakeNode } from '../helper/fake-node.ts'
+import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
+import { until } from '../helper/until.ts'
+
+const PATH = '/v1/chat/completions'
+
+t.test('models are merged, listed once, and found by id', async t => {
+  const nodes = await Promise.all([FakeNode.start(t, { models: ['org/a', 'vlm'] }), FakeNode.start(t, { models: ['vlm'] }), FakeNode.start(t, { role: 'encoder', models: ['only-e'] })])
+  const { url } = await buildGateway(t, { nodes })
+  const list = await (await fetch(`${url}/v1/models`)).json() as { object: string, data: Array<{ id: string, object: string, created: number, owned_by: string }> }
+  t.equal(list.object, 'list')
+  t.same(list.data.map(model => model.id), ['org/a', 'vlm'])
+  t.match(list.data[0], { object: 'model', owned_by: 'fastify-epd', created: Number })
+  t.match(await (await fetch(`${url}/v1/models/org/a`)).json(), { id: 'org/a' })
+  const missing = await fetch(`${url}/v1/models/nope`)
+  t.equal(missing.status, 404)
+  t.match(await missing.json(), { error: { code: 'model_not_found', param: 'model' } })
+})
+
+t.test('other routes reach a node that serves the model, with their bytes as they are', async t => {
+  const [a, b] = await Promise.all([FakeNode.start(t, { models: ['a'] }), FakeNode.start(t, { models: ['b'] })])
+  const { url } = await buildGateway(t, { nodes: [a, b] })
+  t.equal((await post(`${url}/v1/embeddings`, { model: 'b', input: 'x' })).status, 200)
+  t.match(b.generations[0], { path: '/v1/embeddings', body: { model: 'b', input: 'x' } })
+  t.equal((await post(`${url}/v1/completions`, { model: 'a', prompt: 'x' })).status, 200)
+  t.match(a.generations[0], { path: '/v1/completions' })
+  const got = await fetch(`${url}/v1/files/1?limit=2`)
+  t.match(await got.json(), { path: '/v1/files/1?limit=2' })
+  t.equal((await fetch(`${url}/v1/missing`)).status, 404, "a node's own status comes through")
+  t.equal((await post(`${url}/v1/embeddings`, { model: 'c' })).status, 404)
+})
+
+t.test('bad requests are told in OpenAI shape', async t => {
+  const nodes = [await FakeNode.start(t)]
+  const { url } = await buildGateway(t, { nodes, options: { limits: { body: 20_000, items: 2 } } })
+  const rows: Array<[RequestInit, number, object]> = [
+    [{ body: '{"model":"vlm","messages":[}' }, 400, { code: 'invalid_json', message: /byte|offset|position/ }],
+    [{ body: '{"messages":[]}' }, 400, { code: 'missing_value', param: 'model' }],
+    [{ body: JSON.stringify({ ...chat('?'), model: 'nope' }) }, 404, { code: 'model_not_found', param: 'model', type: 'invalid_request_error' }],
+    [{ body: JSON.stringify(chat('?', ...[1, 2, 3].map(i => pictureUrl(i)))) }, 400, { code: 'too_many_media' }],
+    [{ body: JSON.stringify(chat('?', pictureUrl(1, 30_000))) }, 413, { code: 'body_too_large' }],
+    [{ body: JSON.stringify(chat('?', 'epd:stolen')) }, 400, { param: 'messages[0].content[0]' }],
+    [{ body: JSON.stringify(chat('?', pictureUrl(1))) }, 503, { code: 'no_encoder' }],
+    [{ body: 'x', headers: { 'content-type': 'text/plain' } }, 415, { code: 'unsupported_media_type' }],
+    [{ body: '{}', headers: { 'content-encoding': 'gzip' } }, 415, { code: 'unsupported_content_encoding' }]
+  ]
+  for (const [init, status, error] of rows) {
+    const answer = await post(url + PATH, undefined, init)
+    t.equal(answer.status, status, JSON.stringify(error))
+    t.match(await answer.json(), { error })
+  }
+  t.equal(nodes[0]!.generations.length, 0)
+})
+
+t.test('control fields of a client never go upstream', async t => {
+  const pd = await FakeNode.start(t)
+  const { url } = await buildGateway(t, { nodes: [pd] })
+  await post(url + PATH, { ...chat('?'), encoder_result: [1], migration_request: {}, with_cache: true, temperature: 0.5 })
+  t.same(Object.keys(pd.generations[0]!.body).sort(), ['messages', 'model', 'temperature'])
+})
+
+t.test("node management speaks LMDeploy's shapes and strings, and answers before the node listens", async t => {
+  const { url, app } = await buildGateway(t)
+  const call = async (path: string, body: unknown): Promise<[number, unknown, Headers]> => {
+    const answer = await post(url + path, body)
+    return [answer.status, await answer.json(), answer.headers]
+  }
+  const [status, text, headers] = await call('/nodes/add', { url: 'http://127.0.0.1:9/', status: { role: 2, models: ['m'], unfinished: 0, latency: [] } })
+  t.equal(status, 200)
+  t.equal(text, 'Added successfully')
+  t.equal(app.epd.nodes.isNodeToken(headers.get('x-epd-node-token')!), 'http://127.0.0.1:9/', 'the token is of this node, whose id is its URL byte for byte')
+  t.match(await (await fetch(`${url}/nodes/status`)).json(), { 'http://127.0.0.1:9/': { role: 2, models: ['m'], unfinished: 0, latency: [], speed: null } })
+  t.equal((await call('/nodes/add', { url: 'ftp://x' }))[1], 'Failed to add, please check the input url.')
+  t.equal((await call('/nodes/add', { url: 'http://a:1', status: null }))[1], 'Added successfully')
+  t.match((await call('/nodes/add', { url: 'http://a:1', status: { role: 'Encoder' } })).slice(0, 2), [400, { error: { code: 'invalid_body' } }])
+  t.equal((await call('/nodes/remove', { url: 'http://a:1' }))[1], 'Deleted successfully')
+  t.equal((await call('/nodes/remove', { url: 'http://a:1' }))[1], 'Failed to delete, please check the input url.')
+  t.equal((await call('/nodes/terminate', { url: 'http://nobody:1' }))[1], 'Failed to terminate node http://nobody:1')
+  t.same((await call('/distserve/connection_warmup', {}))[1], { SUCCESS: true })
+  t.equal((await fetch(`${url}/nodes/add`, { method: 'POST', body: '{"url":"http://a:1"}' })).status, 415, 'a page in a browser can not register a node')
+})
+
+t.test('a node that registers is probed, linked and used', async t => {
+  const [encoder, pd] = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
+  const { url, app } = await buildGateway(t, { options: { bypass: 'never' } })
+  for (const node of [encoder, pd]) app.epd.nodes.add(node.spec)
+  await until(async () => (await post(url + PATH, chat('?', pictureUrl(1)))).headers.get('x-epd-plan') === 'e-pd', 'the plan is e-pd')
+  t.same(await (await post(`${url}/distserve/connection_warmup`, {})).json(), { SUCCESS: true })
+})
+
+t.test('node management is for loopback, allowed networks and the admin key', async t => {
+  const { app } = await buildGateway(t, { options: { adminKey: 'root', allowedNetworks: ['10.1.0.0/16', 'fd00::/8', '192.0.2.7'] } })
+  const status = async (remoteAddress: string, headers: Record<string, string> = {}): Promise<number> =>
+    (await app.inject({ url: '/nodes/status', remoteAddress, headers })).statusCode
+  t.equal(await status('127.0.0.1'), 200)
+  t.equal(await status('::1'), 200)
+  t.equal(await status('::ffff:127.0.0.1'), 200)
+  t.equal(await status('10.1.2.3'), 200)
+  t.equal(await status('fd00::7'), 200)
+  t.equal(await status('192.0.2.7'), 200)
+  t.equal(await status('10.2.2.3'), 403)
+  t.equal(await status('10.2.2.3', { authorization: 'Bearer root' }), 200)
+  t.equal(await status('10.2.2.3', { authorization: 'Bearer toor' }), 403)
+  t.equal(await status('127.0.0.1', { 'x-forwarded-for': '8.8.8.8' }), 403, 'behind a proxy nobody is loopback')
+  t.equal((await app.inject({ url: '/epd/traces', remoteAddress: '8.8.8.8' })).statusCode, 403)
+  t.equal((await app.inject({ url: '/metrics', remoteAddress: '8.8.8.8' })).statusCode, 200)
+  const trusting = await buildGateway(t, { fastify: { trustProxy: true } })
+  t.equal((await trusting.app.inject({ url: '/nodes/status', headers: { 'x-forwarded-for': '8.8.8.8' } })).statusCode, 403)
+  t.equal((await trusting.app.inject({ url: '/nodes/status', headers: { 'x-forwarded-for': '127.0.0.1' } })).statusCode, 200)
+})
+
+t.test('health is readiness: 503 until a node can answer', async t => {
+  const { url, app } = await buildGateway(t)
+  const before = await fetch(`${url}/health`)
+  t.equal(before.status, 503)
+  t.match(await before.json(), { status: 'no_healthy_node', nodes: { healthy: 0, total: 0 } })
+  t.match(await (await post(url + PATH, chat('?'))).json(), { error: { code: 'no_healthy_node' } })
+  app.epd.nodes.add((await FakeNode.start(t)).spec)
+  await until(async () => (await fetch(`${url}/health`)).status === 200, 'the gateway is healthy')
+})
+
+t.test('metrics count what happened', async t => {
+  const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
+  const { url } = await buildGateway(t, { nodes, options: { bypass: 'never' } })
+  nodes[1]!.generateFaults.push('gone')
+  await post(url + PATH, chat('?', pictureUrl(1), pictureUrl(2)))
+  await post(url + PATH, chat('?'))
+  await post(url + PATH, { ...chat('?'), model: 'x' })
+  const answer = await fetch(`${url}/metrics`)
+  t.match(answer.headers.get('content-type'), /^text\/plain; version=0\.0\.4/)
+  const text = await answer.text()
+  t.equal(metric(text, 'epd_requests_total', { epd_topology: 'e-pd', epd_outcome: 'ok' }), 1)
+  t.equal(metric(text, 'epd_requests_total', { epd_topology: 'pd', epd_outcome: 'ok' }), 1)
+  t.equal(metric(text, 'epd_requests_total', { epd_topology: 'none', epd_outcome: 'refused' }), 1)
+  t.equal(metric(text, 'epd_retries_total'), 1)
+  t.equal(metric(text, 'epd_gateway_encoded_items_total'), 4)
+  t.equal(metric(text, 'epd_requests_in_flight'), 0)
+  t.equal(metric(text, 'epd_node_up', { epd_node: nodes[0]!.url }), 1)
+})

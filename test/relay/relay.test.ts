@@ -1,0 +1,404 @@
+import cors from '@fastify/cors'
+import Fastify from 'fastify'
+import type { FastifyInstance, FastifyReply } from 'fastify'
+import { once } from 'node:events'
+import { createServer, get, request as httpRequest } from 'node:http'
+import type { IncomingHttpHeaders, IncomingMessage, RequestOptions, ServerResponse } from 'node:http'
+import { connect as connectHttp2, createServer as createHttp2Server } from 'node:http2'
+import { connect } from 'node:net'
+import type { AddressInfo } from 'node:net'
+import t from 'tap'
+import type { Test } from 'tap'
+import type { UpstreamResponse } from '../../adapters/adapter.ts'
+import { clientGone, relay } from '../../plugin/relay/index.ts'
+import type { RelayOptions, RelayResult } from '../../plugin/relay/index.ts'
+import { Random } from '../body/random-json.ts'
+import { until } from '../helper/until.ts'
+import { cut, event, frame, rawUpstream, ScriptedUpstream, SSE } from './upstreams.ts'
+
+const FULL = process.env.EPD_TEST_FULL === '1'
+const HEAD = 'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n'
+const DONE = 'data: [DONE]\n\n'
+
+interface Gateway { app: FastifyInstance, port: number, results: Array<Promise<RelayResult>> }
+interface Answer { statusCode: number, headers: IncomingHttpHeaders, body: Buffer, error?: Error }
+
+/** A gateway that relays whatever `open` gives. */
+async function gateway (t: Test, open: (reply: FastifyReply) => UpstreamResponse | Promise<UpstreamResponse>, options: RelayOptions = {}, setUp?: (app: FastifyInstance) => Promise<void>): Promise<Gateway> {
+  const app = Fastify({ forceCloseConnections: true })
+  t.teardown(() => app.close())
+  await setUp?.(app)
+  const results: Array<Promise<RelayResult>> = []
+  app.all('/', async (_request, reply) => {
+    const result = relay(await open(reply), reply, options)
+    results.push(result)
+    result.catch(() => {})
+    await result.catch((error: Error) => {
+      if (!reply.raw.destroyed) return reply.code(502).send({ failed: error.message })
+    })
+    return reply
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  return { app, port: (app.server.address() as AddressInfo).port, results }
+}
+
+async function ask (port: number, options: RequestOptions = {}): Promise<Answer> {
+  const request = httpRequest({ port, host: '127.0.0.1', agent: false, ...options })
+  request.end()
+  const [response] = await once(request, 'response') as [IncomingMessage]
+  return await collect(response)
+}
+
+async function collect (response: IncomingMessage): Promise<Answer> {
+  const chunks: Buffer[] = []
+  const answer = (error?: Error): Answer => ({ statusCode: response.statusCode!, headers: response.headers, body: Buffer.concat(chunks), ...(error === undefined ? {} : { error }) })
+  try {
+    for await (const chunk of response) chunks.push(chunk as Buffer)
+    return answer()
+  } catch (error) {
+    return answer(error as Error)
+  }
+}
+
+const events = (newline: string): Buffer => Buffer.from([
+  event({ id: 1, choices: [{ delta: { content: 'h\u00e9 \u{1f600}' } }] }, newline), `: comment${newline}${newline}`,
+  event({ choices: [{ delta: {}, finish_reason: 'stop' }] }, newline), `event: x${newline}data: {"a":${newline}data: 1}${newline}${newline}`,
+  event({ choices: [], usage: { prompt_tokens: 5, completion_tokens: 7, total_tokens: 12, prompt_tokens_details: { cached_tokens: 3 } } }, newline), `data: [DONE]${newline}${newline}`
+].join(''))
+
+t.test('bytes arrive as they were sent, however they were cut', async t => {
+  const random = new Random(3)
+  let upstream!: ScriptedUpstream
+  const { port, results } = await gateway(t, () => upstream)
+  for (let i = 0; i < (FULL ? 400 : 60); i++) {
+    const bytes = events(random.pick(['\n', '\r\n', '\r'])).subarray(0, i % 5 === 0 ? 200 : undefined)
+    const places = i === 0 ? Array.from({ length: bytes.length }, (_, n) => n) : Array.from({ length: random.below(12) }, () => random.below(bytes.length))
+    upstream = new ScriptedUpstream(cut(bytes, places), SSE)
+    const { body, headers } = await ask(port)
+    if (!body.equals(bytes)) t.equal(body.toString(), bytes.toString(), `cut at ${places.join()}`)
+    t.notOk(headers['content-length'])
+    const result = await results.at(-1)!
+    t.match(result, { outcome: 'complete', statusCode: 200, eventStream: true, bytes: bytes.length, chunks: places.length + 1 })
+    if (places.length < 3 && i % 5 !== 0) {
+      t.match(result, { finishReason: 'stop', usage: { promptTokens: 5, completionTokens: 7, totalTokens: 12, cachedTokens: 3 } })
+      t.ok(result.startedAt <= result.firstByteAt && result.firstByteAt <= result.endedAt)
+    }
+  }
+})
+
+t.test('an upstream that breaks off leaves whole events, then an error event', async t => {
+  const random = new Random(4)
+  let upstream!: ScriptedUpstream
+  const { port, results } = await gateway(t, () => upstream, { describeError: error => ({ message: error.message, type: 'server_error', code: 'broken', param: null }) })
+  const bytes = Buffer.from(Array.from({ length: 9 }, (_, i) => event({ i, text: 'x'.repeat(i * 10) })).join(''))
+  for (let i = 0; i < (FULL ? 300 : 50); i++) {
+    const part = bytes.subarray(0, 30 + random.below(bytes.length - 30))
+    upstream = new ScriptedUpstream(cut(part, Array.from({ length: random.below(6) }, () => 1 + random.below(part.length - 1))), SSE, new Error('gone away'))
+    const { body, error } = await ask(port)
+    t.equal(error, undefined, 'the stream ends properly')
+    const seen = body.toString().split('\n\n')
+    t.equal(seen.pop(), '')
+    t.strictSame(JSON.parse(seen.pop()!.slice(6)), { error: { message: 'gone away', type: 'server_error', code: 'broken', param: null } })
+    t.strictSame(seen.map(text => (JSON.parse(text.slice(6)) as { i: number }).i), Array.from({ length: part.toString().split('\n\n').length - 1 }, (_, n) => n))
+    t.match(await results.at(-1), { outcome: 'upstream_failed', error: { message: 'gone away' } })
+  }
+  // An event too long to hold back is closed before the error.
+  upstream = new ScriptedUpstream([Buffer.from('data: "a"\n\n'), Buffer.from('data: ' + 'y'.repeat(300_000))], SSE, new Error('gone away'))
+  const { body } = await ask(port)
+  t.match(body.toString().slice(-120), /y\n\ndata: \{"error":/)
+  t.match(await results.at(-1), { chunks: 2 })
+})
+
+t.test('a reset connection is an error event in a stream and a broken connection elsewhere', async t => {
+  const stream = await rawUpstream(t, socket => { socket.write(Buffer.concat([Buffer.from(HEAD), frame(event(1)), frame('data: {"ha')])) })
+  const first = await gateway(t, async () => await stream.open())
+  const request = get({ port: first.port, host: '127.0.0.1', agent: false })
+  const [response] = await once(request, 'response') as [IncomingMessage]
+  await until(() => response.readableLength > 0, 'the first event')
+  ;(await stream.socket()).resetAndDestroy()
+  const answer = await collect(response)
+  t.equal(answer.error, undefined)
+  t.match(answer.body.toString(), /^data: 1\n\ndata: \{"error":\{"message":"The model server broke off the answer","type":"server_error","code":"upstream_failed","param":null\}\}\n\n$/)
+  t.match(await first.results[0], { outcome: 'upstream_failed' })
+
+  for (const framing of ['content-length: 100\r\n\r\n{"half"', `transfer-encoding: chunked\r\n\r\n${frame('{"half"').toString()}`]) {
+    const json = await rawUpstream(t, socket => { socket.write(`HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n${framing}`) })
+    const second = await gateway(t, async () => await json.open())
+    const request = get({ port: second.port, host: '127.0.0.1', agent: false })
+    const [response] = await once(request, 'response') as [IncomingMessage]
+    await until(() => response.readableLength > 0, 'the first bytes')
+    ;(await json.socket()).resetAndDestroy()
+    const answer = await collect(response)
+    t.equal(answer.body.toString(), '{"half"')
+    t.match(answer.error, { code: 'ECONNRESET' }, 'a client can tell that it is not whole')
+    t.match(await second.results[0], { outcome: 'upstream_failed', eventStream: false })
+  }
+})
+
+t.test('before the first byte a failure rejects and the reply is untouched', async t => {
+  let upstream!: ScriptedUpstream
+  const firstBytes: number[] = []
+  const { port, results } = await gateway(t, () => upstream, { onFirstByte: () => { firstBytes.push(1) } })
+  upstream = new ScriptedUpstream([], { 'content-type': 'application/json', 'x-a': 'b' }, new Error('nobody there'))
+  const answer = await ask(port)
+  t.equal(answer.statusCode, 502)
+  t.strictSame(JSON.parse(answer.body.toString()), { failed: 'nobody there' })
+  t.notOk(answer.headers['x-a'])
+  await t.rejects(results[0]!, { message: 'nobody there' })
+  t.equal(firstBytes.length, 0)
+  upstream = new ScriptedUpstream([], { 'content-type': 'application/json' }, undefined, 204)
+  t.match(await ask(port), { statusCode: 204, body: Buffer.alloc(0) })
+  t.match(await results[1], { outcome: 'complete', bytes: 0 })
+  t.equal(firstBytes.length, 1)
+})
+
+t.test('the signal ends a relay', async t => {
+  const before = new AbortController()
+  before.abort(new Error('too late'))
+  const never = await rawUpstream(t, socket => { socket.write('HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n') })
+  const first = await gateway(t, async () => await never.open(), { signal: before.signal })
+  t.match(await ask(first.port), { statusCode: 502 })
+  await t.rejects(first.results[0]!, { message: 'too late' })
+
+  const after = new AbortController()
+  const endless = await rawUpstream(t, socket => { socket.write(Buffer.concat([Buffer.from(HEAD), frame(event(1))])) })
+  const second = await gateway(t, async () => await endless.open(), { signal: after.signal, onFirstByte: () => { setImmediate(() => after.abort(new DOMException('slow', 'TimeoutError'))) } })
+  t.match((await ask(second.port)).body.toString(), /^data: 1\n\ndata: \{"error":.*"code":"timeout"/)
+  t.match(await second.results[0], { outcome: 'upstream_failed', error: { message: 'slow' } })
+})
+
+t.test('a client that leaves ends the upstream at once', async t => {
+  const endless = await rawUpstream(t, socket => { socket.write(Buffer.concat([Buffer.from(HEAD), frame(event(1))])) })
+  const first = await gateway(t, async () => await endless.open())
+  const request = get({ port: first.port, host: '127.0.0.1', agent: false })
+  request.on('error', () => {})
+  const [response] = await once(request, 'response') as [IncomingMessage]
+  response.on('error', () => {})
+  const closed = once(await endless.socket(), 'close')
+  const left = performance.now()
+  request.destroy()
+  await closed
+  t.ok(performance.now() - left < 100, 'within 100 ms')
+  t.match(await first.results[0], { outcome: 'client_gone', chunks: 1 })
+
+  const silent = await rawUpstream(t, socket => { socket.write(HEAD) })
+  const second = await gateway(t, async () => await silent.open())
+  const impatient = get({ port: second.port, host: '127.0.0.1', agent: false })
+  impatient.on('error', () => {})
+  const socket = await silent.socket()
+  await until(() => second.results.length > 0, 'the relay waits for the first byte')
+  impatient.destroy()
+  await once(socket, 'close')
+  await t.rejects(second.results[0]!, { code: 'client_closed', statusCode: 499 })
+})
+
+t.test('a slow client stops the upstream, and loses nothing', async t => {
+  const chunk = Buffer.from(event('z'.repeat(64 * 1024 - 10)))
+  for (const kind of ['event stream', 'short events', 'known length'] as const) {
+    const piece = kind === 'short events' ? Buffer.from(event('z'.repeat(1000))) : chunk
+    // More than any kernel's socket buffers take. A stream ends with the piece at which it was found to stall.
+    let count = Math.ceil((256 << 20) / piece.length)
+    let sent = 0
+    const upstream = await rawUpstream(t, socket => {
+      socket.write(kind === 'known length' ? `HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ${count * piece.length}\r\n\r\n` : HEAD)
+      const framed = kind === 'known length' ? piece : frame(piece)
+      const go = (): void => {
+        while (sent < count) {
+          sent++
+          if (!socket.write(framed)) {
+            socket.once('drain', go)
+            return
+          }
+        }
+        if (kind !== 'known length') socket.write('0\r\n\r\n')
+      }
+      go()
+    })
+    const { port, results } = await gateway(t, async () => await upstream.open())
+    const request = get({ port, host: '127.0.0.1', agent: false })
+    const [response] = await once(request, 'response') as [IncomingMessage]
+    response.pause()
+    let before = -1
+    await until(async () => {
+      const still = sent === before
+      before = sent
+      await new Promise(resolve => setTimeout(resolve, 100))
+      return still
+    }, 'the upstream stalls')
+    t.ok(sent < count, `${kind}: stalled after ${sent} of ${count} chunks`)
+    if (kind !== 'known length') count = sent + 1
+    let bytes = 0
+    let wrong = 0
+    for await (const data of response as AsyncIterable<Buffer>) {
+      if (!isAt(data, piece, bytes % piece.length)) wrong++
+      bytes += data.length
+    }
+    t.equal(wrong, 0, 'every byte in its place')
+    t.equal(bytes, count * piece.length)
+    t.match(await results[0], { outcome: 'complete', bytes: count * piece.length })
+  }
+})
+
+/** Whether `data` is what a repetition of `piece` holds from `offset` on. */
+function isAt (data: Buffer, piece: Buffer, offset: number): boolean {
+  for (let at = 0; at < data.length;) {
+    const length = Math.min(data.length - at, piece.length - offset)
+    if (data.compare(piece, offset, offset + length, at, at + length) !== 0) return false
+    at += length
+    offset = 0
+  }
+  return true
+}
+
+t.test('headers of the hop stay behind, those of the answer and the reply arrive', async t => {
+  const upstream = new ScriptedUpstream([Buffer.from('{"a":1}')], {
+    'content-type': 'application/json',
+    'content-length': '7',
+    connection: 'keep-alive, X-Hop',
+    'keep-alive': 'timeout=5',
+    'x-hop': '1',
+    'proxy-authenticate': 'Basic',
+    te: 'x',
+    upgrade: 'h2c',
+    server: 'uvicorn',
+    date: 'yesterday',
+    'access-control-allow-origin': '*',
+    'set-cookie': ['a=1', 'b=2'],
+    'x-request-id': 'r1',
+    'x-own': 'theirs'
+  })
+  const { port } = await gateway(t, reply => { reply.header('x-own', 'ours').header('x-rate', '5'); return upstream }, { headers: { 'x-epd-plan': 'pd' } },
+    async app => { await app.register(cors, { origin: 'https://mine' }) })
+  const { headers, body } = await ask(port, { headers: { origin: 'https://mine' } })
+  t.match(headers, { 'content-type': 'application/json', 'content-length': '7', 'set-cookie': ['a=1', 'b=2'], 'x-request-id': 'r1', 'x-own': 'ours', 'x-rate': '5', 'x-epd-plan': 'pd', 'access-control-allow-origin': 'https://mine' })
+  for (const name of ['x-hop', 'proxy-authenticate', 'te', 'upgrade', 'server', 'transfer-encoding']) t.notOk(headers[name], name)
+  t.not(headers.date, 'yesterday')
+  t.equal(body.toString(), '{"a":1}')
+})
+
+t.test('event streams carry what proxies and browsers need to know', async t => {
+  const { port } = await gateway(t, () => new ScriptedUpstream([Buffer.from(DONE)], { ...SSE, 'content-length': '14', 'transfer-encoding': 'chunked' }))
+  const { headers, body } = await ask(port)
+  t.match(headers, { 'content-type': SSE['content-type'], 'cache-control': 'no-cache', 'x-accel-buffering': 'no', 'transfer-encoding': 'chunked' })
+  t.equal(body.toString(), DONE)
+})
+
+t.test('a connection goes on after a stream, also when requests are pipelined', async t => {
+  const bytes = events('\n')
+  const kinds = [() => new ScriptedUpstream(cut(bytes, [10, 60, 61, 200]), SSE), () => new ScriptedUpstream([Buffer.from('{"a":"\u00e4"}')], { 'content-type': 'application/json', 'content-length': '10' })]
+  let n = 0
+  const { port } = await gateway(t, () => kinds[n++ % 2]!())
+  const socket = connect(port, '127.0.0.1')
+  t.teardown(() => socket.destroy())
+  let text = ''
+  socket.setEncoding('latin1').on('data', (data: string) => { text += data })
+  socket.write('GET / HTTP/1.1\r\nhost: x\r\n\r\n'.repeat(4))
+  await until(() => text.split('HTTP/1.1 200 OK').length === 5 && text.endsWith('}'), 'four answers')
+  const bodies = text.split('HTTP/1.1 200 OK').slice(1).map(answer => answer.slice(answer.indexOf('\r\n\r\n') + 4))
+  for (const i of [0, 2]) {
+    t.equal(unchunk(bodies[i]!), bytes.toString('latin1'))
+    t.equal(bodies[i + 1], Buffer.from('{"a":"\u00e4"}').toString('latin1'))
+  }
+})
+
+function unchunk (text: string): string {
+  let result = ''
+  let rest = text
+  for (;;) {
+    const end = rest.indexOf('\r\n')
+    const length = Number.parseInt(rest.slice(0, end), 16)
+    if (length === 0) return rest === '0\r\n\r\n' ? result : `bad end: ${rest}`
+    result += rest.slice(end + 2, end + 2 + length)
+    if (rest.slice(end + 2 + length, end + 4 + length) !== '\r\n') return 'bad chunk'
+    rest = rest.slice(end + 4 + length)
+  }
+}
+
+t.test('works where the shortcut to the socket is not open', async t => {
+  const bytes = events('\n')
+  const make = (): ScriptedUpstream => new ScriptedUpstream(cut(bytes, [10, 60, 61, 200]), SSE)
+  const { app, port } = await gateway(t, make)
+  t.equal((await app.inject('/')).body, bytes.toString(), 'inject')
+
+  const socket = connect(port, '127.0.0.1')
+  socket.write('GET / HTTP/1.0\r\n\r\n')
+  let text = ''
+  socket.setEncoding('utf8').on('data', (data: string) => { text += data })
+  await once(socket, 'end')
+  t.equal(text.slice(text.indexOf('\r\n\r\n') + 4), bytes.toString(), 'HTTP/1.0')
+
+  let seen = ''
+  const patched = await gateway(t, reply => {
+    const { raw } = reply
+    const write = raw.write.bind(raw) as (chunk: Buffer) => boolean
+    raw.write = ((chunk: Buffer) => { seen += chunk.toString(); return write(chunk) }) as typeof raw.write
+    return make()
+  })
+  t.equal((await ask(patched.port)).body.toString(), bytes.toString())
+  t.equal(seen, bytes.toString(), 'who has replaced write sees all')
+
+  const server = createHttp2Server((_request, response) => { relay(make(), response as unknown as ServerResponse).catch(() => {}) })
+  t.teardown(() => server.close())
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const client = connectHttp2(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  t.teardown(() => client.close())
+  let body = ''
+  const stream = client.request({ ':path': '/' })
+  for await (const chunk of stream) body += String(chunk)
+  t.equal(body, bytes.toString(), 'HTTP/2')
+})
+
+t.test('the end of an answer tells usage and finish reason, or nothing', async t => {
+  let upstream!: ScriptedUpstream
+  const { port, results } = await gateway(t, () => upstream)
+  const told = async (...texts: string[]): Promise<RelayResult> => {
+    upstream = new ScriptedUpstream(texts.map(text => Buffer.from(text)), { 'content-type': 'application/json' })
+    await ask(port)
+    return await results.at(-1)!
+  }
+  const usage = { promptTokens: 1, completionTokens: 2, totalTokens: undefined, cachedTokens: undefined }
+  t.strictSame((await told('{"choices":[{"finish_reason" : "length"}],"usage" :\n{"prompt_tokens":1,"completion_tokens":2,"x":{"y":{}}}}')).usage, usage)
+  t.match(await told('{"finish_reason":"tool_calls","a":"\\"usage\\":{\\"prompt_tokens\\":9}"}'), { finishReason: 'tool_calls', usage: undefined })
+  t.match(await told('{"usage":{"prompt_tokens":1,"completion_tokens":2}', ',"big":"', 'x'.repeat(100), '"}'), { usage })
+  for (const text of ['', '{}', '{"usage":null,"finish_reason":null}', '{"usage":{"prompt_tokens":', '{"usage":{x}}', 'usage']) t.match(await told(text), { usage: undefined, finishReason: undefined })
+  t.match(await told(event({ choices: [{ finish_reason: 'stop' }], usage: null }), event({ choices: [{ finish_reason: null }], usage: { prompt_tokens: '1' } }), DONE), { finishReason: 'stop', usage: { promptTokens: undefined } })
+})
+
+t.test('clientGone aborts when the client leaves, and only then', async t => {
+  const seen: Array<{ signal: AbortSignal, response: ServerResponse }> = []
+  const app = Fastify({ forceCloseConnections: true })
+  t.teardown(() => app.close())
+  app.post('/', async (request, reply) => {
+    seen.push({ signal: clientGone(reply), response: reply.raw })
+    if ((request.body as { wait: boolean }).wait) await once(reply.raw, 'close')
+    else await new Promise(resolve => setTimeout(resolve, 20))
+    return { ok: true }
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  const post = (body: unknown): ReturnType<typeof httpRequest> => {
+    const request = httpRequest({ port: (app.server.address() as AddressInfo).port, host: '127.0.0.1', method: 'POST', agent: false, headers: { 'content-type': 'application/json' } })
+    request.on('error', () => {})
+    request.end(JSON.stringify(body))
+    return request
+  }
+  const [response] = await once(post({ wait: false }), 'response') as [IncomingMessage]
+  await collect(response)
+  await until(() => seen[0]!.response.destroyed || seen[0]!.response.writableFinished, 'the answer is out')
+  t.equal(seen[0]!.signal.aborted, false, 'a request whose body was read is not an abort (fastify#6725)')
+
+  const request = post({ wait: true })
+  await until(() => seen.length === 2, 'the handler runs')
+  request.destroy()
+  await until(() => seen[1]!.signal.aborted, 'the signal aborts')
+  t.match(seen[1]!.signal.reason, { code: 'client_closed', statusCode: 499 })
+
+  const server = createServer((_request, response) => {
+    response.destroy()
+    t.ok(clientGone(response).aborted, 'also when that was before')
+  })
+  t.teardown(() => server.close())
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  await t.rejects(ask((server.address() as AddressInfo).port))
+})

@@ -1,0 +1,98 @@
+import { createServer } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
+import { once } from 'node:events'
+import type { Test } from 'tap'
+import { createDispatcher, send } from '../../adapters/http.ts'
+import type { ByteSink, UpstreamResponse } from '../../adapters/adapter.ts'
+
+export const SSE = { 'content-type': 'text/event-stream; charset=utf-8' }
+
+/** An upstream response made by hand: these chunks, then the end or a failure. */
+export class ScriptedUpstream implements UpstreamResponse {
+  readonly statusCode: number
+  readonly headers: Record<string, string | string[]>
+  destroyed: Error | undefined
+  readonly #chunks: readonly Buffer[]
+  readonly #failure: Error | undefined
+  #stop: ((error: Error) => void) | undefined
+
+  constructor (chunks: readonly Buffer[], headers: Record<string, string | string[]>, failure?: Error, statusCode = 200) {
+    this.#chunks = chunks
+    this.headers = headers
+    this.#failure = failure
+    this.statusCode = statusCode
+  }
+
+  async pipe (sink: ByteSink): Promise<void> {
+    const stopped = new Promise<never>((_resolve, reject) => { this.#stop = reject })
+    stopped.catch(() => {})
+    for (const chunk of this.#chunks) {
+      if (this.destroyed !== undefined) throw this.destroyed
+      if (!sink.write(chunk)) await Promise.race([stopped, new Promise<void>(resolve => { sink.onDrain(resolve) })])
+      else await new Promise(resolve => setImmediate(resolve))
+    }
+    if (this.destroyed !== undefined) throw this.destroyed
+    if (this.#failure !== undefined) throw this.#failure
+  }
+
+  async buffer (): Promise<Buffer> {
+    return Buffer.concat(this.#chunks)
+  }
+
+  destroy (reason = new Error('destroyed')): void {
+    this.destroyed ??= reason
+    this.#stop?.(reason)
+  }
+}
+
+export interface RawUpstream {
+  /** Sends it a request and resolves at the head of its answer. */
+  open (signal?: AbortSignal): Promise<UpstreamResponse>
+  /** The socket of the last request, once its first bytes were there. */
+  socket (): Promise<Socket>
+}
+
+/** A raw server on a real socket; `answer` writes what it likes. */
+export async function rawUpstream (t: Test, answer: (socket: Socket) => void): Promise<RawUpstream> {
+  const sockets: Socket[] = []
+  const server = createServer(socket => {
+    sockets.push(socket)
+    socket.on('error', () => {})
+    socket.once('data', () => { answer(socket) })
+  })
+  const dispatcher = createDispatcher()
+  t.teardown(async () => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+    await dispatcher.destroy()
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const nothing = (): void => {}
+  const log = { debug: nothing, info: nothing, warn: nothing, error: nothing }
+  return {
+    open: async (signal = new AbortController().signal) =>
+      await send({ id: url, url, role: 'hybrid' }, { method: 'GET', path: '/' }, { signal, headers: {}, dispatcher, log }),
+    socket: async () => {
+      if (sockets.length === 0) await once(server, 'connection')
+      return sockets.at(-1)!
+    }
+  }
+}
+
+/** HTTP/1.1 chunk. */
+export function frame (text: string | Buffer): Buffer {
+  const bytes = Buffer.from(text as string)
+  return Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`), bytes, Buffer.from('\r\n')])
+}
+
+/** Bytes cut at these places. */
+export function cut (bytes: Buffer, places: readonly number[]): Buffer[] {
+  const sorted = [0, ...[...places].sort((a, b) => a - b), bytes.length]
+  return sorted.slice(1).map((end, i) => bytes.subarray(sorted[i], end))
+}
+
+export function event (value: unknown, newline = '\n'): string {
+  return `data: ${JSON.stringify(value)}${newline}${newline}`
+}

@@ -1,0 +1,262 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import { createServer, type IncomingHttpHeaders } from 'node:http'
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import { context, propagation, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api'
+import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
+import { W3CTraceContextPropagator } from '@opentelemetry/core'
+import { InMemorySpanExporter, NodeTracerProvider, SimpleSpanProcessor, type ReadableSpan } from '@opentelemetry/sdk-trace-node'
+import Fastify from 'fastify'
+import t, { type Test } from 'tap'
+import { Agent, request } from 'undici'
+import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../engines/semconv.ts'
+import { keepOneTraceparent } from '../../plugin/telemetry/propagation.ts'
+import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
+import * as semconv from '../../plugin/telemetry/semconv.ts'
+import { startRequest } from '../../plugin/telemetry/spans.ts'
+import { TraceStore } from '../../plugin/telemetry/trace-store.ts'
+import { until } from '../helper/until.ts'
+
+const { ATTR, SPAN } = semconv
+const TRACE_ID = '0af7651916cd43dd8448eb211c80319c'
+const PARENT = `00-${TRACE_ID}-b7ad6b7169203331-01`
+
+/** Registers an SDK for one test. */
+function sdk (t: Test): { spans: () => ReadableSpan[], named: (name: string) => ReadableSpan } {
+  const exporter = new InMemorySpanExporter()
+  const provider = new NodeTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] })
+  provider.register({ contextManager: new AsyncLocalStorageContextManager(), propagator: new W3CTraceContextPropagator() })
+  t.teardown(async () => {
+    await provider.shutdown()
+    trace.disable()
+    context.disable()
+    propagation.disable()
+  })
+  const spans = (): ReadableSpan[] => exporter.getFinishedSpans()
+  return { spans, named: name => spans().find(span => span.name === name)! }
+}
+
+/** An upstream that keeps the headers it was sent, raw: two of one name would show. */
+async function upstream (t: Test): Promise<{ call: (headers: Record<string, string>) => Promise<{ headers: IncomingHttpHeaders, traceparents: string[] }> }> {
+  const seen: Array<{ headers: IncomingHttpHeaders, traceparents: string[] }> = []
+  const server = createServer((req, res) => {
+    const traceparents = req.rawHeaders.filter((_value, i) => i % 2 === 1 && req.rawHeaders[i - 1]!.toLowerCase() === 'traceparent')
+    seen.push({ headers: req.headers, traceparents })
+    res.end()
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const dispatcher = new Agent()
+  t.teardown(async () => {
+    await dispatcher.destroy()
+    server.close()
+  })
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  return {
+    async call (headers) {
+      await (await request(url, { dispatcher, headers })).body.dump()
+      return seen.at(-1)!
+    }
+  }
+}
+
+t.test('without an SDK the client\'s own trace context passes through and nothing else happens', async t => {
+  const chat = startRequest({ headers: { traceparent: PARENT, tracestate: 'vendor=1' }, model: 'm' })
+  t.notOk(chat.recording)
+  t.equal(chat.traceId, TRACE_ID)
+  await chat.stage(SPAN.encode, {}, async encode => {
+    t.strictSame(encode.headers, { traceparent: PARENT, tracestate: 'vendor=1' })
+    await encode.stage(SPAN.encodeCall, {}, async call => { t.strictSame(call.headers, { traceparent: PARENT, tracestate: 'vendor=1' }) })
+  })
+  chat.end()
+  t.strictSame(startRequest({ headers: {}, model: 'm' }).headers, {})
+  t.match(startRequest({ headers: {}, model: 'm' }).traceId, /^[0-9a-f]{32}$/, 'a response can still be named')
+  for (const bad of [`${PARENT}, ${PARENT.slice(3)}`.replace('00', 'zz'), 'garbage']) t.strictSame(startRequest({ headers: { traceparent: bad }, model: 'm' }).headers, {})
+})
+
+t.test('a request that is not sampled says so to the engines, and its stages cost nothing', async t => {
+  const { spans } = sdk(t)
+  const chat = startRequest({ headers: { traceparent: PARENT.slice(0, -1) + '0' }, model: 'm' })
+  t.notOk(chat.recording)
+  const stage = chat.begin(SPAN.encode, {})
+  t.equal(stage.begin(SPAN.encodeCall, {}), stage)
+  t.match(stage.headers.traceparent, new RegExp(`^00-${TRACE_ID}-[0-9a-f]{16}-00$`))
+  t.equal(await stage.run(async () => 7), 7)
+  stage.set({ x: 1 })
+  stage.end({ error: new Error('x') })
+  chat.end()
+  t.equal(spans().length, 0)
+})
+
+t.test('one request is one tree, parented by the client\'s traceparent', async t => {
+  const { spans, named } = sdk(t)
+  const chat = startRequest({ headers: { traceparent: PARENT, tracestate: 'vendor=1' }, model: 'tiny', attributes: { [ATTR.requestStream]: true } })
+  t.equal(chat.traceId, TRACE_ID)
+  chat.stageSync(SPAN.plan, {}, plan => { plan.set({ [ATTR.reason]: 'media' }) })
+  await chat.stage(SPAN.encode, { [ATTR.items]: 2 }, async encode => {
+    await Promise.all(['a', 'b'].map(node => encode.stage(SPAN.encodeCall, { [ATTR.node]: node }, async call => {
+      t.match(call.headers, { traceparent: new RegExp(`^00-${TRACE_ID}-`), tracestate: 'vendor=1' })
+    })))
+  })
+  const decode = chat.begin(SPAN.decode, {})
+  decode.run(() => { t.equal(trace.getActiveSpan()?.spanContext().spanId, decode.headers.traceparent!.split('-')[2]) })
+  decode.end({ attributes: { [ATTR.outputTokens]: 3 } })
+  t.notOk(spans().some(span => span.name === 'chat tiny'), 'the request ends at its last byte')
+  chat.end({ attributes: { [ATTR.topology]: 'e-pd' } })
+  chat.end({ error: new Error('too late') })
+  const root = named('chat tiny')
+  t.equal(spans().filter(span => span.name === 'chat tiny').length, 1, 'it ends once')
+  t.equal(root.kind, SpanKind.CLIENT)
+  t.equal(root.parentSpanContext?.spanId, 'b7ad6b7169203331')
+  t.strictSame(root.attributes, {
+    'gen_ai.operation.name': 'chat', 'gen_ai.provider.name': 'fastify-epd', 'gen_ai.request.model': 'tiny', 'gen_ai.request.stream': true, 'epd.topology': 'e-pd'
+  })
+  t.equal(root.status.code, SpanStatusCode.UNSET, 'success is not set, by convention')
+  t.equal(root.instrumentationScope.schemaUrl, semconv.SCHEMA_URL)
+  for (const name of [SPAN.plan, SPAN.encode, SPAN.decode]) t.equal(named(name).parentSpanContext?.spanId, root.spanContext().spanId, name)
+  const calls = spans().filter(span => span.name === SPAN.encodeCall)
+  t.strictSame(calls.map(call => call.parentSpanContext?.spanId), Array(2).fill(named(SPAN.encode).spanContext().spanId))
+  t.equal(named(SPAN.plan).attributes[ATTR.reason], 'media')
+})
+
+t.test('spans are stamped to the microsecond, in the order in which things happen', async t => {
+  const { spans } = sdk(t)
+  const before = Date.now()
+  const chat = startRequest({ headers: {}, model: 'm' })
+  for (let i = 0; i < 20; i++) chat.stageSync(SPAN.plan, { i }, () => {})
+  chat.end()
+  const micros = ([seconds, nanos]: readonly [number, number]): number => seconds * 1e6 + nanos / 1e3
+  const stages = spans().filter(span => span.name === SPAN.plan)
+  for (const [i, span] of stages.slice(1).entries()) {
+    if (micros(span.startTime) < micros(stages[i]!.endTime)) t.fail('a stage begins before the one ahead of it has ended')
+  }
+  t.ok(new Set(stages.map(span => micros(span.startTime))).size > 10)
+  t.ok(micros(stages[0]!.startTime) >= before * 1e3 && micros(stages.at(-1)!.endTime) <= (Date.now() + 1) * 1e3, 'and it is the wall clock\'s time')
+})
+
+t.test('an active span of another instrumentation is the parent, before any header', async t => {
+  const { named } = sdk(t)
+  trace.getTracer('other').startActiveSpan('POST /v1/chat/completions', server => {
+    startRequest({ headers: { traceparent: PARENT }, model: 'm' }).end()
+    server.end()
+  })
+  t.equal(named('chat m').parentSpanContext?.spanId, named('POST /v1/chat/completions').spanContext().spanId)
+})
+
+t.test('an error is status and error.type; a client that leaves is neither', async t => {
+  const { named } = sdk(t)
+  const chat = startRequest({ headers: {}, model: 'm' })
+  const failure = Object.assign(new Error('encoder is gone'), { code: 'UNAVAILABLE' })
+  await t.rejects(chat.stage(SPAN.encode, {}, async () => { throw failure }), failure)
+  t.throws(() => chat.stageSync(SPAN.plan, {}, () => { throw new RangeError('no node') }))
+  await t.rejects(chat.stage(SPAN.decode, {}, async () => { throw new DOMException('gone', 'AbortError') }))
+  chat.end({ aborted: true })
+  t.match(named(SPAN.encode), { status: { code: SpanStatusCode.ERROR, message: 'encoder is gone' }, attributes: { 'error.type': 'UNAVAILABLE' } })
+  t.equal(named(SPAN.plan).attributes['error.type'], 'RangeError')
+  for (const name of ['chat m', SPAN.decode]) t.match(named(name), { status: { code: SpanStatusCode.UNSET }, attributes: { 'epd.aborted': true } }, name)
+  t.equal(named(SPAN.decode).attributes['error.type'], undefined)
+})
+
+t.test('parents are right with many requests at once', async t => {
+  const { spans } = sdk(t)
+  await Promise.all(Array.from({ length: 50 }, async (_, n) => {
+    const chat = startRequest({ headers: {}, model: `m${n}` })
+    await chat.stage(SPAN.encode, { n }, async encode => {
+      await new Promise(resolve => setImmediate(resolve))
+      await encode.stage(SPAN.encodeCall, { n }, async () => { await new Promise(resolve => setImmediate(resolve)) })
+    })
+    chat.end()
+  }))
+  const byId = new Map(spans().map(span => [span.spanContext().spanId, span]))
+  const calls = spans().filter(span => span.name === SPAN.encodeCall)
+  t.equal(calls.length, 50)
+  for (const call of calls) {
+    const encode = byId.get(call.parentSpanContext!.spanId)!
+    if (encode.attributes.n !== call.attributes.n || byId.get(encode.parentSpanContext!.spanId)!.name !== `chat m${String(call.attributes.n)}`) t.fail('wrong parent')
+  }
+})
+
+/** What @opentelemetry/instrumentation-undici does to a request. */
+function instrumentUndici (t: Test): void {
+  const onCreate = (message: unknown): void => {
+    const span = trace.getTracer('undici').startSpan('GET', { kind: SpanKind.CLIENT }, context.active())
+    const headers: Record<string, string> = {}
+    propagation.inject(trace.setSpan(context.active(), span), headers)
+    const { request } = message as { request: { addHeader: (name: string, value: string) => void } }
+    for (const [name, value] of Object.entries(headers)) request.addHeader(name, value)
+    span.end()
+  }
+  subscribe('undici:request:create', onCreate)
+  t.teardown(() => unsubscribe('undici:request:create', onCreate))
+}
+
+t.test('exactly one traceparent is on the wire, with undici instrumented and without', async t => {
+  const { spans, named } = sdk(t)
+  const { call } = await upstream(t)
+  const once = async (): Promise<string[]> => {
+    const chat = startRequest({ headers: { traceparent: PARENT, tracestate: 'vendor=1' }, model: 'm' })
+    const seen = await chat.stage(SPAN.decode, {}, stage => call({ ...stage.headers, 'x-other': '1' }))
+    chat.end()
+    t.equal(seen.headers['x-other'], '1')
+    if (seen.traceparents.length === 1) t.equal(seen.headers.tracestate, 'vendor=1')
+    return seen.traceparents
+  }
+  const plain = await once()
+  t.equal(plain.length, 1)
+  t.equal(plain[0]!.split('-')[2], named(SPAN.decode).spanContext().spanId)
+
+  instrumentUndici(t)
+  t.equal((await once()).length, 2, 'two, if nothing is done about it')
+  const stop = keepOneTraceparent()
+  const stopToo = keepOneTraceparent()
+  t.teardown(stop)
+  const instrumented = await once()
+  t.equal(instrumented.length, 1)
+  const client = spans().findLast(span => span.name === 'GET')!
+  t.equal(instrumented[0], `00-${TRACE_ID}-${client.spanContext().spanId}-01`, 'the instrumentation\'s, which is a child of the stage')
+  t.equal(client.parentSpanContext?.spanId, spans().findLast(span => span.name === SPAN.decode)!.spanContext().spanId)
+  stopToo()
+  stopToo()
+  t.equal((await once()).length, 1, 'it goes on while one gateway is open')
+  const foreign = await call({ traceparent: PARENT })
+  t.equal(foreign.traceparents.length, 2, 'requests of others are not touched')
+})
+
+t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves another SDK alone', async t => {
+  const received: any[] = []
+  const receiver = Fastify()
+  t.teardown(() => receiver.close())
+  receiver.post('/v1/traces', async request => {
+    received.push({ body: request.body, key: request.headers['x-key'] })
+    return {}
+  })
+  const env = { OTEL_EXPORTER_OTLP_ENDPOINT: await receiver.listen({ host: '127.0.0.1', port: 0 }), OTEL_EXPORTER_OTLP_HEADERS: 'x-key=abc', OTEL_RESOURCE_ATTRIBUTES: 'deployment.environment=test' }
+  Object.assign(process.env, env)
+  t.teardown(() => { for (const name of Object.keys(env)) delete process.env[name] })
+  const store = new TraceStore()
+  const telemetry = startTelemetry({ store })
+  t.equal(telemetry.enabled, true)
+  t.equal(startTelemetry({ store }).enabled, false, 'one SDK is enough')
+  const chat = startRequest({ headers: {}, model: 'm' })
+  chat.stageSync(SPAN.plan, {}, () => {})
+  chat.end()
+  t.match(store.get(chat.traceId), { status: 'ok', model: 'm', spans: [{ name: 'chat m', kind: 'client', service: 'fastify-epd' }, { name: 'epd.plan' }] })
+  await telemetry.close()
+  await until(() => received.length > 0, 'the receiver has the spans')
+  t.equal(received[0].key, 'abc')
+  const { resource, scopeSpans } = received[0].body.resourceSpans[0]
+  t.match(resource.attributes.find((one: any) => one.key === 'deployment.environment'), { value: { stringValue: 'test' } })
+  t.strictSame(scopeSpans[0].spans.map((span: any) => span.name), ['epd.plan', 'chat m'])
+  t.equal(startRequest({ headers: {}, model: 'm' }).recording, false, 'closed is closed')
+  process.env.OTEL_SDK_DISABLED = 'true'
+  t.teardown(() => { delete process.env.OTEL_SDK_DISABLED })
+  t.equal(startTelemetry({ store }).enabled, false)
+})
+
+t.test('engines and gateway use the same names', async t => {
+  t.equal(ENGINE_TRACER_NAME, semconv.ENGINE_TRACER_NAME)
+  const spans = new Set<string>(Object.values(SPAN))
+  const attributes = new Set<string>(Object.values(ATTR))
+  for (const name of Object.values(ENGINE_SPAN)) t.ok(spans.has(name), name)
+  for (const name of Object.values(ENGINE_ATTR)) t.ok(attributes.has(name), name)
+})

@@ -1,0 +1,256 @@
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import Fastify, { type FastifyInstance } from 'fastify'
+import t, { type Test } from 'tap'
+import { follow } from '../../plugin/cli/follow.ts'
+import { fetchTrace } from '../../plugin/cli/trace.ts'
+import { renderWaterfall } from '../../plugin/cli/waterfall.ts'
+import { traceRoutes, type TraceRoutesOptions } from '../../plugin/routes/traces.ts'
+import { parseOtlpTraces } from '../../plugin/telemetry/otlp-json.ts'
+import { TraceStore, type StoredSpan } from '../../plugin/telemetry/trace-store.ts'
+import { runCli } from '../helper/cli.ts'
+import { until } from '../helper/until.ts'
+
+// The bound is about real memory, which only a collected heap shows.
+setFlagsFromString('--expose-gc')
+globalThis.gc ??= runInNewContext('gc') as NodeJS.GCFunction
+
+const id = (n: number, digits: number): string => n.toString(16).padStart(digits, '0')
+const NOW = Math.floor(Date.now() / 1_000) - 60
+
+function span (trace: number, n: number, over: Partial<StoredSpan> = {}): StoredSpan {
+  return {
+    traceId: id(trace, 32),
+    spanId: id(n, 16),
+    parentSpanId: undefined,
+    name: 'epd.decode',
+    kind: 'internal',
+    start: [NOW, 1_000_000],
+    end: [NOW, 3_500_000],
+    attributes: {},
+    status: 'unset',
+    service: 'fastify-epd',
+    ...over
+  }
+}
+
+function chat (trace: number, over: Partial<StoredSpan> = {}, attributes: StoredSpan['attributes'] = {}): StoredSpan {
+  return span(trace, 1, {
+    name: 'chat tiny',
+    kind: 'client',
+    start: [NOW, 0],
+    end: [NOW, 5_000_000],
+    attributes: { 'gen_ai.operation.name': 'chat', 'gen_ai.request.model': 'tiny', 'epd.topology': 'e-pd', 'epd.reason': 'media', ...attributes },
+    ...over
+  })
+}
+
+t.test('spans of several processes join by trace id, in any order, each once', async t => {
+  const store = new TraceStore()
+  store.add(span(1, 3, { name: 'engine.encode', parentSpanId: id(2, 16), service: 'fastify-epd-engine', instance: 'http://e:1', start: [NOW, 2_000_000], end: [NOW, 3_000_000] }))
+  t.match(store.list(), [{ name: 'engine.encode', model: undefined, spans: 1 }], 'also before the gateway\'s own span is there')
+  store.add(span(1, 2, { parentSpanId: id(1, 16) }))
+  store.add(chat(1))
+  store.add(chat(1))
+  const trace = store.get(id(1, 32))!
+  t.match(trace, { name: 'chat tiny', model: 'tiny', plan: 'e-pd', reason: 'media', status: 'ok', durationMs: 5 })
+  t.strictSame(trace.spans.map(one => [one.name, one.offsetMs, one.durationMs, one.parentSpanId]), [
+    ['chat tiny', 0, 5, null], ['epd.decode', 1, 2.5, id(1, 16)], ['engine.encode', 2, 1, id(2, 16)]
+  ])
+  t.match(trace.spans[2], { start: new Date(NOW * 1_000).toISOString().slice(0, 19) + '.002000Z', instance: 'http://e:1', status: { code: 'unset' } })
+  t.equal(store.get(id(9, 32)), undefined)
+})
+
+t.test('the list is newest first and filtered', async t => {
+  const store = new TraceStore()
+  store.add(chat(1))
+  store.add(chat(2, { status: 'error', message: 'no', end: [NOW + 2, 0] }, { 'error.type': 'busy' }))
+  store.add(chat(3, {}, { 'epd.aborted': true, 'gen_ai.request.model': 'other', 'epd.topology': 'pd' }))
+  const ids = (filter: Parameters<TraceStore['list']>[0]): number[] => store.list(filter).map(one => parseInt(one.traceId, 16))
+  t.strictSame(ids({}), [3, 2, 1])
+  t.strictSame(ids({ limit: 2 }), [3, 2])
+  t.strictSame(ids({ model: 'tiny' }), [2, 1])
+  t.strictSame(ids({ plan: 'pd' }), [3])
+  t.strictSame(ids({ status: 'error' }), [2])
+  t.strictSame(ids({ status: 'aborted' }), [3])
+  t.strictSame(ids({ minDurationMs: 1_000 }), [2])
+})
+
+t.test('the store keeps within its bounds, by number and by bytes', async t => {
+  const few = new TraceStore({ maxTraces: 10 })
+  for (let n = 1; n <= 100; n++) few.add(chat(n))
+  t.equal(few.size, 10)
+  t.equal(few.list()[0]!.traceId, id(100, 32))
+  const small = new TraceStore({ maxBytes: 100_000 })
+  for (let n = 1; n <= 500; n++) small.add(chat(n, {}, { text: 'x'.repeat(500) }))
+  t.ok(small.bytes <= 100_000 && small.bytes > 50_000, `${small.bytes} bytes`)
+  for (let n = 1; n <= 2_000; n++) small.add(span(9_999, n))
+  t.ok(small.bytes <= 100_000, 'also when one trace takes all of it')
+  few.clear()
+  t.equal(few.size + few.bytes, 0)
+})
+
+t.test('ten thousand traces of ten spans stay near what the bound says', async t => {
+  const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
+  for (let n = 1; n <= 10_000; n++) for (let k = 1; k <= 10; k++) store.add(span(n, k, { attributes: { 'epd.node': 'http://127.0.0.1:12345', 'epd.tokens': 12 } }))
+  t.ok(store.bytes <= 8 * 1024 * 1024)
+  t.ok(store.size > 500)
+  const { gc } = globalThis
+  if (gc === undefined) return
+  gc()
+  const full = process.memoryUsage().heapUsed
+  store.clear()
+  gc()
+  const held = full - process.memoryUsage().heapUsed
+  t.ok(held <= 1.25 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB of heap for a bound of 8`)
+})
+
+const exported = (spans: unknown[], resource: unknown = { attributes: [{ key: 'service.name', value: { stringValue: 'svc' } }] }): object => ({ resourceSpans: [{ resource, scopeSpans: [{ scope: {}, spans }] }] })
+const raw = (over: object = {}): object => ({
+  traceId: id(1, 32), spanId: id(2, 16), parentSpanId: '', name: 'engine.encode', kind: 1, startTimeUnixNano: `${NOW}000000001`, endTimeUnixNano: `${NOW}000000501`, status: {}, ...over
+})
+
+t.test('OTLP JSON is read, and what is malformed in it is counted and left out', async t => {
+  const { spans, rejected } = parseOtlpTraces(exported([
+    raw({
+      attributes: [
+        { key: 's', value: { stringValue: 'x'.repeat(5_000) } }, { key: 'i', value: { intValue: '42' } }, { key: 'd', value: { doubleValue: 1.5 } }, { key: 'b', value: { boolValue: false } },
+        { key: 'a', value: { arrayValue: { values: [{ stringValue: 'p' }, { intValue: 3 }, { kvlistValue: {} }] } } }, { key: 'nested', value: { kvlistValue: { values: [] } } }, { key: '__proto__', value: { stringValue: 'x' } }, null, 7
+      ],
+      status: { code: 2, message: 'went wrong' }
+    }),
+    raw({ traceId: 'xyz' }), raw({ spanId: '0'.repeat(16) }), raw({ startTimeUnixNano: 'yesterday' }), raw({ name: '' }), null, 'span'
+  ]))!
+  t.equal(rejected, 6)
+  t.match(spans[0], { start: [NOW, 1], end: [NOW, 501], parentSpanId: undefined, status: 'error', message: 'went wrong', service: 'svc', kind: 'internal' })
+  t.strictSame({ ...spans[0]!.attributes, s: (spans[0]!.attributes.s as string).length }, { s: 1_024, i: 42, d: 1.5, b: false, a: ['p', 3] })
+  t.equal(parseOtlpTraces(exported(Array.from({ length: 3_000 }, () => raw())))!.rejected, 952)
+  for (const nonsense of [null, 7, 'x', [], {}, { resourceSpans: {} }]) t.equal(parseOtlpTraces(nonsense), undefined)
+  t.strictSame(parseOtlpTraces({ resourceSpans: [null, { scopeSpans: 7 }, { scopeSpans: [{ spans: 'x' }] }] }), { spans: [], rejected: 0 })
+})
+
+async function serve (t: Test, store: TraceStore, options: Partial<TraceRoutesOptions> = {}): Promise<FastifyInstance> {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(traceRoutes, { store, isNodeToken: token => (token === 'good' ? 'http://e:1' : undefined), ...options })
+  return app
+}
+
+t.test('spans are taken from registered nodes only, under the name of the node', async t => {
+  const store = new TraceStore()
+  const app = await serve(t, store)
+  const post = async (payload: object | string, authorization?: string): Promise<any> => {
+    const answer = await app.inject({ method: 'POST', url: '/epd/otlp/v1/traces', payload, headers: { 'content-type': 'application/json', ...(authorization === undefined ? {} : { authorization }) } })
+    return { status: answer.statusCode, body: answer.json() }
+  }
+  for (const token of [undefined, 'Bearer bad', 'good']) t.match(await post(exported([raw()]), token), { status: 401, body: { error: { code: 'invalid_api_key' } } })
+  t.equal(store.size, 0)
+  const claim = { attributes: [{ key: 'service.instance.id', value: { stringValue: 'http://somebody-else' } }] }
+  t.strictSame(await post(exported([raw()], claim), 'Bearer good'), { status: 200, body: {} })
+  t.equal(store.get(id(1, 32))!.spans[0]!.instance, 'http://e:1')
+  t.match(await post(exported([raw({ name: 7 })]), 'Bearer good'), { status: 200, body: { partialSuccess: { rejectedSpans: '1' } } })
+  t.match(await post({ spans: [] }, 'Bearer good'), { status: 400, body: { error: { code: 'invalid_request' } } })
+  t.match(await post('{', 'Bearer good'), { status: 400 })
+  t.match(await post(JSON.stringify({ x: 'x'.repeat(5_000_000) }), 'Bearer good'), { status: 413 })
+})
+
+t.test('the reading routes list, filter, show one, and let a guard decide who may', async t => {
+  const store = new TraceStore()
+  for (let n = 1; n <= 3; n++) store.add(chat(n))
+  const app = await serve(t, store)
+  const get = async (url: string): Promise<any> => (await app.inject(url)).json()
+  t.equal((await get('/epd/traces')).traces.length, 3)
+  t.equal((await get('/epd/traces?limit=1&model=tiny&status=ok&plan=e-pd&min_duration_ms=4')).traces.length, 1)
+  t.match(await get('/epd/traces?status=weird'), { error: { code: 'invalid_request' } })
+  t.match(await get(`/epd/traces/${id(2, 32)}`), { traceId: id(2, 32), spans: [{ name: 'chat tiny' }] })
+  t.match(await get('/epd/traces/nothing'), { error: { code: 'trace_not_found' } })
+  const guarded = await serve(t, store, { guard: async (_request, reply) => reply.code(403).send({ error: {} }) })
+  t.equal((await guarded.inject('/epd/traces')).statusCode, 403)
+  t.equal((await guarded.inject(`/epd/traces/${id(2, 32)}`)).statusCode, 403)
+})
+
+function sample (store: TraceStore): void {
+  store.add(chat(7, {}, { 'epd.items': 1 }))
+  store.add(span(7, 2, { name: 'epd.encode', parentSpanId: id(1, 16), start: [NOW, 500_000], end: [NOW, 2_500_000], attributes: { 'epd.items': 1 } }))
+  store.add(span(7, 3, { name: 'engine.encode', parentSpanId: id(2, 16), start: [NOW, 1_000_000], end: [NOW, 2_000_000], instance: 'http://127.0.0.1:9', attributes: { 'epd.tokens': 80, 'epd.cached': 0 } }))
+  store.add(span(7, 4, { parentSpanId: id(1, 16), start: [NOW, 2_500_000], end: [NOW, 5_000_000], attributes: { 'epd.node': 'http://pd:1', 'epd.bytes': 81_920 }, status: 'error', message: 'bro\x1b[31mken' }))
+}
+
+t.test('a waterfall shows each span\'s place in time, its depth and its facts', async t => {
+  const store = new TraceStore()
+  sample(store)
+  const lines = renderWaterfall(store.get(id(7, 32))!, { width: 110 }).trimEnd().split('\n')
+  t.equal(lines.length, 5)
+  t.match(lines[0], /^trace 0{31}7 {2}chat tiny {2}ok {2}5\.00 ms$/)
+  t.match(lines[1], /^chat tiny +█{20,} +5\.00 ms e-pd {2}\(media\) {2}1 item$/)
+  t.match(lines[2], /^ {2}epd\.encode +·+█+·+ +2\.00 ms 1 item$/)
+  t.match(lines[3], /^ {4}engine\.encode +·+█+·+ +1\.00 ms @ 127\.0\.0\.1:9 {2}80 tokens$/)
+  t.match(lines[4], /^ {2}epd\.decode +·+█+ +2\.50 ms ERROR bro \[31mken {2}pd:1 {2}80\.0 KiB$/)
+  const bars = lines.slice(1).map(line => /[·█]+/.exec(line)![0].length)
+  t.equal(new Set(bars).size, 1, 'bars are of one length')
+  for (const width of [20, 60, 80, 200]) {
+    for (const line of renderWaterfall(store.get(id(7, 32))!, { width }).split('\n').slice(1)) t.ok(line.length <= Math.max(width, 60), `${width}: ${line.length}`)
+  }
+  t.notMatch(lines.join(''), /\x1b/) // eslint-disable-line no-control-regex
+  t.match(renderWaterfall(store.get(id(7, 32))!, { color: true }), /\x1b\[36m/) // eslint-disable-line no-control-regex
+})
+
+t.test('fastify-epd trace prints the last or a given trace of a running gateway', async t => {
+  const store = new TraceStore()
+  const app = await serve(t, store)
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  const none = await runCli(['trace', '--url', url])
+  t.equal(none.code, 1)
+  t.match(none.stderr, /no traces yet/)
+  sample(store)
+  const last = await runCli(['trace', '--url', url])
+  t.equal(last.code, 0)
+  t.match(last.stdout, /^trace 0{31}7[^]+engine\.encode/)
+  t.match(JSON.parse((await runCli(['trace', id(7, 32), '--json', '--url', url])).stdout), { traceId: id(7, 32) })
+  t.equal((await runCli(['trace', id(8, 32), '--url', url])).code, 1)
+})
+
+t.test('fastify-epd trace takes filters, and follows until it is told to end', async t => {
+  const store = new TraceStore()
+  const app = await serve(t, store)
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  store.add(chat(1))
+  store.add(chat(2, {}, { 'epd.topology': 'pd' }))
+  t.match((await runCli(['trace', '--url', url, '--plan', 'e-pd'])).stdout, /^trace 0{31}1 /)
+  t.match(await runCli(['trace', '--url', url, '--min-duration', '99999']), { code: 1, stderr: /no such traces/ })
+  t.match(await runCli(['trace', '--url', url, '--status', 'fine']), { code: 2 })
+  let polls = 0
+  const stop = new AbortController()
+  const shown: string[] = []
+  const following = follow({
+    get: async path => {
+      const answer = (await app.inject(path)).json()
+      polls++
+      return answer
+    },
+    filter: new URLSearchParams({ plan: 'e-pd' }),
+    show: trace => { shown.push(trace.traceId) },
+    signal: stop.signal,
+    settledMs: 0
+  })
+  store.add(span(5, 9, { name: 'epd.plan' }))
+  store.add(chat(4, {}, { 'epd.topology': 'pd' }))
+  await until(() => polls > 1, 'it knows what was there before')
+  store.add(chat(3))
+  store.add(chat(6))
+  await until(() => shown.length >= 2, 'both are shown')
+  stop.abort()
+  await following
+  t.strictSame(shown, [id(3, 32), id(6, 32)], 'in their order, each once, without those the filter leaves out')
+})
+
+t.test('a trace is waited for until it stops growing', async t => {
+  const store = new TraceStore()
+  const app = await serve(t, store)
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  const now = Math.floor(Date.now() / 1_000)
+  store.add(chat(7, { start: [now, 0], end: [now + 1, 0] }))
+  const reading = fetchTrace({ url }, id(7, 32))
+  setTimeout(() => { store.add(span(7, 2, { parentSpanId: id(1, 16), start: [now, 0], end: [now + 1, 0] })) }, 150)
+  t.equal((await reading)!.spans.length, 2)
+})

@@ -1,0 +1,149 @@
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Browser, Page } from 'playwright-core'
+import t from 'tap'
+import { PACKAGE_ROOT } from '../../plugin/version.ts'
+import { openBrowser } from '../helper/chromium.ts'
+import { startCli, type CliServer } from '../helper/cli.ts'
+import { tempFile } from '../helper/temp.ts'
+import { until } from '../helper/until.ts'
+import { startLoad } from './load.ts'
+
+/** Screenshots are kept beside the build, for people to look at. */
+const SHOTS = join(PACKAGE_ROOT, '.tap', 'screenshots')
+
+// Starting engines and a browser takes its time on a busy machine.
+t.setTimeout(120_000)
+const opened = await openBrowser()
+if ('missing' in opened) t.plan(0, opened.missing)
+else await suite(opened)
+
+async function suite (browser: Browser): Promise<void> {
+  t.teardown(() => browser.close())
+  await mkdir(SHOTS, { recursive: true })
+  const config = await tempFile(t, 'epd.config.json', JSON.stringify({ embedded: { encoders: 2, engines: 1 }, telemetry: { captureContent: true } }))
+  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn', '--config', config])
+  const load = await startLoad(gateway.url)
+  t.teardown(() => load.stop())
+  await until(() => load.sent > 8, 'some requests are through', 60_000)
+
+  t.test('while a load runs the page shows nodes, links, requests, figures and the waterfall of one', async t => {
+    const { page, problems } = await open(browser, gateway, { width: 1280, height: 860 })
+    await page.waitForSelector('.node[data-role=encoder][data-state=healthy]')
+    t.equal(await page.locator('.node[data-role=encoder]').count(), 2)
+    t.equal(await page.locator('.node[data-role=hybrid]').count(), 1)
+    t.match(await page.locator('.links li').first().textContent(), /^E\d → PD1: linked over zmq\+(ipc|tcp), \d.* moved$/)
+    await page.waitForSelector('#detail .span[data-role=prefill]')
+    const names = await page.locator('#detail .span .name').allTextContents()
+    for (const name of ['chat tiny-internvl', 'epd.plan', 'epd.decode', 'engine.prefill']) t.ok(names.includes(name), name)
+    t.match(await page.locator('#figures').textContent(), /Encoder cache hits\d+ %\d+ of \d+ pictures/)
+    for (const stage of ['request', 'encode', 'generate', 'prefill', 'decode']) t.match(await page.locator(`.stage[data-stage=${stage}] p`).textContent(), /^p50 [\d.]+ m?s/, stage)
+    const first = await page.locator('#requests [role=option]').first().getAttribute('data-trace')
+    await until(() => page.evaluate(`document.querySelector('#requests [role=option]').dataset.trace !== '${first}'`), 'the page shows it')
+    t.pass('new requests come in by themselves')
+    await page.screenshot({ path: join(SHOTS, 'light-1280.png') })
+    t.strictSame(problems, [])
+    await page.context().close()
+  })
+
+  t.test('a click shows another request, its pictures and its spans\' attributes', async t => {
+    const { page, problems } = await open(browser, gateway, { width: 1280, height: 860 })
+    await page.click('#pause')
+    const row = page.locator('#requests [role=option]', { hasText: '2 images' }).first()
+    const id = await row.getAttribute('data-trace')
+    await row.click()
+    t.equal(await row.getAttribute('aria-selected'), 'true')
+    await shows(page, id)
+    t.equal(await page.locator('.pictures li').count(), 2)
+    await until(() => page.evaluate("[...document.querySelectorAll('.pictures img')].filter(image => image.naturalWidth > 0).length === 2"), 'the page shows it')
+    t.match(await page.locator('.pictures li').first().textContent(), /picture 1(cached|encoded)E\d\d+ tokens/)
+    await page.locator('#detail .span summary').first().click()
+    t.match(await page.locator('#detail .span[open] .attributes').textContent(), /gen_ai\.operation\.namechat/)
+    t.strictSame(problems, [])
+    await page.context().close()
+  })
+
+  t.test('the keyboard alone is enough', async t => {
+    const { page } = await open(browser, gateway, { width: 1280, height: 860 })
+    await page.keyboard.press('Tab')
+    t.equal(await page.evaluate('document.activeElement.className'), 'skip', 'the first stop is the skip link')
+    await page.keyboard.press('Enter')
+    t.equal(await page.evaluate('document.activeElement.id'), 'requests', 'and it leads to the list')
+    for (let i = 0; i < 10 && await page.evaluate('document.activeElement.id') !== 'pause'; i++) await page.keyboard.press('Shift+Tab')
+    await page.keyboard.press('Space')
+    t.equal(await page.locator('#pause').textContent(), 'Resume')
+    await page.focus('#requests')
+    await page.keyboard.press('Home')
+    const selected = (): Promise<string | null> => page.locator('#requests [aria-selected=true]').getAttribute('data-trace')
+    const first = await selected()
+    await page.keyboard.press('ArrowDown')
+    await page.keyboard.press('ArrowDown')
+    const third = await selected()
+    t.not(third, first)
+    t.equal(await page.locator('#requests').getAttribute('aria-activedescendant'), `r${third}`)
+    await shows(page, third)
+    await page.keyboard.press('ArrowUp')
+    await page.keyboard.press('ArrowUp')
+    t.equal(await selected(), first)
+    await shows(page, first)
+    await page.keyboard.press('Tab')
+    await page.keyboard.press('Enter')
+    t.ok(await page.locator('#detail .span[open]').count() > 0, 'a span opens with Enter')
+    const outline = await page.evaluate('getComputedStyle(document.activeElement).outlineStyle')
+    t.equal(outline, 'solid', 'focus is visible')
+    await page.context().close()
+  })
+
+  t.test('the theme follows the system and the switch, which it remembers', async t => {
+    const { page } = await open(browser, gateway, { width: 1280, height: 860, dark: true })
+    const background = (): Promise<string> => page.evaluate('getComputedStyle(document.body).backgroundColor')
+    const dark = await background()
+    await page.screenshot({ path: join(SHOTS, 'dark-1280.png') })
+    await page.click('#theme')
+    const light = await background()
+    t.not(light, dark)
+    await page.reload()
+    await page.waitForSelector('.node')
+    t.equal(await background(), light)
+    t.equal(await page.locator('#theme').textContent(), 'Light')
+    await page.click('#theme')
+    t.equal(await background(), dark)
+    await page.context().close()
+  })
+
+  t.test('filters ask the gateway, by plan and by duration', async t => {
+    const { page } = await open(browser, gateway, { width: 1280, height: 860 })
+    await page.selectOption('#filter [name=plan]', 'pd')
+    await until(() => page.evaluate("[...document.querySelectorAll('#requests [role=option] .plan')].every(plan => plan.textContent === 'pd')"), 'the page shows it')
+    t.ok(await page.locator('#requests [role=option]').count() > 0)
+    await page.fill('#filter [name=min]', '600000')
+    await page.waitForSelector('#requests .empty')
+    await page.context().close()
+  })
+
+  t.test('at 390 pixels everything is in one column and nothing sticks out', async t => {
+    const { page, problems } = await open(browser, gateway, { width: 390, height: 844 })
+    await page.waitForSelector('#detail .span')
+    t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
+    await page.screenshot({ path: join(SHOTS, 'light-390.png'), fullPage: true })
+    t.strictSame(problems, [])
+    await page.context().close()
+  })
+}
+
+async function shows (page: Page, trace: string | null): Promise<void> {
+  await until(() => page.evaluate(`document.querySelector('#detail code')?.textContent === '${trace}'`), 'the page shows it')
+}
+
+/** Opens the page and notes what goes wrong in it: errors, blocked loads, requests to anywhere else. */
+async function open (browser: Browser, { url }: CliServer, { width, height, dark = false }: { width: number, height: number, dark?: boolean }): Promise<{ page: Page, problems: string[] }> {
+  const context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? 'dark' : 'light' })
+  const page = await context.newPage()
+  const problems: string[] = []
+  page.on('pageerror', err => problems.push(err.message))
+  page.on('console', message => { if (message.type() === 'error') problems.push(message.text()) })
+  page.on('request', request => { if (!request.url().startsWith(url)) problems.push(request.url()) })
+  await page.goto(`${url}/epd/`)
+  await page.waitForSelector('#requests [role=option][aria-selected=true]')
+  return { page, problems }
+}

@@ -1,0 +1,175 @@
+import { once } from 'node:events'
+import { connect, type Socket } from 'node:net'
+import { PassThrough, Writable } from 'node:stream'
+import t from 'tap'
+import { TraceStore } from '../../plugin/index.ts'
+import { Thumbnails } from '../../plugin/telemetry/thumbnails.ts'
+import { Broadcast } from '../../plugin/ui/broadcast.ts'
+import type { FeedState } from '../../plugin/ui/feed.ts'
+import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
+import { FakeNode } from '../helper/fake-node.ts'
+import { until } from '../helper/until.ts'
+import { samplePictures } from './load.ts'
+
+const PATH = '/v1/chat/completions'
+
+async function firstState (url: string): Promise<FeedState> {
+  const stop = new AbortController()
+  const answer = await fetch(`${url}/epd/feed`, { signal: stop.signal })
+  let text = ''
+  for await (const chunk of answer.body!) {
+    text += Buffer.from(chunk).toString()
+    if (text.includes('\n\n')) break
+  }
+  stop.abort()
+  return JSON.parse(text.slice('data: '.length))
+}
+
+t.test('the page is off unless it is asked for', async t => {
+  const { url } = await buildGateway(t)
+  t.equal((await fetch(`${url}/epd/`)).status, 404)
+  t.equal((await fetch(`${url}/epd/feed`)).status, 404)
+})
+
+t.test('the page loads nothing but its own files, under a strict policy and any prefix', async t => {
+  const { url } = await buildGateway(t, { options: { ui: true, prefix: '/llm' } })
+  const redirect = await fetch(`${url}/llm/epd`, { redirect: 'manual' })
+  t.equal(redirect.headers.get('location'), '/llm/epd/')
+  const page = await fetch(`${url}/llm/epd/`)
+  const html = await page.text()
+  const policy = page.headers.get('content-security-policy')!
+  t.match(policy, /^default-src 'none'; script-src 'self'; style-src 'self'; /)
+  t.notMatch(policy, /unsafe|http|\*/)
+  t.equal(page.headers.get('x-content-type-options'), 'nosniff')
+  t.notMatch(html, /<script>|<style| style=| on[a-z]+=/, 'nothing inline')
+  const links = [...html.matchAll(/(?:src|href)="([^"#]+)"/g)].map(found => found[1]!)
+  t.ok(links.length >= 4)
+  for (const link of links) {
+    t.match(link, /^[a-z]+\.(css|js|svg)$/, 'relative to the page')
+    const asset = await fetch(`${url}/llm/epd/${link}`)
+    t.equal(asset.status, 200, link)
+    const text = await asset.text()
+    t.notMatch(text.replace('http://www.w3.org/2000/svg', ''), /https?:\/\/(?!\/)[a-z0-9]/i, `${link} names no other origin`)
+    t.equal((await fetch(`${url}/llm/epd/${link}`, { headers: { 'if-none-match': asset.headers.get('etag')! } })).status, 304)
+  }
+  t.equal((await fetch(`${url}/llm/epd/../package.json`)).status, 404)
+})
+
+t.test('with an admin key the page asks for it, and without it answers to no foreign name', async t => {
+  const locked = await buildGateway(t, { options: { ui: true, adminKey: 'root' } })
+  const refused = await fetch(`${locked.url}/epd/`)
+  t.equal(refused.status, 401)
+  t.match(refused.headers.get('www-authenticate'), /^Basic /)
+  const basic = (key: string): { authorization: string } => ({ authorization: `Basic ${Buffer.from(`admin:${key}`).toString('base64')}` })
+  t.equal((await fetch(`${locked.url}/epd/`, { headers: basic('toor') })).status, 401)
+  t.equal((await fetch(`${locked.url}/epd/`, { headers: basic('root') })).status, 200)
+  t.equal((await fetch(`${locked.url}/epd/feed`)).status, 401)
+  t.equal((await fetch(`${locked.url}/epd/main.js`, { headers: { authorization: 'Bearer root' } })).status, 200)
+  const remote = { remoteAddress: '8.8.8.8' }
+  t.equal((await locked.app.inject({ url: '/epd/traces', ...remote, headers: basic('root') })).statusCode, 200, 'what the page reads')
+  t.equal((await locked.app.inject({ method: 'POST', url: '/nodes/remove', payload: {}, ...remote, headers: basic('root') })).statusCode, 403, 'a password is for looking only')
+  const open = await buildGateway(t, { options: { ui: true } })
+  t.equal((await open.app.inject({ url: '/epd/', headers: { host: 'localhost:8000' } })).statusCode, 200)
+  t.equal((await open.app.inject({ url: '/epd/', headers: { host: '127.0.0.1:8000' } })).statusCode, 200)
+  t.equal((await open.app.inject({ url: '/epd/', headers: { host: 'evil.example:8000' } })).statusCode, 403)
+  t.equal((await open.app.inject({ url: '/epd/', ...remote })).statusCode, 403)
+})
+
+t.test('the feed tells nodes, links, counts and traces, and ends with the gateway', async t => {
+  const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
+  const store = new TraceStore()
+  const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
+  await (await post(url + PATH, chat('?', pictureUrl(1)))).arrayBuffer()
+  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', start: [100, 0], end: [100, 5e6], attributes: { 'gen_ai.operation.name': 'chat', 'epd.items': 1 }, status: 'unset', service: 's' })
+  const state = await firstState(url)
+  t.match(state, {
+    health: { status: 'healthy' },
+    inFlight: 0,
+    requests: [{ plan: 'e-pd', outcome: 'ok', count: 1 }],
+    nodes: [{ id: nodes[0]!.url, role: 'encoder', state: 'healthy', encoded: 1, cached: 0, breakers: {} }, { role: 'hybrid' }],
+    links: [{ from: nodes[0]!.url, to: nodes[1]!.url, state: 'linked', transport: 'fake', bytes: 0 }],
+    traces: [{ name: 'chat vlm', items: 1, partial: false }],
+    stages: { request: [[100_005, 5, 0]] },
+    capture: false
+  })
+  const open = await fetch(`${url}/epd/feed`)
+  const ended = open.text()
+  await app.close()
+  t.match(await ended, /^data: \{/, 'a page does not hold up the gateway\'s end')
+})
+
+t.test('pages are bounded in number', async t => {
+  const { url } = await buildGateway(t, { options: { ui: true } })
+  const stop = new AbortController()
+  t.teardown(() => { stop.abort() })
+  for (let n = 0; n < 8; n++) t.equal((await fetch(`${url}/epd/feed`, { signal: stop.signal })).status, 200)
+  const ninth = await fetch(`${url}/epd/feed`)
+  t.equal(ninth.status, 503)
+  t.equal(ninth.headers.get('retry-after'), '5')
+  await ninth.arrayBuffer()
+  stop.abort()
+  await until(async () => {
+    const again = new AbortController()
+    const { status } = await fetch(`${url}/epd/feed`, { signal: again.signal })
+    again.abort()
+    return status === 200
+  }, 'there is room again')
+})
+
+t.test('a page that does not read is spared messages, then let go; nothing piles up', async t => {
+  let started = 0
+  let stopped = 0
+  const broadcast = new Broadcast({ maxClients: 2, interval: 2, message: () => 'x'.repeat(100_000), onStart: () => { started++ }, onStop: () => { stopped++ } })
+  const stuck = new Writable({ write () {}, highWaterMark: 1 })
+  const reader = new PassThrough({ highWaterMark: 1 << 20 })
+  let read = 0
+  reader.on('data', () => { read++ })
+  broadcast.add(stuck as never)
+  broadcast.add(reader as never)
+  t.ok(broadcast.full)
+  await once(stuck, 'close')
+  t.ok(stuck.writableLength <= 110_000, `${stuck.writableLength} bytes wait`)
+  t.ok(read > 5)
+  t.equal(broadcast.size, 1)
+  reader.destroy()
+  await once(reader, 'close')
+  t.strictSame([started, stopped, broadcast.size], [1, 1, 0])
+})
+
+t.test('thumbnails are small pictures, bounded in number and bytes', async t => {
+  const [png] = await samplePictures()
+  const thumbnails = new Thumbnails({ maxPictures: 3, maxBytes: 20_000 })
+  t.teardown(() => thumbnails.close())
+  const body = (url: string): never => {
+    const bytes = Buffer.from(url)
+    return { bytes, media: [{ index: 0, modality: 'image', url: { start: 0, end: bytes.length } }] } as never
+  }
+  for (let n = 0; n < 6; n++) {
+    thumbnails.keep(`t${n}`, body(png!))
+    await until(() => thumbnails.get(`t${n}`, 0), 'it is there')
+  }
+  t.equal(thumbnails.size, 3)
+  t.equal(thumbnails.get('t0', 0), undefined, 'the oldest have left')
+  t.ok(thumbnails.bytes <= 20_000)
+  t.match(thumbnails.get('t5', 0)!.type, /^image\/(webp|png)$/)
+  thumbnails.keep('bad', body('data:image/png;base64,bm90IGEgcGljdHVyZQ=='))
+  thumbnails.keep('far', body('https://example.com/cat.png'))
+  thumbnails.keep('last', body(png!))
+  await until(() => thumbnails.get('last', 0), 'it is there')
+  t.equal(thumbnails.get('bad', 0), undefined)
+  t.equal(thumbnails.get('far', 0), undefined, 'nothing is fetched')
+})
+
+t.test('a client that vanishes during the feed leaves nothing behind', async t => {
+  const { url, app } = await buildGateway(t, { options: { ui: true } })
+  const sockets: Socket[] = []
+  for (let n = 0; n < 4; n++) {
+    const socket = connect(Number(new URL(url).port), '127.0.0.1')
+    sockets.push(socket)
+    socket.write('GET /epd/feed HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n')
+    await once(socket, 'data')
+  }
+  for (const socket of sockets) socket.resetAndDestroy()
+  await app.close()
+  t.pass('the gateway closes')
+})
