@@ -1,19 +1,20 @@
-import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { Agent, fetch, type Response } from 'undici'
 import { startCli, type CliServer } from '../helper/cli.ts'
+import { freePort } from '../helper/free-port.ts'
 import { metric } from '../helper/metrics.ts'
 import { until as poll } from '../helper/until.ts'
 import { FaultyNode } from './faulty-node.ts'
 
 export const MODEL = 'tiny-internvl'
-const WIRE_ROLES = { hybrid: 1, encoder: 4 } as const
+const WIRE_ROLES = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 } as const
 type Role = keyof typeof WIRE_ROLES
+/** Who pulls blocks from whom. */
+const CONSUMERS: Readonly<Record<Role, readonly Role[]>> = { encoder: ['hybrid', 'prefill'], prefill: ['decode'], hybrid: [], decode: [] }
 
 export interface Answer {
   readonly status: number
@@ -46,16 +47,6 @@ export function gate (): { readonly opened: Promise<void>, open (): void } {
   return { opened, open }
 }
 
-/** An engine with a public URL prints that one, so its port must be known beforehand; and it shall come back at the same. */
-async function freePort (): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
-
 /** Open file descriptors of a process; undefined where the system does not tell. */
 export function openFiles (pid: number): number | undefined {
   try { return readdirSync(`/proc/${pid}/fd`).length } catch { return undefined }
@@ -80,6 +71,7 @@ export class Engine {
   }
 
   static async start (t: Test, role: Role, options: { flags?: readonly string[], flakyWire?: boolean } = {}): Promise<Engine> {
+    // With a public URL it prints that one and not its port, and it shall come back at the same.
     const port = await freePort()
     const node = await FaultyNode.listen(port, options)
     t.teardown(() => node.close())
@@ -147,7 +139,7 @@ export interface NodeStatus {
   readonly health: string
   readonly unfinished: number
   readonly vision_tokens: number
-  readonly breakers: { readonly encode: string, readonly decode: string }
+  readonly breakers: { readonly encode: string, readonly prefill: string, readonly decode: string }
   readonly links: Record<string, { readonly state: string, readonly reason?: string }>
 }
 
@@ -237,11 +229,10 @@ export class GatewayProcess {
   }
 
   async linked (...engines: readonly Engine[]): Promise<void> {
-    const [encoders, hybrids] = (['encoder', 'hybrid'] as const).map(role => engines.filter(engine => engine.role === role)) as [Engine[], Engine[]]
+    const pairs = engines.flatMap(from => engines.filter(to => CONSUMERS[from.role].includes(to.role)).map(to => [from.id, to.id] as const))
     await until(async () => {
       const nodes = await this.status()
-      return engines.every(({ id }) => nodes[id]?.health === 'healthy') &&
-        encoders.every(from => hybrids.every(to => nodes[from.id]?.links[to.id]?.state === 'linked'))
+      return engines.every(({ id }) => nodes[id]?.health === 'healthy') && pairs.every(([from, to]) => nodes[from]?.links[to]?.state === 'linked')
     }, 'all nodes are healthy and linked')
   }
 

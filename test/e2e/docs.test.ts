@@ -1,11 +1,11 @@
 /** What the documentation tells people to type is typed here. */
 import { spawn, spawnSync } from 'node:child_process'
 import { readFile, mkdir, writeFile } from 'node:fs/promises'
-import { createServer, type AddressInfo } from 'node:net'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import t from 'tap'
 import { packageRoot } from '../../engines/package-root.ts'
+import { freePort } from '../helper/free-port.ts'
 
 const ROOT = packageRoot()
 
@@ -15,20 +15,11 @@ async function blocks (file: string, language: string): Promise<string[]> {
   return [...text.matchAll(new RegExp('^```' + language + '\\n([\\s\\S]*?)^```', 'gm'))].map(found => found[1]!)
 }
 
-async function freePort (): Promise<string> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return String(port)
-}
-
 const curl = spawnSync('curl', ['--version']).status === 0
 
 await t.test('docs/engines.md: E -> PD by hand answers the question and frees the lease', { skip: curl ? false : 'curl is not installed' }, async t => {
   const cli = join(import.meta.dirname, '..', '..', 'plugin', 'cli', 'main.js')
-  const [encoder, engine] = [await freePort(), await freePort()]
+  const [encoder, engine] = [String(await freePort()), String(await freePort())]
   const script = (await blocks('docs/engines.md', 'sh')).join('\n')
     .replaceAll('23333', encoder).replaceAll('23334', engine)
     .replaceAll('npx fastify-epd', `${process.execPath} ${cli}`)
