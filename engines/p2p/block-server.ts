@@ -4,6 +4,7 @@ import type { PoolName } from '../cache/index.ts'
 import type { BlockMemory } from './block-copy.ts'
 import type { P2PErrorCode } from './errors.ts'
 import type { FromWorker, Verdict, WorkerData } from './messages.ts'
+import { Replies } from './replies.ts'
 import { Serving } from './serving.ts'
 import { commonOptions } from './socket-options.ts'
 import type { ServedPull } from './types.ts'
@@ -36,6 +37,7 @@ export interface ServerHooks {
 export class BlockServer {
   readonly #socket: Router
   readonly #writer: Writer
+  readonly #replies: Replies
   readonly #data: WorkerData
   readonly #memory: Partial<Record<PoolName, BlockMemory>>
   readonly #hooks: ServerHooks
@@ -62,6 +64,7 @@ export class BlockServer {
       ...(data.curve === null ? {} : { curveServer: true, curveSecretKey: data.curve.secretKey, zapDomain: ZAP_DOMAIN })
     })
     this.#writer = new Writer(this.#socket)
+    this.#replies = new Replies(this.#writer, data.stallTimeoutMs)
     this.#watch = setInterval(() => this.#checkPeers(), data.heartbeatMs)
   }
 
@@ -80,6 +83,7 @@ export class BlockServer {
   close (): void {
     clearInterval(this.#watch)
     this.#socket.close()
+    this.#replies.close()
     for (const serving of [...this.#servings.values()]) this.#drop(serving, 'cancelled')
   }
 
@@ -121,7 +125,7 @@ export class BlockServer {
   #welcome (peer: Buffer, hello: Hello): void {
     const { engineId, epoch } = this.#data
     if (hello.engine !== engineId || hello.epoch !== epoch) this.#refuse(peer, hello, 'STALE', 'another process listens here now')
-    else this.#reply(peer, { v: WIRE_VERSION, type: 'welcome', id: hello.id, engine: engineId, epoch, traceparent: hello.traceparent })
+    else this.#replies.send(peer, { v: WIRE_VERSION, type: 'welcome', id: hello.id, engine: engineId, epoch, traceparent: hello.traceparent })
   }
 
   /** Checks who is meant before the lease table is asked; true when the request was refused. */
@@ -161,7 +165,7 @@ export class BlockServer {
     const { engine, epoch, lease, type: how } = request
     const verdict = await this.#hooks.ask({ op: 'ask-end', engine, epoch, lease, how }, this.#hooks.nextAsk())
     if (!verdict.ok) return this.#refuse(peer, request, verdict.code, verdict.message)
-    this.#reply(peer, { v: WIRE_VERSION, type: 'ended', id: request.id, ended: verdict.ended === true, traceparent: request.traceparent })
+    this.#replies.send(peer, { v: WIRE_VERSION, type: 'ended', id: request.id, ended: verdict.ended === true, traceparent: request.traceparent })
   }
 
   /** Sends chunks while any pull has credit, letting requests in between two of them. */
@@ -251,12 +255,7 @@ export class BlockServer {
   }
 
   #refuse (peer: Buffer, request: Request, code: P2PErrorCode, message: string): void {
-    this.#reply(peer, { v: WIRE_VERSION, type: 'error', id: request.id, code, message, traceparent: request.traceparent })
-  }
-
-  /** A reply that finds no peer, or no room, is lost: the peer has gone, or waits with a time limit. */
-  #reply (peer: Buffer, reply: Reply): void {
-    this.#writer.send([peer, encodeHeader(reply)]).catch(() => {})
+    this.#replies.send(peer, { v: WIRE_VERSION, type: 'error', id: request.id, code, message, traceparent: request.traceparent })
   }
 }
 

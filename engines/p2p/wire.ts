@@ -56,6 +56,8 @@ export const MAX_REQUEST_BYTES = 4 << 20
 export const MIN_CHUNK_BYTES = 64 << 10
 export const MAX_CHUNK_BYTES = 8 << 20
 export const MAX_WINDOW = 16
+/** Characters of an engine id, a lease or a trace context. */
+const MAX_TEXT = 2048
 
 export function encodeHeader (header: Request | Reply): Buffer {
   return Buffer.from(JSON.stringify(header))
@@ -68,10 +70,16 @@ function parse (frame: Uint8Array): Fields | undefined {
     const value: unknown = JSON.parse(Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength).toString('utf8'))
     if (typeof value !== 'object' || value === null) return undefined
     const fields = value as Fields
-    return fields.v === WIRE_VERSION && typeof fields.id === 'string' && fields.id.length <= 64 ? fields : undefined
+    const known = fields.v === WIRE_VERSION && typeof fields.id === 'string' && fields.id.length <= 64
+    return known && (fields.traceparent === undefined || isText(fields.traceparent)) ? fields : undefined
   } catch {
     return undefined
   }
+}
+
+/** Replies repeat some of a request's texts, so their length is bounded. */
+function isText (value: unknown): boolean {
+  return typeof value === 'string' && value.length <= MAX_TEXT
 }
 
 function isCount (value: unknown, max = Number.MAX_SAFE_INTEGER): boolean {
@@ -79,11 +87,11 @@ function isCount (value: unknown, max = Number.MAX_SAFE_INTEGER): boolean {
 }
 
 function namesLease (f: Fields): boolean {
-  return typeof f.from === 'string' && typeof f.engine === 'string' && isCount(f.epoch) && isCount(f.link) && typeof f.lease === 'string'
+  return isText(f.from) && isText(f.engine) && isCount(f.epoch) && isCount(f.link) && isText(f.lease)
 }
 
 const REQUESTS: Record<string, (f: Fields) => boolean> = {
-  hello: (f) => typeof f.from === 'string' && typeof f.engine === 'string' && isCount(f.epoch),
+  hello: (f) => isText(f.from) && isText(f.engine) && isCount(f.epoch),
   pull: (f) => namesLease(f) && (f.pool === 'feature' || f.pool === 'kv') && Array.isArray(f.blocks) && f.blocks.every((id) => isCount(id)) &&
     isCount(f.bytes) && isCount(f.chunk) && isCount(f.window),
   credit: (f) => isCount(f.upto),

@@ -129,6 +129,28 @@ t.test('a peer that takes nothing gets a window and no more, then loses its pull
   await idle(a)
 })
 
+t.test('a burst of requests from a peer that does not read yet is answered whole, with the trace context of each', { skip: process.platform === 'win32' }, async (t) => {
+  const a = await open(t, 'http://a')
+  // The least room on the way: what zeromq and the kernel keep for it is far less than the burst.
+  const hasty = new Dealer({ linger: 0, receiveHighWaterMark: 1, sendHighWaterMark: 0 })
+  t.teardown(async () => hasty.close())
+  hasty.connect(a.node.endpoint.ipc as string)
+  const traceparent = (i: number): string => `00-0af7651916cd43dd8448eb211c80319c-${String(i).padStart(16, '0')}-01`
+  const common = { v: 1, from: 'http://hasty', engine: 'http://a', epoch: 1, link: 1, lease: 'f'.repeat(1000) }
+  const kinds = [{ type: 'ack' }, { type: 'pull', pool: 'feature', blocks: [0], bytes: 1, chunk: 65536, window: 1 }, { type: 'hello' }]
+  const count = 3000
+  for (let i = 0; i < count; i++) await hasty.send(JSON.stringify({ ...common, ...kinds[i % 3], id: String(i), traceparent: traceparent(i) }))
+  await until(() => a.leases.asked >= count / 3, 'the last request has been looked at')
+  const replies = new Map<string, string>()
+  for await (const [header] of hasty) {
+    const reply = JSON.parse(String(header)) as { id: string, type: string, traceparent: string }
+    replies.set(reply.id, reply.traceparent === traceparent(Number(reply.id)) ? reply.type : 'no trace context')
+    if (replies.size === count) break
+  }
+  t.same([...new Set(replies.values())].sort(), ['ended', 'error', 'welcome'])
+  await idle(a)
+})
+
 t.test('a consumer killed in mid-pull leaves nothing behind', async (t) => {
   const a = await open(t, 'http://a')
   for (const ipc of [true, false]) {

@@ -77,6 +77,7 @@ t.test('many consumers pull, ACK and release at once, and nothing is left', asyn
   t.teardown(() => c.close())
   await c.node.connect(a.node.endpoint)
   const count = process.env.EPD_TEST_FULL === '1' ? 500 : 50
+  let whole = 0
   await Promise.all(Array.from({ length: count }, async (_, seed) => {
     const to = seed % 2 === 0 ? b : c
     const offer = a.offer(1 + seed % 6, { seed })
@@ -85,6 +86,7 @@ t.test('many consumers pull, ACK and release at once, and nothing is left', asyn
     try {
       await to.node.pull({ ...offer.name, pool: 'feature', remoteBlocks: offer.blocks, localBlocks, signal })
       if (!to.holds(localBlocks, seed)) t.fail(`transfer ${seed} differs`)
+      whole++
       await to.node.ack(offer.name)
     } catch (err) {
       if ((err as { code: string }).code !== 'ABORTED') throw err
@@ -94,6 +96,7 @@ t.test('many consumers pull, ACK and release at once, and nothing is left', asyn
     }
   }))
   await until(() => a.idle && b.idle && c.idle, 'all blocks are free and no lease is open')
-  t.equal(a.served.length + count >= count, true)
+  t.ok(whole >= count / 2, `${whole} of ${count} were not aborted`)
+  t.ok(a.served.filter(({ outcome }) => outcome === 'done').length >= whole, 'the producer knows of each')
   a.feature.checkIntegrity()
 })

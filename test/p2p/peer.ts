@@ -16,9 +16,15 @@ export interface Offer {
   ends: LeaseEnd[]
 }
 
-/** Tells a test how many pulls run just now. */
+/** Tells a test how many pulls run just now, and how often a peer asked to end a lease. */
 class WatchedLeases extends LeaseTable {
   running = 0
+  asked = 0
+
+  override end (id: string, reason: LeaseEnd): boolean {
+    this.asked++
+    return super.end(id, reason)
+  }
 
   override beginPull (id: string, epoch: number): PullTicket | 'STALE' | 'GONE' {
     const ticket = super.beginPull(id, epoch)
