@@ -33,7 +33,7 @@ export interface ServedModel {
 export interface P2PLinks {
   readonly endpoint: object
   /** Checks, links and warms up; idempotent. Throws P2PError `REFUSED` with the reason when the two can't work together. */
-  connect (remote: object, options?: { signal?: AbortSignal }): Promise<unknown>
+  connect (remote: object, options?: { signal?: AbortSignal, traceparent?: string | undefined }): Promise<unknown>
   /** Forgets a link; unknown ids do nothing. */
   drop (engineId: string): unknown
 }

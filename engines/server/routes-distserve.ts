@@ -26,7 +26,10 @@ export function distserveRoutes (app: FastifyInstance, { health }: ServerState):
 
   app.get('/distserve/engine_info', async () => health.control().info())
   app.post('/distserve/p2p_initialize', async request => initialize(health.control(), objectOf(request.body)))
-  app.post('/distserve/p2p_connect', async request => connect(health.control(), objectOf(request.body), names))
+  app.post('/distserve/p2p_connect', async request => {
+    const { traceparent } = request.headers
+    return await connect(health.control(), objectOf(request.body), names, typeof traceparent === 'string' ? traceparent : undefined)
+  })
   app.post('/distserve/p2p_drop_connect', async request => {
     const remote = textOf(objectOf(request.body), 'remote_engine_id')
     await health.control().p2p.drop(names.get(remote) ?? remote)
@@ -56,14 +59,14 @@ function initialize (engine: EngineService, body: Json): object {
 }
 
 /** Links and warms up: the engine's `connect` exchanges a message with the peer before it returns. */
-async function connect (engine: EngineService, body: Json, names: Map<string, string>): Promise<object> {
+async function connect (engine: EngineService, body: Json, names: Map<string, string>, traceparent: string | undefined): Promise<object> {
   const remoteId = textOf(body, 'remote_engine_id')
   const refusal = protocolRefusal(body.protocol)
   if (refusal !== undefined) return refusal
   const info = endpointInfoOf(body)
   try {
     const endpoint = parseEndpoint(info)
-    await engine.p2p.connect(endpoint, { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS) })
+    await engine.p2p.connect(endpoint, { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS), traceparent })
     if (endpoint.engine !== remoteId) names.set(remoteId, endpoint.engine)
     return { status: SUCCESS }
   } catch (err) {

@@ -10,6 +10,7 @@ export class FakeEngine implements EngineService {
   readonly values: Partial<Record<GaugeName, number>> = { epd_feature_blocks_total: 8, epd_feature_blocks_free: 5, epd_feature_blocks_cached: 3 }
   readonly statuses: Record<string, number> = {}
   readonly linked: object[] = []
+  readonly linkTraces: Array<string | undefined> = []
   readonly dropped: string[] = []
   readonly aborted: string[] = []
   readonly ended: Array<number | string> = []
@@ -28,9 +29,10 @@ export class FakeEngine implements EngineService {
 
   readonly p2p = {
     endpoint: { v: 1, engine: 'http://itself:1', tcp: 'tcp://127.0.0.1:9999' },
-    connect: async (remote: object) => {
+    connect: async (remote: object, options: { traceparent?: string | undefined } = {}) => {
       await this.connecting(remote)
       this.linked.push(remote)
+      this.linkTraces.push(options.traceparent)
     },
     drop: async (engineId: string) => { this.dropped.push(engineId) }
   }

@@ -108,7 +108,8 @@ t.test('a peer that takes nothing gets a window and no more, then loses its pull
   t.teardown(async () => idler.close())
   idler.connect(a.node.endpoint.tcp)
   const { lease, epoch } = offer.name
-  const say = (body: object): Promise<void> => idler.send(JSON.stringify({ v: 1, id: 'x', from: 'http://idler', engine: 'http://a', epoch, link: epoch, lease, ...body }))
+  const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
+  const say = (body: object): Promise<void> => idler.send(JSON.stringify({ v: 1, id: 'x', traceparent, from: 'http://idler', engine: 'http://a', epoch, link: epoch, lease, ...body }))
   const request = { type: 'pull', pool: 'feature', blocks: offer.blocks, bytes: LARGE * BLOCK_BYTES, chunk: 256 << 10, window: 3 }
   await say(request)
   await say(request)
@@ -117,7 +118,8 @@ t.test('a peer that takes nothing gets a window and no more, then loses its pull
   await say({ type: 'shout' })
   const seen: string[] = []
   for await (const [header] of idler) {
-    const reply = JSON.parse(String(header)) as { type: string, code?: string }
+    const reply = JSON.parse(String(header)) as { type: string, code?: string, traceparent?: string }
+    t.equal(reply.traceparent, traceparent, `${reply.type} carries the trace context of its pull`)
     if (reply.type !== 'alive') seen.push(reply.code ?? reply.type)
     if (reply.type === 'error') break
   }
@@ -253,7 +255,7 @@ t.test('frames that come late or twice never land in the blocks of another trans
       for (const frames of [chunk(old, 0, 66), chunk(request.id, 0, 7), chunk(request.id, 0, 67), chunk(old, 1, 68), chunk(request.id, 1, 8)]) await say(frames)
     }
   })().catch(() => {})
-  await b.node.connect(endpoint)
+  await b.node.connect(endpoint, { traceparent })
   const lease = { engineId: 'http://fake', epoch: 3, lease: 'x', pool: 'feature' as const, remoteBlocks: [0, 1], bytes: 2 * BLOCK_BYTES, traceparent }
   const localBlocks = take(b, 2)
   const controller = new AbortController()
@@ -264,7 +266,8 @@ t.test('frames that come late or twice never land in the blocks of another trans
   await b.node.pull({ ...lease, localBlocks })
   t.same(localBlocks.map((id) => b.feature.bytes(id)[9]), [7, 8])
   t.ok(cancels.includes(pulls[0] as string))
-  t.ok(headers.filter(({ type }) => type !== 'hello').every((header) => header.traceparent === traceparent), 'every header carries the trace context')
+  await until(() => ['hello', 'pull', 'cancel', 'credit'].every((type) => headers.some((header) => header.type === type)), 'every kind of header has come')
+  t.ok(headers.every((header) => header.traceparent === traceparent), 'every header carries the trace context')
   const wrong = b.node.pull({ ...lease, localBlocks })
   await once(seen, 'pull')
   await t.rejects(Promise.all([wrong, b.node.drop('http://fake')]), { code: 'GONE' }, 'dropping the link ends its pulls')

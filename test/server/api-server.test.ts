@@ -250,8 +250,10 @@ t.test('distserve speaks the shapes of LMDeploy', async t => {
   })
   const remote = endpointInfo('http://really-pd:1')
   const connection = { protocol: 1, remote_engine_id: 'http://pd:1', remote_engine_endpoint_info: { zmq_address: 'x' }, remote_kvtransfer_endpoint_info: [{ protocol: 1, endpoint_info: JSON.stringify(remote) }] }
-  t.strictSame((await post('/distserve/p2p_connect', connection)).json, { status: 1 })
+  const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
+  t.strictSame((await post('/distserve/p2p_connect', connection, { traceparent })).json, { status: 1 })
   t.strictSame(engine.linked, [remote])
+  t.strictSame(engine.linkTraces, [traceparent], 'the link\'s first message belongs to the caller\'s trace')
   t.strictSame((await post('/distserve/p2p_drop_connect', { engine_id: engine.url, remote_engine_id: 'http://pd:1' })).json, { success: true })
   t.strictSame(engine.dropped, ['http://really-pd:1'], 'the peer is dropped by the name it calls itself')
   for (const body of [{ remote_engine_id: engine.url, remote_session_id: 17 }, { remote_engine_id: engine.url, lease: 'b7c1' }]) {
