@@ -50,7 +50,7 @@ export interface EngineOptions {
   readonly sessionLen?: number | undefined
   readonly leaseMs?: number | undefined
   readonly curve?: CurveKeys | undefined
-  /** Public keys of peers that may pull; with {@link curve} only. Absent: any peer that has this engine's public key. */
+  /** Public keys of peers that may pull; with {@link curve} only. Absent: engines that use this very pair of keys. */
   readonly allowedPeers?: readonly string[] | undefined
   readonly media: MediaPolicy
   readonly log: EngineLog

@@ -56,17 +56,28 @@ for (const [name, transport, curve] of [['ipc', 'ipc', false], ['tcp', 'tcp', fa
     await node.connect(JSON.parse(hello.kvtransfer_endpoint_info[0]!.endpoint_info) as P2PEndpointInfo)
     t.equal((await connected).status, 1)
 
-    const { encoder_result: [result] } = await post<{ encoder_result: Result[] }>(`${url}/v1/chat/completions`, {
+    const encode = async (): Promise<Result> => (await post<{ encoder_result: [Result] }>(`${url}/v1/chat/completions`, {
       model: 'tiny-internvl', messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: `data:image/png;base64,${picture.toString('base64')}` } }] }]
-    })
-    const localBlocks = pool.allocate(featureBlocksFor(result!.num_tokens))!
-    const lease = { engineId: url, epoch: result!.epoch, lease: result!.lease }
-    const pulled = await node.pull({ ...lease, pool: 'feature', remoteBlocks: result!.remote_block_ids, localBlocks })
+    })).encoder_result[0]
+    const figures = async (...names: string[]): Promise<Array<number | undefined>> => {
+      const text = await (await fetch(`${url}/metrics`)).text()
+      return names.map(name => metric(text, name))
+    }
+    const result = await encode()
+    const localBlocks = pool.allocate(featureBlocksFor(result.num_tokens))!
+    const lease = { engineId: url, epoch: result.epoch, lease: result.lease }
+    const pulled = await node.pull({ ...lease, pool: 'feature', remoteBlocks: result.remote_block_ids, localBlocks })
     t.equal(pulled.transport, transport)
     const bytes = Buffer.concat(localBlocks.map(id => pool.bytes(id))).subarray(0, expected.length)
     t.ok(bytes.equals(expected), `${expected.length} bytes are the same`)
     await node.ack(lease)
-    t.equal(metric(await (await fetch(`${url}/metrics`)).text(), 'epd_leases_open'), 0)
+    t.same(await figures('epd_leases_open', 'epd_acks_total', 'epd_encoded_items_total', 'epd_encoder_cache_hits_total'), [0, 1, 1, 0])
+
+    const again = await encode()
+    t.same(await figures('epd_leases_open', 'epd_encoded_items_total', 'epd_encoder_cache_hits_total'), [1, 1, 1], 'the second time nothing is encoded, though the first lease was ACKed')
+    await node.pull({ ...lease, lease: again.lease, pool: 'feature', remoteBlocks: again.remote_block_ids, localBlocks })
+    t.ok(Buffer.concat(localBlocks.map(id => pool.bytes(id))).subarray(0, expected.length).equals(expected), 'and the features are the same')
+    await node.ack({ ...lease, lease: again.lease })
     pool.release(localBlocks)
   })
 }

@@ -113,7 +113,8 @@ t.test('one encoder, one engine', async t => {
         results = urls.length === 0 ? [] : await encode(encoder, urls, { signal: stop.signal })
         const body = results.length === 0 ? { messages: [user('How are you?')] } : withResults(results, QUESTION)
         await events(await send(engine, { ...body, temperature: 0, max_tokens: 1 + below(40), stream: true }, { signal: stop.signal }))
-      } catch {
+      } catch (err) {
+        if (!stop.signal.aborted) throw err
         cancelled++
       } finally {
         // As the gateway does for whatever nobody ACKed.
@@ -125,7 +126,7 @@ t.test('one encoder, one engine', async t => {
       await Promise.all(Array.from({ length: 10 }, (_, k) => one(i + k)))
       if (i === Math.floor(requests / 20) * 10) memory = process.memoryUsage().rss
     }
-    t.ok(cancelled > 0 && cancelled <= requests / 2, `${cancelled} of ${requests} were cancelled`)
+    t.ok(cancelled > 0, `${cancelled} of ${requests} were cancelled; every other one was answered`)
     const grown = (process.memoryUsage().rss - memory) / 2 ** 20
     t.ok(grown < 100, `memory is flat: ${grown.toFixed(1)} MiB over the second half`)
     await checkIdle(t, engine, encoder)
