@@ -1,3 +1,6 @@
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { ROOT_CONTEXT, trace } from '@opentelemetry/api'
 import { InMemorySpanExporter, BasicTracerProvider, SimpleSpanProcessor } from '@opentelemetry/sdk-trace-base'
 import * as ort from 'onnxruntime-node'
@@ -13,14 +16,15 @@ import { checkIdle, dataUrl, harness, imagePart, picture, type Harness } from '.
 
 const FULL = process.env.EPD_TEST_FULL === '1'
 
-/** The ONNX graph run directly on this picture, in this thread. */
-async function direct (model: LoadedModel, bytes: Buffer): Promise<Float32Array> {
+/** The bytes the ONNX graph gives for this picture when run directly, in this thread. */
+async function direct (model: LoadedModel, bytes: Buffer): Promise<Buffer> {
   const session = await ort.InferenceSession.create(model.files.vision as string, { intraOpNumThreads: 1 })
   const { inputs } = await model.prepare(bytes, {}) as PreparedItem
   const [{ tensor }] = inputs as [PreparedItem['inputs'][number]]
-  const out = await session.run({ pixel_values: new ort.Tensor('float32', tensor.data as Float32Array, tensor.dims) })
+  const out = await session.run({ pixel_values: new ort.Tensor(tensor.type, tensor.data as Float32Array, tensor.dims) })
   await session.release()
-  return out.image_features?.data as Float32Array
+  const { buffer, byteOffset, byteLength } = out.image_features?.data as Float32Array
+  return Buffer.from(buffer, byteOffset, byteLength)
 }
 
 async function rejection (promise: Promise<unknown>): Promise<{ code?: string, status?: number, param?: string, message: string, retryAfter?: number }> {
@@ -32,19 +36,21 @@ async function rejection (promise: Promise<unknown>): Promise<{ code?: string, s
   throw new Error('it did not fail')
 }
 
-t.test('features are those of the ONNX graph run directly, bit for bit, alone and in a batch', async t => {
-  const h = await harness(t)
-  const pictures = await Promise.all([1, 2, 3, 4, 5].map((seed, i) => picture(seed, 20 + 30 * i, 60)))
-  const results = await h.chat(pictures.map(imagePart))
-  t.same(results.map(r => [r.message, r.part, r.modality, r.dtype, r.hidden_size, r.protocol, r.remote_engine_id, r.epoch, r.cached]),
-    pictures.map((_, i) => [0, i, 'image', 'float32', 8, 1, 'http://e', 4711, false]))
-  for (const [i, result] of results.entries()) t.same(h.features(result), await direct(h.model, pictures[i] as Buffer), `picture ${i} of ${result.num_tokens} tokens`)
-  t.equal(new Set(results.flatMap(r => r.remote_block_ids)).size, results.flatMap(r => r.remote_block_ids).length, 'no block is used twice')
-  t.ok([...h.vision.stats.batchSizes.keys()].some(size => size > 1), 'some of them shared a run')
-  h.ack(results)
-  t.equal(h.counters.acks, 5)
-  checkIdle(t, h)
-})
+for (const type of ['float32', 'float16'] as const) {
+  t.test(`features are those of the ONNX graph run directly, bit for bit, alone and in a batch (${type})`, async t => {
+    const h = await harness(t, { type })
+    const pictures = await Promise.all([1, 2, 3, 4, 5].map((seed, i) => picture(seed, 20 + 30 * i, 60)))
+    const results = await h.chat(pictures.map(imagePart))
+    t.same(results.map(r => [r.message, r.part, r.modality, r.dtype, r.hidden_size, r.protocol, r.remote_engine_id, r.epoch, r.cached]),
+      pictures.map((_, i) => [0, i, 'image', type, 8, 1, 'http://e', 4711, false]))
+    for (const [i, result] of results.entries()) t.ok(h.features(result).equals(await direct(h.model, pictures[i] as Buffer)), `picture ${i} of ${result.num_tokens} tokens`)
+    t.equal(new Set(results.flatMap(r => r.remote_block_ids)).size, results.flatMap(r => r.remote_block_ids).length, 'no block is used twice')
+    t.ok([...h.vision.stats.batchSizes.keys()].some(size => size > 1), 'some of them shared a run')
+    h.ack(results)
+    t.equal(h.counters.acks, 5)
+    checkIdle(t, h)
+  })
+}
 
 t.test('a repeated picture is not encoded again, though its lease was ACKed', async t => {
   const h = await harness(t)
@@ -160,20 +166,48 @@ t.test('every bad item is a 400 that names its part, and the engine goes on', as
   checkIdle(t, h)
 })
 
-t.test('memory stays flat over many bad pictures', async t => {
-  const h = await harness(t)
+t.test('memory stays flat over many bad items of every kind, each refused as it should be', async t => {
+  const server = createServer((req, res) => {
+    if (req.url === '/away') res.writeHead(302, { location: 'http://10.0.0.1/x.png' }).end()
+    else res.writeHead(200, { 'content-type': 'image/png' }).end(pngHeader(50_000, 50_000))
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { server.closeAllConnections(); server.close() })
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const closed = createServer().listen(0, '127.0.0.1')
+  await once(closed, 'listening')
+  const nobody = (closed.address() as AddressInfo).port
+  await new Promise(resolve => closed.close(resolve))
+  // The operator has named this machine as a source; everything else that is private stays refused.
+  const h = await harness(t, { maxItems: 4, maxQueue: 64, media: { allowPrivate: false, allowedDomains: ['127.0.0.1'] } })
   const bytes = await picture(1, 300, 300)
-  const bad = [dataUrl(bytes.subarray(0, bytes.length >> 1)), dataUrl(pngHeader(50_000, 50_000)), dataUrl(Buffer.from('nothing'))]
+  const url = (text: string): object => ({ type: 'image_url', image_url: { url: text } })
+  const bad: Array<[unknown[], string]> = [
+    [[url(dataUrl(bytes.subarray(0, bytes.length >> 1)))], 'invalid_media'],
+    [[url(dataUrl(pngHeader(50_000, 50_000)))], 'invalid_media'],
+    [[url(dataUrl(Buffer.from('nothing')))], 'invalid_media'],
+    [[url(dataUrl(bytes, 'image/webp'))], 'invalid_media'],
+    [[url(`http://127.0.0.1:${port}/bomb.png`)], 'invalid_media'],
+    [[url(`http://127.0.0.1:${port}/away`)], 'media_fetch_failed'],
+    [[url(`http://127.0.0.1:${nobody}/x.png`)], 'media_fetch_failed'],
+    [[url('http://169.254.169.254/x.png')], 'media_fetch_failed'],
+    [[{ type: 'hologram' }], 'invalid_request'],
+    [Array.from({ length: 5 }, () => url(dataUrl(bytes))), 'invalid_request']
+  ]
   const send = async (count: number): Promise<void> => {
-    for (let i = 0; i < count; i += 4) {
-      await Promise.all(Array.from({ length: 4 }, (_, j) => rejection(h.chat([{ type: 'image_url', image_url: { url: bad[(i + j) % bad.length] } }]))))
+    for (let i = 0; i < count; i += 10) {
+      const answers = await Promise.all(bad.map(([parts]) => rejection(h.chat([imagePart(bytes), ...parts].slice(0, 5)))))
+      const wrong = answers.filter(({ status, code, param }, k) => status !== 400 || code !== bad[k]?.[1] || !/^messages\[0\]\.content\[[14]\]/.test(String(param)))
+      if (wrong.length > 0) t.fail('not refused as it should be', { wrong })
     }
   }
-  await send(40)
+  await send(100)
   const before = process.memoryUsage().rss
   await send(FULL ? 1000 : 100)
   const grown = process.memoryUsage().rss - before
   t.ok(grown < 40e6, `grew by ${Math.round(grown / 1e6)} MB`)
+  await until(() => h.cache.stats.referenced === 0, 'the good item of each request is given back')
+  t.equal((await h.chat([imagePart(bytes)]).then(results => { h.ack(results); return results })).length, 1, 'the engine goes on serving')
   checkIdle(t, h)
 })
 
@@ -345,8 +379,8 @@ t.test('features pulled over the link are those in the blocks, and the ACK ends 
   const name = { engineId: result.remote_engine_id, epoch: result.epoch, lease: result.lease }
   const localBlocks = pool.allocate(result.remote_block_ids.length) as number[]
   await consumer.pull({ ...name, pool: 'feature', remoteBlocks: result.remote_block_ids, localBlocks })
-  const pulled = new Float32Array(Uint8Array.from(Buffer.concat(localBlocks.map(id => pool.bytes(id)))).buffer, 0, result.num_tokens * hiddenSize)
-  t.same(pulled, await direct(model, bytes))
+  const pulled = Buffer.concat(localBlocks.map(id => pool.bytes(id))).subarray(0, result.num_tokens * hiddenSize * 4)
+  t.ok(pulled.equals(await direct(model, bytes)))
   t.match(engine.gauges(), { epd_leases_open: 1 })
   await consumer.ack(name)
   await until(() => engine.gauges().epd_leases_open === 0, 'the ACK has ended the lease')

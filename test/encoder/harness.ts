@@ -25,8 +25,8 @@ export interface Harness {
   readonly vision: VisionRunner
   /** Sends a request with these content parts as one user message. */
   chat (parts: unknown[], call?: Partial<ChatCall>, body?: object): Promise<EncoderResultWire[]>
-  /** Features of a result, read out of the blocks. */
-  features (result: EncoderResultWire): Float32Array
+  /** Bytes of a result's features, read out of the blocks. */
+  features (result: EncoderResultWire): Buffer
   /** Ends the leases as an ACK would. */
   ack (results: readonly EncoderResultWire[]): void
 }
@@ -59,7 +59,7 @@ export async function harness (t: Test, options: HarnessOptions = {}): Promise<H
     },
     features: ({ num_tokens: tokens, remote_block_ids: ids }) => {
       const bytes = Buffer.concat(ids.map(block => cache.pool.bytes(block)))
-      return new Float32Array(bytes.buffer, bytes.byteOffset, tokens * model.hiddenSize)
+      return bytes.subarray(0, tokens * model.hiddenSize * (model.dtype === 'float16' ? 2 : 4))
     },
     ack: results => { for (const { lease } of results) leases.end(lease, 'ack') }
   }
