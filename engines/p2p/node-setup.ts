@@ -13,6 +13,15 @@ export const DEFAULT_WINDOW = 3
 export const DEFAULT_STALL_TIMEOUT_MS = 10_000
 export const DEFAULT_HEARTBEAT_MS = 1000
 
+const WILDCARDS = new Set(['0.0.0.0', '::'])
+
+/** The host of the engine's URL, which is the name others know it by, unless that is only what it listens on. */
+function nameIn (engineId: string): string | undefined {
+  if (!URL.canParse(engineId)) return undefined
+  const name = new URL(engineId).hostname.replace(/^\[|\]$/g, '')
+  return name === '' || WILDCARDS.has(name) ? undefined : name
+}
+
 export function allowedPeersOf ({ curve, allowedPeers }: P2PNodeOptions): string[] {
   if (curve === undefined) return []
   return [...(allowedPeers ?? [curve.publicKey])]
@@ -47,8 +56,7 @@ export async function workerDataOf (options: P2PNodeOptions, ipc: IpcDir | undef
 export function endpointOf (options: P2PNodeOptions, ipc: IpcDir | undefined, tcp: string): P2PEndpointInfo {
   const { engineId, epoch, fingerprint, host = '127.0.0.1', advertiseHost } = options
   const port = tcp.slice(tcp.lastIndexOf(':') + 1)
-  const wildcard = host === '0.0.0.0' || host === '::'
-  const reachable = advertiseHost ?? (wildcard ? hostname() : host)
+  const reachable = advertiseHost ?? (WILDCARDS.has(host) ? nameIn(engineId) ?? hostname() : host)
   const pools: Partial<Record<PoolName, PoolInfo>> = {}
   for (const [name, { pool, shape }] of Object.entries(options.pools)) {
     pools[name as PoolName] = { ...shape, block_bytes: pool.blockBytes, num_blocks: pool.total }

@@ -81,7 +81,7 @@ export interface P2PNodeOptions {
   host?: string | undefined
   /** TCP port to bind. @default 0: any free one */
   port?: number | undefined
-  /** Host others connect to. @default `host`, or this machine's name when that is a wildcard */
+  /** Host others connect to. @default `host`; when that is a wildcard, the host in `engineId`, else this machine's name */
   advertiseHost?: string | undefined
   /** Offer and use ipc between engines of one host. @default true */
   ipc?: boolean | undefined

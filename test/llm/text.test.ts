@@ -4,7 +4,9 @@ import { BytesDetokenizer, TextDetokenizer } from '../../engines/llm/detokenizer
 import { Sampler, uniform, type SampledToken } from '../../engines/llm/sampler.ts'
 import { GREEDY, type SamplingParams } from '../../engines/llm/sampling-params.ts'
 import { StopStrings } from '../../engines/llm/stop.ts'
+import { readGeneration } from '../../engines/llm/api/sampling.ts'
 import { loadTokenizer } from '../../engines/llm/tokenizer.ts'
+import { loadModel } from '../../engines/models/index.ts'
 import { floatRow } from '../../engines/llm/runner/elements.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
 
@@ -129,6 +131,58 @@ t.test('penalties, biases and minimum lengths change what is chosen', async t =>
   t.equal(sampler({ logitBias: [[2, 100]] }).sample(logits()).token, 2)
   const s = sampler({ minTokens: 2, eosIds: [0], stopIds: [1] })
   t.same([1, 2, 3].map(() => s.sample(logits()).token), [2, 2, 0])
+})
+
+t.test('each parameter of a request reaches the sampler under its own name', async t => {
+  const model = await loadModel(tinyModelDir, { vision: false, decoder: false })
+  const body = {
+    temperature: 0.5,
+    top_p: 0.25,
+    top_k: 7,
+    min_p: 0.125,
+    seed: 9,
+    repetition_penalty: 1.5,
+    presence_penalty: -1,
+    frequency_penalty: 2,
+    logit_bias: { 3: -100 },
+    min_tokens: 4,
+    ignore_eos: true,
+    stop_token_ids: [5],
+    n: 2,
+    max_tokens: 6,
+    stop: 'x',
+    include_stop_str_in_output: true,
+    skip_special_tokens: false,
+    stream: true,
+    stream_options: { include_usage: true }
+  }
+  t.same(readGeneration(body, model, 8), {
+    n: 2,
+    maxTokens: 6,
+    stop: ['x'],
+    includeStop: true,
+    skipSpecial: false,
+    stream: true,
+    includeUsage: true,
+    sampling: {
+      temperature: 0.5,
+      topP: 0.25,
+      topK: 7,
+      minP: 0.125,
+      seed: 9,
+      repetitionPenalty: 1.5,
+      presencePenalty: -1,
+      frequencyPenalty: 2,
+      logitBias: [[3, -100]],
+      minTokens: 4,
+      ignoreEos: true,
+      eosIds: model.text.eosIds,
+      stopIds: [5],
+      topLogprobs: 8
+    }
+  })
+  t.match(readGeneration({ max_tokens: 6, max_completion_tokens: 5, min_new_tokens: 3, top_k: -1 }, model, undefined), { maxTokens: 5, stream: false, sampling: { temperature: 0, topK: 0, minTokens: 3, topLogprobs: undefined } })
+  t.equal(readGeneration({}, model, undefined).maxTokens, 256, 'generation_config.json says so')
 })
 
 t.test('log probabilities are the model\'s own, whatever was done to the logits', async t => {

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { hostname, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { BlockPool } from '../../engines/cache/index.ts'
 import { sweepIpcDirs } from '../../engines/p2p/ipc-dir.ts'
@@ -186,6 +186,11 @@ t.test('options that make no sense are named, and an address in use is an error'
   const wide = await P2PNode.open({ ...base, host: '0.0.0.0', advertiseHost: 'node7.example' })
   t.teardown(() => wide.close())
   t.match(wide.endpoint.tcp, /^tcp:\/\/node7\.example:\d+$/)
+  for (const [engineId, name] of [['http://node8.example:23333', 'node8.example'], ['http://[2001:db8::8]:23333', '[2001:db8::8]'], ['http://0.0.0.0:23333', hostname()], ['no URL', hostname()]] as const) {
+    const node = await P2PNode.open({ ...base, engineId, host: '0.0.0.0' })
+    t.teardown(() => node.close())
+    t.equal(node.endpoint.tcp.replace(/:\d+$/, ''), `tcp://${name}`, 'a wildcard can not be dialled: the name in the engine\'s URL is')
+  }
 })
 
 t.test('the ipc socket lies in a private directory, which is gone after close', async (t) => {

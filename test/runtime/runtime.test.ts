@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ProgramHost, fromFloat16, parseDevice, threadsPerEngine, toFloat16, type Device } from '../../engines/runtime/index.ts'
@@ -19,10 +19,10 @@ function addGraph (dir: string, type: ElementType = 'float32'): string {
   return path
 }
 
-async function open (t: Test, options: { path?: string, device?: Device, pool?: SharedArrayBuffer, concurrency?: number } = {}): Promise<ProgramHost<TensorMethods>> {
-  const { path, device = 'cpu', pool, concurrency } = options
+async function open (t: Test, options: { path?: string, device?: Device, pool?: SharedArrayBuffer, concurrency?: number, threads?: number } = {}): Promise<ProgramHost<TensorMethods>> {
+  const { path, device = 'cpu', pool, concurrency, threads = 1 } = options
   const host = await ProgramHost.open<TensorMethods>({
-    program, device, threads: 1, data: path === undefined ? {} : { path }, ...(pool && { pools: { feature: pool } }), ...(concurrency && { concurrency })
+    program, device, threads, data: path === undefined ? {} : { path }, ...(pool && { pools: { feature: pool } }), ...(concurrency && { concurrency })
   })
   t.teardown(() => host.close())
   return host
@@ -136,6 +136,19 @@ t.test('several engines of one machine share its cores', async t => {
   t.ok(threadsPerEngine(undefined, 1) >= 1)
   t.equal(threadsPerEngine(undefined, 10_000), 1)
   t.equal(threadsPerEngine(0, NaN), threadsPerEngine(undefined, 1))
+})
+
+t.test('a session takes the threads it is given and no more', { skip: existsSync('/proc/self/task') ? false : 'threads are counted in /proc' }, async t => {
+  const path = addGraph(t.testdir())
+  const started = async (threads: number): Promise<number> => {
+    const before = readdirSync('/proc/self/task').length
+    await open(t, { path, threads })
+    return readdirSync('/proc/self/task').length - before
+  }
+  await started(1)
+  const alone = await started(1)
+  // The thread that calls `run` is one of them.
+  t.same([await started(2), await started(4)], [alone + 1, alone + 3])
 })
 
 t.test('devices are cpu, cuda and cuda:N', async t => {
