@@ -4,6 +4,7 @@ import { BytesDetokenizer, TextDetokenizer } from '../../engines/llm/detokenizer
 import { Sampler, uniform, type SampledToken } from '../../engines/llm/sampler.ts'
 import { GREEDY, type SamplingParams } from '../../engines/llm/sampling-params.ts'
 import { StopStrings } from '../../engines/llm/stop.ts'
+import { encodeText } from '../../engines/llm/api/encode-text.ts'
 import { readGeneration } from '../../engines/llm/api/sampling.ts'
 import { loadTokenizer } from '../../engines/llm/tokenizer.ts'
 import { loadModel } from '../../engines/models/index.ts'
@@ -75,6 +76,17 @@ t.test('the model\'s own tokenizer gives back any text, special tokens only when
   t.same(tokenizer.bytes(10 ** 9), new Uint8Array(0))
   t.equal(byteLevelBytes('日'), undefined)
   t.equal(tokenizer.specialText.eos_token, '<|im_end|>')
+})
+
+t.test('a text that is far too long is refused after its beginning, one that may fit is encoded whole', async t => {
+  const { tokenizer } = await loadTokenizer(tinyModelDir)
+  let read = 0
+  const counting = { encode: (text: string): number[] => { read += text.length; return tokenizer.encode(text) } }
+  t.throws(() => encodeText(counting, 'x'.repeat(3e6), 4096, 'messages'), { code: 'context_length_exceeded', param: 'messages', message: /more than 8192/ })
+  t.ok(read < 1e5, `${read} characters were looked at`)
+  const dense = '<|endoftext|>'.repeat(4000)
+  t.equal(encodeText(counting, dense, 4096, 'prompt').length, 4000, 'thirteen characters to a token')
+  t.same(encodeText(counting, TEXT, 4096, 'prompt'), tokenizer.encode(TEXT))
 })
 
 t.test('stop strings are found across any boundary, and nothing of them is shown', async t => {

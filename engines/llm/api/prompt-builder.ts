@@ -7,6 +7,7 @@ import type { ChatTemplate } from '../chat-template.ts'
 import type { LlmEngine } from '../engine.ts'
 import type { Tokenizer } from '../tokenizer.ts'
 import { readPrompts } from './completion-prompts.ts'
+import { encodeText } from './encode-text.ts'
 import { layOutPrompt, type Prompt, type PromptMedia } from './prompt.ts'
 import type { ParsedRequest } from './request.ts'
 
@@ -41,13 +42,13 @@ export class PromptBuilder {
     const { model, tokenizer, engine } = this.#parts
     const { input } = request
     if (input.kind === 'chat') return [await this.#chat(input, call)]
-    return readPrompts(input.body, model.text.vocab, text => tokenizer.encode(text)).map(ids => layOutPrompt(ids, [], model, engine.maxLength, 'prompt'))
+    return readPrompts(input.body, model.text.vocab, text => encodeText(tokenizer, text, engine.maxLength, 'prompt')).map(ids => layOutPrompt(ids, [], model, engine.maxLength, 'prompt'))
   }
 
   async #chat (input: ChatInput, call: BuildCall): Promise<Prompt> {
     const { model, tokenizer, template, features, engine } = this.#parts
     // What is wrong with the text shows before any picture is fetched.
-    const tokens = tokenizer.encode(template.render(input.messages, input.kwargs))
+    const tokens = encodeText(tokenizer, template.render(input.messages, input.kwargs), engine.maxLength, 'messages')
     const media = await this.#media(input, call)
     try {
       call.signal.throwIfAborted()
