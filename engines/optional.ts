@@ -24,7 +24,7 @@ const PURPOSE: Record<keyof Optional, string> = {
 /** Error for a package that can't be loaded; `cause` has what the loader said. */
 export function missingPackage (name: string, purpose: string, cause: unknown): Error {
   const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
-  return new Error(`engines need the package ${name} (${purpose}), which can't be loaded: ${reason}. Install it with: npm i ${name}`, { cause })
+  return new Error(`engines need the package ${name} (${purpose}), which can't be loaded: ${reason}. Install it with: npm i --ignore-scripts ${name}`, { cause })
 }
 
 /** Everything an engine opens sooner or later, onnxruntime-node (engines/runtime loads it) included. */
@@ -39,7 +39,7 @@ export function assertInstalled (): void {
   if (missing.length === 0) return
   const { optionalDependencies } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { optionalDependencies: Record<string, string> }
   const wanted = missing.map(name => `${name}@${optionalDependencies[name] ?? 'latest'}`)
-  throw new Error(`engines need packages that are not installed; a gateway that only routes does without them. Install them with: npm i ${wanted.join(' ')}`)
+  throw new Error(`engines need packages that are not installed; a gateway that only routes does without them. Install them with: npm i --ignore-scripts ${wanted.join(' ')}`)
 }
 
 function installed (name: string): boolean {
