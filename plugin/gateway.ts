@@ -107,9 +107,10 @@ export class Gateway implements Core {
   }
 
   /** A span of an engine has come in: what it tells that nobody else does. */
-  noteSpan ({ name, attributes, instance }: StoredSpan): void {
+  noteSpan (span: StoredSpan): void {
+    const { name, instance } = span
     if (name !== SPAN.engineMigrate) return
-    const { [ATTR.peer]: peers, [ATTR.peerBytes]: bytes } = attributes
+    const { [ATTR.peer]: peers, [ATTR.peerBytes]: bytes } = span.attributes
     if (typeof peers !== 'string' || !Array.isArray(bytes) || instance === undefined) return
     for (const [i, from] of peers.split(',').entries()) if (bytes[i] > 0) this.stats.moved(from, instance, bytes[i])
   }

@@ -1,5 +1,6 @@
-import type { FastifyInstance, FastifyPluginAsync, onRequestHookHandler } from 'fastify'
-import { parseOtlpTraces } from '../telemetry/otlp-json.ts'
+import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHandler } from 'fastify'
+import type { ParsedSpans } from '../telemetry/otlp-json.ts'
+import { readSpans } from '../telemetry/otlp-text.ts'
 import type { StoredSpan, TraceFilter, TraceStatus, TraceStore } from '../telemetry/trace-store.ts'
 
 export interface TraceRoutesOptions {
@@ -39,15 +40,9 @@ export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async functio
     if (status >= 500) request.log.error({ err }, 'trace route failed')
     return reply.code(status).send(errorBody(status < 500 ? err.message : 'Internal error', status < 500 ? 'invalid_request' : 'internal'))
   })
-  // The gateway's own routes keep bodies as bytes; here plain JSON is wanted, whatever is in force outside.
+  // Only JSON is taken, whatever is in force outside, and it stays bytes: most of it need not be parsed.
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser<string>('application/json', { parseAs: 'string', bodyLimit: OTLP_BODY_LIMIT }, (_request, body, done) => {
-    try {
-      done(null, JSON.parse(body))
-    } catch {
-      done(Object.assign(new Error('The body is not valid JSON.'), { statusCode: 400 }))
-    }
-  })
+  app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer', bodyLimit: OTLP_BODY_LIMIT }, (_request, body, done) => { done(null, body) })
   reading(app, options)
   receiving(app, options)
 }
@@ -65,20 +60,29 @@ function reading (app: FastifyInstance, { store, guard }: TraceRoutesOptions): v
 }
 
 function receiving (app: FastifyInstance, { store, isNodeToken, onSpan }: TraceRoutesOptions): void {
-  app.post('/epd/otlp/v1/traces', {
+  const stranger = (reply: FastifyReply): FastifyReply => reply.code(401).send(errorBody('Spans are taken from registered nodes only.', 'invalid_api_key'))
+  app.post<{ Body: Buffer | undefined }>('/epd/otlp/v1/traces', {
     bodyLimit: OTLP_BODY_LIMIT,
     // Before the body is read: a stranger must not make the gateway take 4 MiB.
-    onRequest: async (request, reply) => {
-      if (nodeOf(request.headers.authorization, isNodeToken) !== undefined) return
-      return reply.code(401).send(errorBody('Spans are taken from registered nodes only.', 'invalid_api_key'))
-    }
+    onRequest: async (request, reply) => { if (nodeOf(request.headers.authorization, isNodeToken) === undefined) return stranger(reply) }
   }, async (request, reply) => {
     // The token says whose spans these are.
-    const parsed = parseOtlpTraces(request.body, nodeOf(request.headers.authorization, isNodeToken))
+    const node = nodeOf(request.headers.authorization, isNodeToken)
+    if (node === undefined) return stranger(reply)
+    const parsed = request.body === undefined ? undefined : spansOf(request.body, node)
     if (parsed === undefined) return reply.code(400).send(errorBody('The body is not an OTLP ExportTraceServiceRequest in JSON.', 'invalid_request'))
     for (const span of parsed.spans) if (store.add(span)) onSpan?.(span)
     return parsed.rejected === 0 ? {} : { partialSuccess: { rejectedSpans: String(parsed.rejected), errorMessage: 'malformed or too many spans' } }
   })
+}
+
+/** @throws with status 400 when the body is not JSON */
+function spansOf (body: Buffer, node: string): ParsedSpans | undefined {
+  try {
+    return readSpans(body, node)
+  } catch (cause) {
+    throw Object.assign(new Error('The body is not valid JSON.', { cause }), { statusCode: 400 })
+  }
 }
 
 function nodeOf (authorization: string | undefined, isNodeToken: TraceRoutesOptions['isNodeToken']): string | undefined {

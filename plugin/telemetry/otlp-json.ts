@@ -30,8 +30,7 @@ export function parseOtlpTraces (body: unknown, instance?: string): ParsedSpans 
   const spans: StoredSpan[] = []
   let rejected = 0
   for (const resourceSpans of objects(body.resourceSpans)) {
-    const resource = attributesOf(isObject(resourceSpans.resource) ? resourceSpans.resource.attributes : undefined)
-    const origin = { service: textOf(resource['service.name']) ?? 'unknown_service', instance: instance ?? textOf(resource['service.instance.id']) }
+    const origin = originOf(resourceSpans.resource, instance)
     for (const scope of objects(resourceSpans.scopeSpans)) {
       for (const raw of Array.isArray(scope.spans) ? scope.spans as unknown[] : []) {
         const span = spans.length < MAX_SPANS && isObject(raw) ? spanOf(raw, origin) : undefined
@@ -43,13 +42,28 @@ export function parseOtlpTraces (body: unknown, instance?: string): ParsedSpans 
   return { spans, rejected }
 }
 
-function spanOf (raw: Json, origin: { service: string, instance: string | undefined }): StoredSpan | undefined {
+/** Whose spans they are, as their resource says unless it is known better. */
+export interface SpanOrigin { readonly service: string, readonly instance: string | undefined }
+
+export function originOf (resource: unknown, instance?: string): SpanOrigin {
+  const attributes = attributesOf(isObject(resource) ? resource.attributes : undefined)
+  return { service: textOf(attributes['service.name']) ?? 'unknown_service', instance: instance ?? textOf(attributes['service.instance.id']) }
+}
+
+export function statusOf (raw: unknown): Pick<StoredSpan, 'status' | 'message'> {
+  const { code, message } = isObject(raw) ? raw : {}
+  return {
+    status: code === 2 ? 'error' : code === 1 ? 'ok' : 'unset',
+    message: typeof message === 'string' && message !== '' ? message.slice(0, MAX_TEXT) : undefined
+  }
+}
+
+function spanOf (raw: Json, origin: SpanOrigin): StoredSpan | undefined {
   const { traceId, spanId, parentSpanId, name } = raw
   const start = timeOf(raw.startTimeUnixNano)
   const end = timeOf(raw.endTimeUnixNano)
   if (typeof traceId !== 'string' || !TRACE_ID.test(traceId) || typeof spanId !== 'string' || !SPAN_ID.test(spanId)) return undefined
   if (typeof name !== 'string' || name === '' || start === undefined || end === undefined) return undefined
-  const status = isObject(raw.status) ? raw.status : {}
   return {
     traceId,
     spanId,
@@ -59,8 +73,7 @@ function spanOf (raw: Json, origin: { service: string, instance: string | undefi
     start,
     end,
     attributes: attributesOf(raw.attributes),
-    status: status.code === 2 ? 'error' : status.code === 1 ? 'ok' : 'unset',
-    message: typeof status.message === 'string' && status.message !== '' ? status.message.slice(0, MAX_TEXT) : undefined,
+    ...statusOf(raw.status),
     service: origin.service,
     instance: origin.instance
   }
@@ -73,7 +86,7 @@ function timeOf (value: unknown): [number, number] | undefined {
   return [Number(digits.slice(0, -9)), Number(digits.slice(-9))]
 }
 
-function attributesOf (list: unknown): Record<string, AttributeValue> {
+export function attributesOf (list: unknown): Record<string, AttributeValue> {
   const attributes: Record<string, AttributeValue> = {}
   if (!Array.isArray(list)) return attributes
   for (let i = 0; i < list.length && i < MAX_ATTRIBUTES; i++) {

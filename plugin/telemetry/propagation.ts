@@ -15,9 +15,36 @@ export function parentContext (headers: IncomingHeaders): Context {
   return trace.getSpan(active) === undefined ? propagation.extract(active, headers) : active
 }
 
-/** `context` marked as belonging to an upstream call of ours. */
+/**
+ * `from` marked as belonging to an upstream call of ours. It, and all contexts made from it, are links of a chain: the
+ * API's own copy everything they inherit, and a request makes half a dozen.
+ */
 export function upstreamContext (from: Context): Context {
-  return from.setValue(kOurs, true)
+  return new ChainedContext(from, kOurs, true)
+}
+
+class ChainedContext implements Context {
+  readonly #parent: Context
+  readonly #key: symbol
+  readonly #value: unknown
+
+  constructor (parent: Context, key: symbol, value: unknown) {
+    this.#parent = parent
+    this.#key = key
+    this.#value = value
+  }
+
+  getValue (key: symbol): unknown {
+    return key === this.#key ? this.#value : this.#parent.getValue(key)
+  }
+
+  setValue (key: symbol, value: unknown): Context {
+    return new ChainedContext(this, key, value)
+  }
+
+  deleteValue (key: symbol): Context {
+    return new ChainedContext(this, key, undefined)
+  }
 }
 
 /**

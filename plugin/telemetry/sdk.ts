@@ -8,6 +8,7 @@ import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
 import { defaultResource, detectResources, envDetector, resourceFromAttributes } from '@opentelemetry/resources'
 import { BatchSpanProcessor, NodeTracerProvider, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
 import { VERSION } from '../version.ts'
+import { randomSpanId, randomTraceId } from './ids.ts'
 import { ATTR } from './semconv.ts'
 import { storeProcessor } from './store-processor.ts'
 import type { TraceStore } from './trace-store.ts'
@@ -37,7 +38,9 @@ export function startTelemetry ({ store, serviceName = 'fastify-epd' }: Telemetr
   if (process.env.OTEL_SDK_DISABLED?.toLowerCase() === 'true' || providerRegistered()) return OFF
   const spanProcessors: SpanProcessor[] = [storeProcessor(store)]
   if (otlpConfigured()) spanProcessors.push(new BatchSpanProcessor(new OTLPTraceExporter()))
-  const provider = new NodeTracerProvider({ resource: resourceOf(serviceName), spanProcessors })
+  const provider = new NodeTracerProvider({
+    resource: resourceOf(serviceName), spanProcessors, idGenerator: { generateTraceId: randomTraceId, generateSpanId: randomSpanId }
+  })
   // No context manager: the pipeline hands contexts on itself, nothing else is instrumented in this process, and
   // following contexts through every promise costs more than the spans do.
   provider.register({ contextManager: null, propagator: new W3CTraceContextPropagator() })

@@ -1,7 +1,7 @@
-import { randomBytes } from 'node:crypto'
-import { context, INVALID_SPAN_CONTEXT, isSpanContextValid, ProxyTracerProvider, SpanKind, SpanStatusCode, trace, type Attributes, type Context, type Span, type Tracer } from '@opentelemetry/api'
+import { context, INVALID_SPAN_CONTEXT, isSpanContextValid, ProxyTracerProvider, SpanKind, SpanStatusCode, trace, type Attributes, type Context, type Span, type Tracer, type TracerProvider } from '@opentelemetry/api'
 import { VERSION } from '../version.ts'
 import { spanTime } from './clock.ts'
+import { randomTraceId } from './ids.ts'
 import { parentContext, propagationHeaders, upstreamContext, type IncomingHeaders } from './propagation.ts'
 import { ATTR, requestSpanName, SCHEMA_URL, SPAN, TRACER_NAME, type StageSpanName } from './semconv.ts'
 
@@ -58,11 +58,19 @@ const MIN_RECEIVE_MS = 5
 /** The span of every request that has neither an SDK nor a caller's trace. */
 const NO_SPAN = trace.wrapSpanContext(INVALID_SPAN_CONTEXT)
 
-/** Fetched at each request, as an SDK may come up after this module was loaded. Undefined while there is none. */
+let lastProvider: TracerProvider | undefined
+let lastTracer: Tracer | undefined
+
+/** Asked for at each request, as an SDK may come up after this module was loaded. Undefined while there is none. */
 function currentTracer (): Tracer | undefined {
-  const provider = trace.getTracerProvider()
-  if (!(provider instanceof ProxyTracerProvider)) return provider.getTracer(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
-  return provider.getDelegateTracer(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
+  const global = trace.getTracerProvider()
+  const proxied = global instanceof ProxyTracerProvider
+  const provider = proxied ? global.getDelegate() : global
+  if (provider !== lastProvider) {
+    lastProvider = provider
+    lastTracer = proxied ? global.getDelegateTracer(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL }) : global.getTracer(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
+  }
+  return lastTracer
 }
 
 /** What a tracer without an SDK starts: the caller's span, to be named upstream. */
@@ -151,7 +159,10 @@ class Traced implements RequestTrace, OpenStage {
       this.#idle ??= new Idle(this)
       return this.#idle
     }
-    return new Traced(this.#tracer, this.#tracer.startSpan(name, { attributes, startTime: spanTime() }, this.context), this.context, this.#incoming)
+    const span = this.#tracer.startSpan(name, { startTime: spanTime() }, this.context)
+    // Not given at the start, where they would be checked and copied twice over, for the sampler: it goes by the request.
+    span.setAttributes(attributes)
+    return new Traced(this.#tracer, span, this.context, this.#incoming)
   }
 
   async stage<T> (name: StageSpanName, attributes: Attributes, run: (span: StageSpan) => Promise<T>): Promise<T> {
@@ -185,20 +196,6 @@ class Traced implements RequestTrace, OpenStage {
     close(this.#span, outcome)
     this.#span.end(spanTime())
   }
-}
-
-const ID_LENGTH = 32
-let pool = ''
-let drawn = 0
-
-/** Random bytes, and hex, are dear by the call, not by the byte. */
-function randomTraceId (): string {
-  if (drawn === pool.length) {
-    pool = randomBytes(4_096).toString('hex')
-    drawn = 0
-  }
-  drawn += ID_LENGTH
-  return pool.slice(drawn - ID_LENGTH, drawn)
 }
 
 /** Every stage of a request that is not recorded, without an SDK or by its sampler's choice: nothing but the headers to pass on. */

@@ -21,6 +21,8 @@ export interface StoredSpan {
   /** service.name and service.instance.id: for an engine, its engine id. */
   readonly service: string
   readonly instance?: string | undefined
+  /** Heap bytes it takes, where it knows that better than an estimate would. */
+  readonly bytes?: number
 }
 
 export type TraceStatus = 'ok' | 'error' | 'aborted'
@@ -96,6 +98,8 @@ const MAX_SPANS_PER_TRACE = 512
 /** A span object with its maps and times, measured on Node 20, without the text it holds. */
 const SPAN_BYTES = 600
 const ATTRIBUTE_BYTES = 32
+/** Of a trace itself: its place in the map, its list. */
+const TRACE_BYTES = 300
 
 /**
  * The last traces, in memory: bounded by number and by bytes, the oldest leave first. Spans of one trace come from
@@ -103,6 +107,8 @@ const ATTRIBUTE_BYTES = 32
  */
 export class TraceStore {
   readonly #traces = new Map<string, Trace>()
+  /** From the oldest on. Kept from one eviction to the next: each new one would step over all that have left before. */
+  #oldest = this.#traces.keys()
   readonly #maxTraces: number
   readonly #maxBytes: number
   readonly #watchers = new Set<(span: StoredSpan) => void>()
@@ -121,8 +127,9 @@ export class TraceStore {
   add (span: StoredSpan): boolean {
     let trace = this.#traces.get(span.traceId)
     if (trace === undefined) {
-      trace = { spans: [], bytes: 0 }
+      trace = { spans: [], bytes: TRACE_BYTES }
       this.#traces.set(span.traceId, trace)
+      this.#bytes += TRACE_BYTES
     }
     if (trace.spans.length >= MAX_SPANS_PER_TRACE || trace.spans.some(({ spanId }) => spanId === span.spanId)) return false
     const bytes = sizeOf(span)
@@ -169,20 +176,28 @@ export class TraceStore {
 
   clear (): void {
     this.#traces.clear()
+    this.#oldest = this.#traces.keys()
     this.#bytes = 0
   }
 
   #evict (): void {
-    for (const [traceId, trace] of this.#traces) {
-      if (this.#traces.size <= this.#maxTraces && this.#bytes <= this.#maxBytes) return
+    while (this.#traces.size > this.#maxTraces || this.#bytes > this.#maxBytes) {
+      const { value: traceId, done } = this.#oldest.next()
+      if (done === true) {
+        // It had come to the end, and is of no use after that.
+        if (this.#traces.size === 0) return
+        this.#oldest = this.#traces.keys()
+        continue
+      }
+      this.#bytes -= this.#traces.get(traceId)!.bytes
       this.#traces.delete(traceId)
-      this.#bytes -= trace.bytes
     }
   }
 }
 
 /** An estimate is enough for a bound: text at two bytes a character, the rest at what the objects were measured to take. */
 function sizeOf (span: StoredSpan): number {
+  if (span.bytes !== undefined) return span.bytes
   let bytes = SPAN_BYTES + 2 * (span.message?.length ?? 0)
   for (const key in span.attributes) {
     const value = span.attributes[key]
@@ -231,9 +246,10 @@ function summarise (traceId: string, { spans }: Trace): TraceSummary {
 
 /** The request's own span says `gen_ai.operation.name`; failing that, one whose parent is not here. */
 function rootOf (spans: readonly StoredSpan[]): StoredSpan {
+  const own = spans.find(span => span.kind === 'client' && span.attributes[ATTR.operation] !== undefined)
+  if (own !== undefined) return own
   const ids = new Set(spans.map(span => span.spanId))
-  return spans.find(span => span.attributes[ATTR.operation] !== undefined) ??
-    spans.find(span => span.parentSpanId === undefined || !ids.has(span.parentSpanId)) ?? spans[0]!
+  return spans.find(span => span.parentSpanId === undefined || !ids.has(span.parentSpanId)) ?? spans[0]!
 }
 
 function view (span: StoredSpan, zero: StoredSpan['start']): SpanView {

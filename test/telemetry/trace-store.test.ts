@@ -1,12 +1,16 @@
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
+import { ROOT_CONTEXT, SpanStatusCode, trace, type Attributes } from '@opentelemetry/api'
+import { InMemorySpanExporter, NodeTracerProvider, SimpleSpanProcessor } from '@opentelemetry/sdk-trace-node'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
+import { spansToJson } from '../../engines/server/span-json.ts'
 import { follow } from '../../plugin/cli/follow.ts'
 import { fetchTrace } from '../../plugin/cli/trace.ts'
 import { renderWaterfall } from '../../plugin/cli/waterfall.ts'
 import { traceRoutes, type TraceRoutesOptions } from '../../plugin/routes/traces.ts'
 import { parseOtlpTraces } from '../../plugin/telemetry/otlp-json.ts'
+import { cutSpans } from '../../plugin/telemetry/otlp-text.ts'
 import { TraceStore, type StoredSpan } from '../../plugin/telemetry/trace-store.ts'
 import { runCli } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
@@ -105,6 +109,23 @@ t.test('ten thousand traces of ten spans stay near what the bound says', async t
   t.ok(held <= 1.25 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB of heap for a bound of 8`)
 })
 
+t.test('so do ten thousand that engines send', async t => {
+  const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
+  const body = sentByEngine(Array.from({ length: 100 }, () => ['engine.decode', { 'epd.request.id': 'req-1', 'gen_ai.usage.output_tokens': 12 }] as const)).toString()
+  const take = (n: number): void => {
+    for (const one of cutSpans(Buffer.from(body.replaceAll('"traceId":"0000', `"traceId":"${id(n, 4)}`)), 'http://e:1')!) store.add(one)
+  }
+  take(0)
+  globalThis.gc?.()
+  const before = process.memoryUsage().heapUsed - store.bytes
+  for (let n = 1; n < 1_000; n++) take(n)
+  t.ok(store.bytes <= 8 * 1024 * 1024 && store.size > 5_000, `${store.size} traces in ${store.bytes} bytes`)
+  if (globalThis.gc === undefined) return
+  globalThis.gc()
+  const held = process.memoryUsage().heapUsed - before
+  t.ok(held <= 1.25 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB of heap for a bound of 8`)
+})
+
 const exported = (spans: unknown[], resource: unknown = { attributes: [{ key: 'service.name', value: { stringValue: 'svc' } }] }): object => ({ resourceSpans: [{ resource, scopeSpans: [{ scope: {}, spans }] }] })
 const raw = (over: object = {}): object => ({
   traceId: id(1, 32), spanId: id(2, 16), parentSpanId: '', name: 'engine.encode', kind: 1, startTimeUnixNano: `${NOW}000000001`, endTimeUnixNano: `${NOW}000000501`, status: {}, ...over
@@ -127,6 +148,43 @@ t.test('OTLP JSON is read, and what is malformed in it is counted and left out',
   t.equal(parseOtlpTraces(exported(Array.from({ length: 3_000 }, () => raw())))!.rejected, 952)
   for (const nonsense of [null, 7, 'x', [], {}, { resourceSpans: {} }]) t.equal(parseOtlpTraces(nonsense), undefined)
   t.strictSame(parseOtlpTraces({ resourceSpans: [null, { scopeSpans: 7 }, { scopeSpans: [{ spans: 'x' }] }] }), { spans: [], rejected: 0 })
+})
+
+/** What an engine sends of these spans: name, attributes, error. */
+function sentByEngine (spans: ReadonlyArray<readonly [name: string, attributes?: Attributes, error?: string]>): Buffer {
+  const exporter = new InMemorySpanExporter()
+  const tracer = new NodeTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] }).getTracer('fastify-epd-engine')
+  for (const [n, [name, attributes = {}, error]] of spans.entries()) {
+    const parent = { traceId: id(n + 1, 32), spanId: id(n + 1, 16), traceFlags: 1 }
+    const one = tracer.startSpan(name, { attributes, startTime: [NOW, n] }, n === 0 ? ROOT_CONTEXT : trace.setSpanContext(ROOT_CONTEXT, parent))
+    if (error !== undefined) one.setStatus({ code: SpanStatusCode.ERROR, message: error })
+    one.end([NOW + 1, 999_999_999])
+  }
+  return Buffer.from(spansToJson(exporter.getFinishedSpans()))
+}
+
+t.test('what engines send takes the short way in, and says the same as by the long one', async t => {
+  const nasty = '"},{"traceId":"' + id(9, 32) + '"} \\ ]}]}]} ü 圖'
+  const body = sentByEngine([
+    ['engine.prefill', { 'epd.items': 1, 'epd.queue_ms': 0.25, 'epd.cached': true, 'epd.peer.bytes': [1, 2], 'epd.request.id': nasty }],
+    ['engine.decode', {}, nasty],
+    ['engine.encode'],
+    ['engine.migrate', { 'epd.peer': 'x'.repeat(5_000), __proto__x: 'y' }]
+  ])
+  const short = cutSpans(body, 'http://e:1')
+  t.ok(short, 'engines/server/span-json.ts and otlp-text.ts agree on the form')
+  const plain = ({ traceId, spanId, parentSpanId, name, kind, start, end, attributes, status, message, service, instance }: StoredSpan): object =>
+    ({ traceId, spanId, parentSpanId, name, kind, start, end, attributes, status, message, service, instance })
+  t.strictSame(short!.map(plain), parseOtlpTraces(JSON.parse(body.toString()), 'http://e:1')!.spans.map(plain))
+  t.match(short![1], { status: 'error', message: nasty })
+
+  const text = body.toString()
+  const long = (changed: string): void => { t.equal(cutSpans(Buffer.from(changed), 'n'), undefined) }
+  for (const changed of [text.replace('"kind":1', '"kind":2'), text.replace('engine.encode', 'other'), text.replace(id(2, 32), id(0, 32)), text.replace('"attributes":[],', ''), text + ' ', text.replace('"endTime', '"links":[],"endTime'), '', '{"resourceSpans":[]}']) long(changed)
+  long(sentByEngine([['engine.encode', { s: 'x'.repeat(9_000) }]]).toString())
+  long(sentByEngine(Array.from({ length: 2_049 }, () => ['engine.encode'] as const)).toString())
+  const broken = cutSpans(Buffer.from(text.replace('{"intValue":1}', '{"intValue":1')), 'n')!
+  t.strictSame([broken[0]!.attributes, broken[0]!.status, broken[2]!.status], [{}, 'unset', 'unset'], 'text that turns out to be none is nothing')
 })
 
 async function serve (t: Test, store: TraceStore, options: Partial<TraceRoutesOptions> = {}): Promise<FastifyInstance> {
