@@ -3,6 +3,7 @@ import { healthOf, type Health } from '../routes/ops.ts'
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
 import type { StoredSpan, TraceStore, TraceSummary } from '../telemetry/trace-store.ts'
 import { VERSION } from '../version.ts'
+import { Points, type Point } from './points.ts'
 
 export interface NodeView {
   readonly id: string
@@ -28,9 +29,6 @@ export interface LinkStatus {
   readonly bytes: number
 }
 
-/** [when it ended, in ms of Unix time; how long it took, in ms; 1 when it failed] */
-export type Point = readonly [at: number, ms: number, failed: 0 | 1]
-
 /** All that the page shows beside the selected trace. Whole at each tick, so that a reader who missed one has missed nothing. */
 export interface FeedState {
   readonly at: number
@@ -49,7 +47,8 @@ export interface FeedState {
 }
 
 const TRACES = 60
-const POINTS = 160
+/** How far back a page that is opened looks for points. */
+const LOOK_BACK = 1_000
 /** Charted stages by the span that tells of them. */
 const STAGE_OF: Readonly<Record<string, string>> = {
   [SPAN.encodeCall]: 'encode',
@@ -60,11 +59,14 @@ const STAGE_OF: Readonly<Record<string, string>> = {
 }
 const STAGES = ['request', 'encode', 'generate', 'migrate', 'prefill', 'decode'] as const
 
-/** Gathers what the page shows. Listens to the trace store only while somebody looks. */
+/**
+ * Gathers what the page shows. Listens to the trace store only while somebody looks, and then does next to nothing for
+ * each span: what it costs goes by the ticks, not by the requests.
+ */
 export class Feed {
   readonly #gateway: Gateway
   readonly #store: TraceStore | undefined
-  readonly #points = new Map<string, Point[]>(STAGES.map(stage => [stage, []]))
+  #points = pointsByStage()
   #unwatch: (() => void) | undefined
 
   constructor (gateway: Gateway, store: TraceStore | undefined) {
@@ -74,9 +76,8 @@ export class Feed {
 
   start (): void {
     if (this.#store === undefined || this.#unwatch !== undefined) return
-    for (const points of this.#points.values()) points.length = 0
-    for (const span of this.#store.lastSpans(POINTS)) this.#note(span)
-    for (const points of this.#points.values()) points.sort((one, other) => one[0] - other[0])
+    this.#points = pointsByStage()
+    for (const span of this.#store.lastSpans(LOOK_BACK)) this.#note(span)
     this.#unwatch = this.#store.watch(span => { this.#note(span) })
   }
 
@@ -88,8 +89,9 @@ export class Feed {
   state (): FeedState {
     const gateway = this.#gateway
     const { stats } = gateway
+    const now = Date.now()
     return {
-      at: Date.now(),
+      at: now,
       version: VERSION,
       health: healthOf(gateway),
       inFlight: gateway.inFlight,
@@ -99,19 +101,20 @@ export class Feed {
       nodes: nodesOf(gateway),
       links: linksOf(gateway),
       traces: this.#store === undefined ? null : this.#store.list({ limit: TRACES }),
-      stages: Object.fromEntries(this.#points),
+      stages: Object.fromEntries([...this.#points].map(([stage, points]) => [stage, points.since(now)])),
       capture: gateway.thumbnails !== undefined
     }
   }
 
-  #note ({ name, start, end, attributes, status }: StoredSpan): void {
-    const stage = attributes[ATTR.operation] !== undefined ? 'request' : STAGE_OF[name]
-    const points = stage === undefined ? undefined : this.#points.get(stage)
-    if (points === undefined) return
-    const ms = (end[0] - start[0]) * 1e3 + (end[1] - start[1]) / 1e6
-    points.push([Math.round(end[0] * 1e3 + end[1] / 1e6), Math.round(ms * 100) / 100, status === 'error' ? 1 : 0])
-    if (points.length > POINTS) points.shift()
+  #note (span: StoredSpan): void {
+    // The request's own span is named after its model.
+    const stage = STAGE_OF[span.name] ?? (span.kind === 'client' && span.attributes[ATTR.operation] !== undefined ? 'request' : undefined)
+    if (stage !== undefined) this.#points.get(stage)?.note(span)
   }
+}
+
+function pointsByStage (): Map<string, Points> {
+  return new Map(STAGES.map(stage => [stage, new Points()]))
 }
 
 function nodesOf ({ registry, stats }: Gateway): NodeView[] {

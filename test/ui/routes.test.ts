@@ -5,7 +5,8 @@ import t from 'tap'
 import { TraceStore } from '../../plugin/index.ts'
 import { Thumbnails } from '../../plugin/telemetry/thumbnails.ts'
 import { Broadcast } from '../../plugin/ui/broadcast.ts'
-import type { FeedState } from '../../plugin/ui/feed.ts'
+import { Feed, type FeedState } from '../../plugin/ui/feed.ts'
+import { Points } from '../../plugin/ui/points.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { until } from '../helper/until.ts'
@@ -80,7 +81,8 @@ t.test('the feed tells nodes, links, counts and traces, and ends with the gatewa
   const store = new TraceStore()
   const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
   await (await post(url + PATH, chat('?', pictureUrl(1)))).arrayBuffer()
-  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', start: [100, 0], end: [100, 5e6], attributes: { 'gen_ai.operation.name': 'chat', 'epd.items': 1 }, status: 'unset', service: 's' })
+  const seconds = Math.floor(Date.now() / 1_000)
+  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', start: [seconds, 0], end: [seconds, 5e6], attributes: { 'gen_ai.operation.name': 'chat', 'epd.items': 1 }, status: 'unset', service: 's' })
   const state = await firstState(url)
   t.match(state, {
     health: { status: 'healthy' },
@@ -89,13 +91,62 @@ t.test('the feed tells nodes, links, counts and traces, and ends with the gatewa
     nodes: [{ id: nodes[0]!.url, role: 'encoder', state: 'healthy', encoded: 1, cached: 0, breakers: {} }, { role: 'hybrid' }],
     links: [{ from: nodes[0]!.url, to: nodes[1]!.url, state: 'linked', transport: 'fake', bytes: 0 }],
     traces: [{ name: 'chat vlm', items: 1, partial: false }],
-    stages: { request: [[100_005, 5, 0]] },
+    stages: { request: [[seconds * 1_000 + 5, 5, 0]] },
     capture: false
   })
   const open = await fetch(`${url}/epd/feed`)
   const ended = open.text()
   await app.close()
   t.match(await ended, /^data: \{/, 'a page does not hold up the gateway\'s end')
+})
+
+t.test('an open page costs a gateway next to nothing, however many requests pass', async t => {
+  const store = new TraceStore()
+  const { app } = await buildGateway(t, { options: { telemetry: { store } } })
+  const feed = new Feed(app.epd.gateway, store)
+  let n = 0
+  const request = (): void => {
+    const traceId = (++n).toString(16).padStart(32, '0')
+    const at = Math.floor(Date.now() / 1_000)
+    for (const [k, name] of ['chat vlm', 'epd.plan', 'epd.encode', 'epd.encode.call', 'epd.decode', 'engine.encode', 'engine.migrate', 'engine.prefill', 'engine.decode'].entries()) {
+      store.add({ traceId, spanId: k.toString(16).padStart(16, '1'), parentSpanId: undefined, name, kind: k === 0 ? 'client' : 'internal', start: [at, n], end: [at, 1e6 + n], attributes: k === 0 ? { 'gen_ai.operation.name': 'chat' } : {}, status: 'unset', service: 's' })
+    }
+  }
+  const cpu = (seconds: number, perSecond: number): number => {
+    const before = process.cpuUsage()
+    for (let s = 0; s < seconds; s++) {
+      for (let i = 0; i < perSecond; i++) request()
+      JSON.stringify(feed.state())
+    }
+    const { user, system } = process.cpuUsage(before)
+    return (user + system) / 1_000 / seconds
+  }
+  cpu(20, 100)
+  const closed = cpu(40, 100)
+  feed.start()
+  cpu(20, 100)
+  const open = cpu(40, 100)
+  feed.stop()
+  t.ok(open < 25, `a second with 100 requests, their spans and a tick take ${open.toFixed(1)} ms: 5 % of a core would be 50`)
+  t.ok(open - closed < 10, `of which listening takes ${(open - closed).toFixed(1)} ms`)
+})
+
+t.test('a chart has the calls of two minutes: all of them, or an even sample, also of those that failed', async t => {
+  const now = 1_700_000_000
+  const call = (ms: number, status: 'unset' | 'error' = 'unset'): never => ({ start: [now, 0], end: [now + Math.floor(ms / 1_000), ms % 1_000 * 1e6], status }) as never
+  const points = new Points()
+  for (let n = 0; n < 30; n++) points.note(call(n))
+  t.equal(points.since(now * 1_000 + 1_000).length, 30, 'a few are all there')
+  for (let ms = 0; ms < 200_000; ms += 10) points.note(call(ms, ms % 1_000 === 0 ? 'error' : 'unset'))
+  const kept = points.since(now * 1_000 + 200_000)
+  t.ok(kept.length > 300 && kept.length <= 560, `${kept.length} points`)
+  t.ok(kept[0]![0] > now * 1_000 + 80_000 && kept[0]![0] < now * 1_000 + 85_000, 'from two minutes ago')
+  t.ok(kept.every(([at], i) => i === 0 || at >= kept[i - 1]![0]), 'by time')
+  const failed = kept.filter(point => point[2] === 1).length
+  t.ok(failed >= 115 && failed <= 120, `${failed} of 120 that failed`)
+  const gaps = kept.map(([at], i) => i === 0 ? 0 : at - kept[i - 1]![0])
+  t.ok(Math.max(...gaps) <= 600, 'without holes')
+  t.equal(points.since(now * 1_000 + 400_000).length, 0)
 })
 
 t.test('pages are bounded in number', async t => {

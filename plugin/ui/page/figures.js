@@ -15,8 +15,7 @@ export function showFigures (list, state) {
   while (history.length > 2 && history[0][0] < state.at - WINDOW_MS) history.shift()
   const first = history[0]
   const seconds = (state.at - first[0]) / 1_000
-  // A page that has just been opened knows the last requests only.
-  const perSecond = seconds >= YOUNG_S ? (ended - first[1]) / seconds : state.stages.request.filter(([at]) => at > state.at - YOUNG_S * 1_000).length / YOUNG_S
+  const perSecond = seconds >= YOUNG_S ? (ended - first[1]) / seconds : lately(state, ended)
   const times = state.stages.request.filter(([at]) => at > state.at - 2 * WINDOW_MS).map(point => point[1]).sort((a, b) => a - b)
   const recent = items - first[2]
   list.replaceChildren(
@@ -27,6 +26,15 @@ export function showFigures (list, state) {
     ...figure('Vision tokens', state.admission.inFlight.toLocaleString('en'), 'in flight'),
     ...figure('Errors', bad.toLocaleString('en'), `${state.retries} retried, ${state.admission.refused} refused`, bad > 0)
   )
+}
+
+/** Requests a second, as a page that has just been opened can tell it: by the newest ones. */
+function lately ({ traces, at }, ended) {
+  const starts = (traces ?? []).map(trace => Date.parse(trace.start)).filter(start => start > at - YOUNG_S * 1_000)
+  if (starts.length === 0) return 0
+  // At a high rate the list is full before it reaches back that far.
+  const full = starts.length === traces.length && ended > starts.length
+  return starts.length / (full ? Math.max(at - Math.min(...starts), 1) / 1_000 : YOUNG_S)
 }
 
 function figure (name, value, note, bad = false) {

@@ -1,0 +1,41 @@
+import type { StoredSpan } from '../telemetry/trace-store.ts'
+
+/** [when it ended, in ms of Unix time; how long it took, in ms; 1 when it failed] */
+export type Point = readonly [at: number, ms: number, failed: 0 | 1]
+
+const WINDOW_MS = 120_000
+/** Points in a row that are all kept, and how many a second from there on: a chart shows no more, and a feed should not carry more. */
+const BURST = 40
+const PER_SECOND = 2
+const MAX_POINTS = 2 * (BURST + PER_SECOND * WINDOW_MS / 1_000)
+
+/** The calls of one stage in the last two minutes: all of them, or at a higher rate an even sample of those that went well and of those that failed. */
+export class Points {
+  #points: Point[] = []
+  /** How many more may come at once: of those that went well, of those that failed. */
+  readonly #spare = [BURST, BURST]
+  #at = -Infinity
+
+  note (span: StoredSpan): void {
+    const { start, end } = span
+    const at = end[0] * 1e3 + end[1] / 1e6
+    if (at > this.#at) this.#refill(at)
+    const failed = span.status === 'error' ? 1 : 0
+    if (this.#spare[failed]! < 1) return
+    this.#spare[failed]!--
+    const ms = (end[0] - start[0]) * 1e3 + (end[1] - start[1]) / 1e6
+    this.#points.push([Math.round(at), Math.round(ms * 100) / 100, failed])
+    if (this.#points.length > 2 * MAX_POINTS) this.#points = this.#points.slice(-MAX_POINTS)
+  }
+
+  /** By time, as spans do not come in order. */
+  since (now: number): Point[] {
+    this.#points = this.#points.filter(([at]) => at > now - WINDOW_MS)
+    return this.#points.sort((one, other) => one[0] - other[0]).slice(-MAX_POINTS)
+  }
+
+  #refill (at: number): void {
+    for (const kind of [0, 1]) this.#spare[kind] = Math.min(BURST, this.#spare[kind]! + (at - this.#at) / 1_000 * PER_SECOND)
+    this.#at = at
+  }
+}
