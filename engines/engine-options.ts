@@ -34,7 +34,7 @@ export interface EngineOptions {
   readonly threads?: number | undefined
   /** Engines that share this machine's cores; the default number of threads is a share of them. @default 1 */
   readonly sharing?: number | undefined
-  /** False: a hybrid never opens the vision encoder and takes media only as encoder results. */
+  /** False: a hybrid or prefill engine never opens the vision encoder and takes media only as encoder results. Decode engines never do. */
   readonly vision: boolean
   /** Items per encoder run, or sequences per decoder run. */
   readonly maxBatchSize?: number | undefined
@@ -48,6 +48,7 @@ export interface EngineOptions {
   readonly maxPrefillTokens?: number | undefined
   /** TurboMind-like engine: tokens a slot has room for, prompt and answer together. */
   readonly sessionLen?: number | undefined
+  /** How long a consumer has to begin its pull of what an encoder or a prefill engine answered. */
   readonly leaseMs?: number | undefined
   readonly curve?: CurveKeys | undefined
   /** Public keys of peers that may pull; with {@link curve} only. Absent: engines that use this very pair of keys. */

@@ -73,6 +73,7 @@ export const GAUGES = {
   epd_kv_blocks_total: 'KV blocks of the pool',
   epd_kv_blocks_free: 'KV blocks holding nothing',
   epd_kv_blocks_cached: 'KV blocks holding a prefix no sequence references: findable and evictable',
+  epd_kv_blocks_spilled: 'KV blocks of evicted sequences copied to host memory until there is room again',
   epd_leases_open: 'Leases that were neither ACKed, released nor expired'
 } as const
 
@@ -88,7 +89,7 @@ export interface ChatCall {
   readonly requestId: string
   /** `epd_tenant` of the body: separates caches of different customers. */
   readonly tenant?: string | undefined
-  /** Header `x-epd-consumer`: the engine that will pull what an encoder answers. */
+  /** Header `x-epd-consumer`: the engine that will pull what an encoder or a prefill engine answers. */
   readonly consumer?: string | undefined
   /** Trace context of the caller, from `traceparent`. Parent of the engine's spans. */
   readonly context: Context

@@ -15,10 +15,12 @@ export const ENGINE_ERROR_STATUS = {
   not_linked: 409,
   wrong_model: 409,
   features_gone: 410,
+  kv_gone: 410,
   request_too_large: 413,
   cancelled: 499,
   internal: 500,
   features_corrupt: 502,
+  kv_corrupt: 502,
   busy: 503,
   draining: 503,
   initialising: 503

@@ -25,6 +25,8 @@ export const ENGINE_ATTR = {
   cached: 'epd.cached',
   /** Vision tokens of an item, tokens computed in prefill, tokens sampled in decode. */
   tokens: 'epd.tokens',
+  /** What a migration moves: `feature` or `kv` blocks. */
+  pool: 'epd.pool',
   bytes: 'epd.bytes',
   blocks: 'epd.blocks',
   /** Transport of the link: `ipc` or `tcp`. */

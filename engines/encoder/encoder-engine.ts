@@ -1,13 +1,11 @@
-import type { FeatureCache, LeaseEnd, LeaseTable } from '../cache/index.ts'
+import type { FeatureCache, Lease, LeaseTable } from '../cache/index.ts'
 import type { EngineCounters } from '../counters.ts'
 import { ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineInfo, type EngineLog, type EngineService, type GaugeName, type P2PLinks } from '../engine-service.ts'
 import { EngineError } from '../errors.ts'
+import { LeaseGrants } from '../lease-grants.ts'
 import { featureBlockShape, type LoadedModel } from '../models/index.ts'
 import { collectMedia } from './media-parts.ts'
 import type { EncodedItem, VisionRunner } from './vision-runner.ts'
-
-/** How long a consumer has to begin its pull. */
-export const DEFAULT_LEASE_MS = 60_000
 
 /** What the engine answers per media item; snake_case, as it travels. */
 export interface EncoderResultWire {
@@ -60,12 +58,12 @@ export class EncoderEngine implements EngineService {
   readonly #parts: EncoderEngineParts
   #vision: VisionRunner | undefined
   readonly #calls = new Map<string, AbortController>()
-  /** Open leases by the request they were opened for. */
-  readonly #granted = new Map<string, Set<string>>()
+  readonly #grants: LeaseGrants
   #closing: Promise<void> | undefined
 
   constructor (parts: EncoderEngineParts) {
     this.#parts = parts
+    this.#grants = new LeaseGrants(parts)
     this.model = parts.model
     this.p2p = parts.p2p
     this.counters = parts.counters
@@ -106,7 +104,7 @@ export class EncoderEngine implements EngineService {
 
   gauges (): Partial<Record<GaugeName, number>> {
     const { total, free, cached } = this.#parts.cache.stats
-    return { epd_feature_blocks_total: total, epd_feature_blocks_free: free, epd_feature_blocks_cached: cached, epd_leases_open: this.#parts.leases.openCount }
+    return { epd_feature_blocks_total: total, epd_feature_blocks_free: free, epd_feature_blocks_cached: cached, epd_leases_open: this.#grants.openCount }
   }
 
   sequences (): Readonly<Record<string, number>> {
@@ -140,65 +138,39 @@ export class EncoderEngine implements EngineService {
 
   /** A lease for each item, which takes over the reference the item came with. */
   #lease (encoded: readonly EncodedItem[], call: ChatCall): EncoderResultWire[] {
-    const { leases, model, leaseMs = DEFAULT_LEASE_MS, engineId } = this.#parts
-    const granted = new Set<string>()
-    const results = encoded.map(item => {
-      const { blocks } = item.entry
-      const onEnd = (reason: LeaseEnd): void => {
-        granted.delete(lease.id)
-        if (granted.size === 0 && this.#granted.get(call.requestId) === granted) this.#granted.delete(call.requestId)
-        this.#endLease(item, reason)
-      }
-      const lease = leases.open({ consumer: call.consumer ?? '', pool: 'feature', blocks, ttlMs: leaseMs, onEnd })
-      granted.add(lease.id)
+    const { model, cache, engineId } = this.#parts
+    const leases = this.#grants.open(call, encoded.map(({ entry }) => ({ pool: 'feature', blocks: entry.blocks, free: () => cache.unref(entry) })))
+    return encoded.map((item, i) => {
+      const { id, sessionId, blocks } = leases[i] as Lease
       return {
         message: item.item.message,
         part: item.item.part,
         content_hash: item.hash,
-        modality: 'image' as const,
+        modality: 'image',
         num_tokens: item.numTokens,
         grid: item.grid,
         hidden_size: model.hiddenSize,
         dtype: model.dtype,
-        protocol: 1 as const,
+        protocol: 1,
         remote_engine_id: engineId,
         epoch: this.epoch,
-        lease: lease.id,
-        remote_session_id: lease.sessionId,
+        lease: id,
+        remote_session_id: sessionId,
         remote_block_ids: blocks,
         cached: item.cached
       }
     })
-    this.#granted.set(call.requestId, granted)
-    // A client that goes away while the answer is on its way never read the leases, so nobody will end them.
-    if (call.signal.aborted) this.#release(granted)
-    else call.signal.addEventListener('abort', () => this.#release(granted), { once: true })
-    return results
-  }
-
-  #release (ids: ReadonlySet<string>): void {
-    for (const id of [...ids]) this.#parts.leases.end(id, 'release')
-  }
-
-  #endLease (item: EncodedItem, reason: LeaseEnd): void {
-    if (reason === 'ack') this.counters.acks++
-    if (reason === 'expired') this.#parts.log.warn({ content_hash: item.hash }, 'lease expired: nobody pulled or released these features')
-    this.#parts.cache.unref(item.entry)
   }
 
   /** Also a request that was answered: whoever aborts it has not read the answer, and knows none of its leases. */
   abort (requestId: string): boolean {
     const stop = this.#calls.get(requestId)
     stop?.abort(new EngineError('cancelled', 'the request was aborted'))
-    const granted = this.#granted.get(requestId)
-    if (granted !== undefined) this.#release(granted)
-    return stop !== undefined || granted !== undefined
+    return this.#grants.release(requestId) || stop !== undefined
   }
 
   endSession (id: number | string): void {
-    const { leases } = this.#parts
-    const lease = typeof id === 'number' ? leases.bySession(id)?.id : id
-    if (lease !== undefined) leases.end(lease, 'release')
+    this.#grants.endSession(id)
   }
 
   clearCache (): void {
@@ -215,6 +187,6 @@ export class EncoderEngine implements EngineService {
     const vision = await this.#parts.vision.catch(() => undefined)
     await vision?.close()
     await this.p2p.close()
-    this.#parts.leases.close()
+    this.#grants.close()
   }
 }

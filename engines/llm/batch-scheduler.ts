@@ -2,10 +2,22 @@ import type { BlockStats } from './block-manager.ts'
 import type { PrefillChunk } from './prefill-chunks.ts'
 import type { Sequence } from './sequence.ts'
 
-/** One forward pass. Prefill fills KV blocks and samples nothing; every token is sampled by a decode step. */
+/** What to do next: mostly one forward pass. Prefill fills KV blocks and samples nothing; every token is sampled by a decode step. */
 export type Plan =
   | { readonly kind: 'prefill', readonly chunks: readonly PrefillChunk[] }
   | { readonly kind: 'decode', readonly sequences: readonly Sequence[] }
+  | JoinPlan
+
+/** No forward pass: these migrated sequences run from now on, and the token they came with is to be told. */
+export interface JoinPlan {
+  readonly kind: 'join'
+  readonly sequences: readonly Sequence[]
+}
+
+export interface KvStats extends BlockStats {
+  /** Blocks of evicted sequences in host memory, where there is such a way. */
+  readonly spilled?: number
+}
 
 /** Who decides what the next forward pass computes, and where keys and values lie. */
 export interface BatchScheduler {
@@ -13,10 +25,12 @@ export interface BatchScheduler {
   readonly maxTokens: number
   /** Times a sequence lost its keys and values to another one. */
   readonly evictions: number
-  readonly stats: BlockStats
-  /** Takes a WAITING sequence. */
+  readonly stats: KvStats
+  /** Sequences in it, whatever they wait for. */
+  readonly size: number
+  /** Takes a sequence that is WAITING or, where there are migrations of keys and values, MIGRATION_DONE. */
   add (sequence: Sequence): void
-  /** Forgets a sequence that has left WAITING or RUNNING for good, and gives its blocks back. */
+  /** Forgets a sequence that has ended, and gives its blocks back (or hands them to its `keep`). */
   remove (sequence: Sequence): void
   /** The next forward pass; undefined when there is nothing to do. */
   schedule (): Plan | undefined

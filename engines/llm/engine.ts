@@ -1,11 +1,11 @@
 import type { FeatureCache } from '../cache/feature-cache.ts'
 import type { EngineCounters, EngineLog } from '../engine-service.ts'
 import { EngineError } from '../errors.ts'
-import type { BatchScheduler, Plan } from './batch-scheduler.ts'
-import type { FeatureSource } from './feature-link.ts'
-import { MigrationLoop } from './migration.ts'
+import type { BatchScheduler, JoinPlan, Plan } from './batch-scheduler.ts'
+import { MigrationLoop, type MigrationPath } from './migration.ts'
 import type { Runner } from './runner/runner.ts'
 import type { DecodeResult } from './runner/program.ts'
+import type { SampledToken } from './sampler.ts'
 import { Sequence, type Outcome, type SequenceInit } from './sequence.ts'
 import { end, finish, initialState, interrupt, lock, unlock } from './sequence-states.ts'
 import { SequenceTraces } from './sequence-trace.ts'
@@ -15,7 +15,8 @@ export interface LlmEngineOptions {
   readonly scheduler: BatchScheduler
   readonly runner: Pick<Runner, 'prefill' | 'decode' | 'reset'>
   readonly features: FeatureCache
-  readonly fetcher: FeatureSource
+  /** What sequences bring from other engines: an engine takes features, or keys and values. */
+  readonly path: MigrationPath
   readonly counters: EngineCounters
   readonly log: EngineLog
   /** Sequences that migrate at once. */
@@ -42,7 +43,7 @@ export class LlmEngine {
     this.#options = options
     this.#traces = new SequenceTraces(options.counters)
     this.#migration = new MigrationLoop({
-      fetcher: options.fetcher,
+      path: options.path,
       concurrency: options.migrations,
       onSettled: (sequence, migrated) => migrated ? this.#enqueue(sequence) : this.#retire(sequence)
     })
@@ -69,11 +70,12 @@ export class LlmEngine {
   }
 
   /**
-   * Starts a sequence in the state its media ask for. It takes over the references to features it comes with.
+   * Starts a sequence in the state that what it brings asks for. It takes over the references to features it comes with.
    * Prompt and output must fit in `maxLength`.
    */
   submit (init: SequenceInit): Sequence {
-    const sequence = new Sequence(init, initialState({ encoderResult: init.media.some(item => item.source !== undefined) }))
+    const has = { encoderResult: init.media.some(item => item.source !== undefined), migrationRequest: init.migration !== undefined }
+    const sequence = new Sequence(init, initialState(has))
     this.#live.add(sequence)
     if (this.#closed) this.interrupt(sequence, { kind: 'aborted', error: new EngineError('draining', 'the engine is closing') })
     else if (sequence.state === 'WAITING') this.#enqueue(sequence)
@@ -90,6 +92,11 @@ export class LlmEngine {
 
   #enqueue (sequence: Sequence): void {
     this.#options.scheduler.add(sequence)
+    this.wake()
+  }
+
+  /** Blocks were given back from outside: those who wait for room may have it now. */
+  wake (): void {
     this.#wake?.()
   }
 
@@ -102,6 +109,10 @@ export class LlmEngine {
   }
 
   async #step (plan: Plan): Promise<void> {
+    if (plan.kind === 'join') {
+      for (const sequence of plan.sequences) this.#accept(sequence, sequence.first as SampledToken)
+      return
+    }
     const sequences = plan.kind === 'prefill' ? plan.chunks.map(chunk => chunk.sequence) : plan.sequences
     for (const sequence of sequences) {
       this.#traces.running(sequence)
@@ -121,7 +132,7 @@ export class LlmEngine {
     else plan.sequences.forEach((sequence, i) => this.#afterDecode(sequence, results[i]))
   }
 
-  async #forward (plan: Plan): Promise<DecodeResult[]> {
+  async #forward (plan: Exclude<Plan, JoinPlan>): Promise<DecodeResult[]> {
     const { runner } = this.#options
     if (plan.kind === 'decode') {
       this.steps.decode++
@@ -146,6 +157,12 @@ export class LlmEngine {
     if (!unlock(sequence)) return this.#retire(sequence)
     const sampled = result as Exclude<DecodeResult, { error: string }>
     this.#options.scheduler.decoded(sequence, sampled.token)
+    this.#accept(sequence, sampled)
+  }
+
+  /** One more token, sampled here or (the first of a migrated sequence) by P: told, counted, and perhaps the last. */
+  #accept (sequence: Sequence, sampled: SampledToken): void {
+    sequence.first ??= sampled
     this.#traces.sampled(sequence)
     const outcome = stopOutcome(sequence, sampled, this.maxLength)
     if (outcome === undefined) return
@@ -167,13 +184,13 @@ export class LlmEngine {
     this.#traces.ended(sequence, outcome)
     sequence.sink.onEnd(sequence, outcome)
     if (this.#live.size === 0) for (const resolve of this.#onIdle.splice(0)) resolve()
-    this.#wake?.()
+    this.wake()
   }
 
   /** Resolves when no sequence is live. */
   async idle (): Promise<void> {
     if (this.#live.size > 0) await new Promise<void>(resolve => this.#onIdle.push(resolve))
-    await this.#options.fetcher.settled()
+    await this.#options.path.settled()
   }
 
   /** Takes no more, fails what is live, and resolves when the last forward pass has ended. */
@@ -181,7 +198,7 @@ export class LlmEngine {
     this.#closed = true
     const error = new EngineError('draining', 'the engine is closing')
     for (const sequence of [...this.#live]) this.interrupt(sequence, { kind: 'aborted', error })
-    this.#wake?.()
+    this.wake()
     await this.#loop
     await this.idle()
   }
@@ -190,8 +207,7 @@ export class LlmEngine {
   checkIntegrity (): void {
     this.#options.scheduler.checkIntegrity()
     if (this.#live.size > 0) return
-    const { total, free, cached } = this.#options.scheduler.stats
-    if (free + cached !== total) throw new Error(`idle, but ${total - free - cached} KV blocks are held`)
+    if (this.#options.scheduler.size > 0) throw new Error(`idle, but ${this.#options.scheduler.size} sequences are scheduled`)
     if (this.#options.features.stats.referenced > 0) throw new Error('idle, but feature blocks are held')
   }
 }

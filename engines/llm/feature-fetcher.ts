@@ -1,10 +1,13 @@
 import type { FeatureCache, FeatureEntry } from '../cache/feature-cache.ts'
 import { abortable } from './abortable.ts'
-import { FeatureLink, type FeatureLinkOptions, type FeatureSource, type FetchCall, type Fetched, type RemoteMedia } from './feature-link.ts'
+import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
+import type { FeatureSource, RemoteMedia } from './feature-source.ts'
 import type { SequenceMedia } from './sequence.ts'
 
-export interface FetcherOptions extends FeatureLinkOptions {
+export interface FetcherOptions extends BlockLinkOptions {
   readonly features: FeatureCache
+  /** Bytes of one row of features. */
+  readonly rowBytes: number
   /** Rows of a feature block. */
   readonly blockTokens: number
   /** How long to wait for feature blocks, milliseconds. */
@@ -17,22 +20,20 @@ export type Claim =
   | { readonly kind: 'own', readonly entry: FeatureEntry, readonly landed: () => void }
   | { readonly kind: 'another', readonly pull: Promise<void> }
 
-const NOTHING: Fetched = { bytes: 0, blocks: 0, link: undefined }
-
 /**
  * Brings features of other engines into the local feature cache. A content hash that is here already, or on its way,
  * is not pulled again; the lease is ACKed all the same, which is what frees the encoder's copy.
  */
 export class FeatureFetcher implements FeatureSource<Claim> {
   readonly #options: FetcherOptions
-  readonly #link: FeatureLink
+  readonly #link: BlockLink
   /** Content hash -> end of the pull that fills it; never rejects. */
   readonly #pulls = new Map<string, Promise<void>>()
   #privateKeys = 0
 
   constructor (options: FetcherOptions) {
     this.#options = options
-    this.#link = new FeatureLink(options)
+    this.#link = new BlockLink('feature', options)
   }
 
   /** Finds the item, or reserves blocks for it, waiting for room. From here on the item holds its entry. */
@@ -92,15 +93,15 @@ export class FeatureFetcher implements FeatureSource<Claim> {
       // Usually it is here now; if that pull failed, this item makes its own.
       return await this.fetch(media, await this.claim(media, call.signal), call)
     }
-    const fetched = claim.kind === 'own' ? await this.#pull(media, claim.entry, claim.landed, call) : NOTHING
+    const fetched = claim.kind === 'own' ? await this.#pull(media, claim.entry, claim.landed, call) : NOTHING_FETCHED
     this.#link.ack(media.source, call.context)
     return fetched
   }
 
   async #pull (media: RemoteMedia, entry: FeatureEntry, landed: () => void, call: FetchCall): Promise<Fetched> {
-    const { features } = this.#options
+    const { features, rowBytes } = this.#options
     try {
-      const fetched = await this.#link.pull(media, entry.blocks, call)
+      const fetched = await this.#link.pull(media.source, entry.blocks, media.numTokens * rowBytes, call)
       features.commit(entry)
       return fetched
     } catch (err) {

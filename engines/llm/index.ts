@@ -4,12 +4,18 @@ import { EngineCounters } from '../counters.ts'
 import type { EngineOptions } from '../engine-options.ts'
 import { EngineError } from '../errors.ts'
 import { FEATURE_BLOCK_TOKENS, loadModel, type LoadedModel } from '../models/index.ts'
+import type { P2PNodeOptions, P2PPool } from '../p2p/index.ts'
 import { packageVersion } from '../package-version.ts'
 import { parseDevice } from '../runtime/index.ts'
+import type { LlmRole } from './api/control-fields.ts'
+import type { BlockLinkOptions } from './block-link.ts'
 import { BlockManager } from './block-manager.ts'
 import { LlmEngine } from './engine.ts'
 import { FeatureFetcher } from './feature-fetcher.ts'
+import { FeatureMigration } from './feature-migration.ts'
+import { KvMigration } from './kv-migration.ts'
 import { LlmService } from './llm-service.ts'
+import type { MigrationPath } from './migration.ts'
 import { bytesOf } from './runner/elements.ts'
 import type { Runner } from './runner/runner.ts'
 import { kvBlockElements, type RunnerShape } from './runner/shape.ts'
@@ -40,71 +46,74 @@ function kvPool (options: EngineOptions, shape: RunnerShape, model: LoadedModel)
   return new BlockPool({ name: 'kv', numBlocks, blockBytes })
 }
 
+/** A decode engine never has features; its session worker is given one block to look at. */
+function featuresOf (options: EngineOptions, model: LoadedModel): FeatureCache {
+  return new FeatureCache(featurePool(options.role === 'decode' ? { ...options, featureBlocks: 1 } : options, model))
+}
+
+/** How sequences of this role bring what was computed elsewhere: a decode engine keys and values, the others features. */
+function migrationPath (role: LlmRole, features: FeatureCache, scheduler: Scheduler, link: BlockLinkOptions, sizes: { blockTokens: number, rowBytes: number, roomTimeoutMs: number }): MigrationPath {
+  if (role === 'decode') return new KvMigration({ ...link, ...sizes, scheduler })
+  return new FeatureMigration(new FeatureFetcher({ ...link, ...sizes, features, blockTokens: FEATURE_BLOCK_TOKENS }))
+}
+
+/** @throws EngineError `unsupported` */
+function llmRole ({ role }: EngineOptions): LlmRole {
+  if (role === 'encoder') throw new EngineError('unsupported', 'a language model engine has no role encoder: use hybrid, prefill or decode')
+  return role
+}
+
 /**
- * An LLM engine of role hybrid over a model folder. Resolves when it can be asked about; `ready` when it can generate.
- * With `vision: false` the vision encoder's file is never opened and may be missing.
+ * An LLM engine over a model folder, of role hybrid, prefill or decode. Resolves when it can be asked about; `ready` when
+ * it can generate. With `vision: false`, and always with role decode, the vision encoder's file is never opened and may
+ * be missing.
  * @throws ModelError naming the file that is missing or wrong; EngineError `unsupported` for a role it does not have.
  */
-export async function createLlmEngine (options: EngineOptions, tuning: LlmTuning = {}): Promise<LlmService> {
-  if (options.role !== 'hybrid') throw new EngineError('unsupported', `this engine has no role ${options.role}: use hybrid`)
+export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning = {}): Promise<LlmService> {
+  const role = llmRole(given)
+  const options = { ...given, vision: given.vision && role !== 'decode' }
+  const { engineId, vision, log, leaseMs } = options
   // Before any socket is open.
   parseDevice(options.device)
-  const model = await loadModel(options.modelDir, { vision: options.vision, decoder: true, name: options.servedModelName })
+  const model = await loadModel(options.modelDir, { vision, decoder: true, name: options.servedModelName })
   const shape = runnerShape(model, options.blockSize ?? DEFAULT_BLOCK_TOKENS)
   const { blockTokens, layers, kvHeads, headDim, dtype, hiddenSize } = shape
-  const pools = { kv: kvPool(options, shape, model), feature: featurePool(options, model) }
-  const features = new FeatureCache(pools.feature)
+  const kv: P2PPool = { pool: kvPool(options, shape, model), shape: { block_tokens: blockTokens, layers, kv_heads: kvHeads, head_dim: headDim, dtype } }
+  const features = featuresOf(options, model)
+  const feature: P2PPool = { pool: features.pool, shape: { block_tokens: FEATURE_BLOCK_TOKENS, hidden_size: hiddenSize, dtype } }
+  const pools: P2PNodeOptions['pools'] = role === 'decode' ? { kv } : { feature, kv }
   const counters = new EngineCounters()
   const leases = new LeaseTable(randomInt(1, 2 ** 47))
-  const shapes = {
-    feature: { block_tokens: FEATURE_BLOCK_TOKENS, hidden_size: hiddenSize, dtype },
-    kv: { block_tokens: blockTokens, layers, kv_heads: kvHeads, head_dim: headDim, dtype }
-  }
-  const p2p = await openP2P(options, model, leases, { feature: { pool: pools.feature, shape: shapes.feature }, kv: { pool: pools.kv, shape: shapes.kv } })
+  const p2p = await openP2P(options, model, leases, pools)
   const maxBatchSize = options.maxBatchSize ?? DEFAULT_MAX_BATCH_SIZE
   let forget: Runner['forget'] = () => {}
-  const scheduler = new Scheduler(new BlockManager(pools.kv, { caching: tuning.prefixCaching ?? true }), {
+  const scheduler = new Scheduler(new BlockManager(kv.pool, { caching: tuning.prefixCaching ?? true }), {
     blockTokens, maxBatchSize, maxPrefillTokens: tuning.maxPrefillTokens ?? options.maxPrefillTokens ?? DEFAULT_MAX_PREFILL_TOKENS, onEvict: sequence => forget(sequence)
   })
-  const fetcher = new FeatureFetcher({
-    features,
-    p2p,
-    blockTokens: FEATURE_BLOCK_TOKENS,
-    rowBytes: hiddenSize * bytesOf(dtype),
-    counters,
-    log: options.log,
-    roomTimeoutMs: tuning.roomTimeoutMs ?? ROOM_TIMEOUT_MS,
-    pullTimeoutMs: tuning.pullTimeoutMs ?? PULL_TIMEOUT_MS
-  })
-
+  const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
+  const path = migrationPath(role, features, scheduler, { p2p, counters, log, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
+  const engine = (runner: Runner): LlmEngine => {
+    forget = sequence => runner.forget(sequence)
+    return new LlmEngine({ scheduler, runner, features, path, counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions })
+  }
   return new LlmService({
+    engineId,
+    role,
     backend: 'pytorch',
     version: packageVersion(),
-    epoch: leases.epoch,
+    leases,
+    leaseMs,
     model,
-    vision: options.vision,
+    vision,
     features,
     staging: false,
     scheduler,
     p2p,
     counters,
+    log,
     blockTokens,
     maxLive: maxBatchSize + (options.maxQueue ?? DEFAULT_MAX_QUEUE),
-    info: {
-      feature: { ...shapes.feature, block_bytes: pools.feature.blockBytes, num_blocks: pools.feature.total },
-      kv: { ...shapes.kv, block_bytes: pools.kv.blockBytes, num_blocks: pools.kv.total }
-    },
-    runtime: openRuntime({
-      options,
-      model,
-      shape,
-      kv: pools.kv,
-      features,
-      counters,
-      engine (runner) {
-        forget = sequence => runner.forget(sequence)
-        return new LlmEngine({ scheduler, runner, features, fetcher, counters, log: options.log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions })
-      }
-    })
+    info: Object.fromEntries(Object.entries(pools).map(([name, { pool, shape }]) => [name, { ...shape, block_bytes: pool.blockBytes, num_blocks: pool.total }])),
+    runtime: openRuntime({ options, model, shape, kv: kv.pool, features, counters, engine })
   })
 }

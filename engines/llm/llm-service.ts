@@ -1,16 +1,19 @@
+import type { LeaseTable } from '../cache/index.ts'
 import type { FeatureCache } from '../cache/feature-cache.ts'
 import type { VisionRunner } from '../encoder/vision.ts'
 import {
-  ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineService, type GaugeName
+  ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName
 } from '../engine-service.ts'
 import { EngineError } from '../errors.ts'
+import { LeaseGrants } from '../lease-grants.ts'
 import type { LoadedModel } from '../models/family.ts'
 import type { P2PNode } from '../p2p/node.ts'
 import { answer, answerHead } from './api/answer.ts'
+import type { LlmRole, RequestTarget } from './api/control-fields.ts'
+import { Handoff } from './api/handoff.ts'
 import { readCall, readChat, readCompletion, type ParsedRequest } from './api/request.ts'
 import { Generation } from './api/generation.ts'
 import { PromptBuilder } from './api/prompt-builder.ts'
-import type { Prompt } from './api/prompt.ts'
 import { chatShape, completionShape } from './api/shape.ts'
 import type { BatchScheduler } from './batch-scheduler.ts'
 import type { ChatTemplate } from './chat-template.ts'
@@ -30,9 +33,12 @@ export interface LlmRuntime {
 }
 
 export interface LlmServiceParts {
+  readonly engineId: string
+  readonly role: LlmRole
   readonly backend: EngineBackend
   readonly version: string
-  readonly epoch: number
+  readonly leases: LeaseTable
+  readonly leaseMs?: number | undefined
   readonly model: LoadedModel
   readonly vision: boolean
   readonly features: FeatureCache
@@ -41,6 +47,7 @@ export interface LlmServiceParts {
   readonly scheduler: BatchScheduler
   readonly p2p: P2PNode
   readonly counters: EngineCounters
+  readonly log: EngineLog
   readonly blockTokens: number
   /** Requests' sequences that run or wait before `busy`. */
   readonly maxLive: number
@@ -54,9 +61,18 @@ interface Flight {
   readonly sessionId: number | undefined
 }
 
+/** What links carry, by role; a name tells the kind of blocks and the protocol. */
+const FEATURES = 'features:epd-zmq/1'
+const KV = 'kv:epd-zmq/1'
+const CARRIED: Readonly<Record<LlmRole, Pick<EngineInfo, 'produces' | 'accepts'>>> = {
+  hybrid: { produces: [], accepts: [FEATURES] },
+  prefill: { produces: [KV], accepts: [FEATURES] },
+  decode: { produces: [], accepts: [KV] }
+}
+
 /** An LLM engine as its api_server sees it: requests in, sequences through the engine, answers out. */
 export class LlmService implements EngineService {
-  readonly role = 'hybrid'
+  readonly role: LlmRole
   readonly backend: EngineBackend
   readonly model: LoadedModel
   readonly epoch: number
@@ -64,15 +80,20 @@ export class LlmService implements EngineService {
   readonly counters: EngineCounters
   readonly ready: Promise<void>
   readonly #parts: LlmServiceParts
+  readonly #grants: LeaseGrants
+  readonly #target: RequestTarget
   #runtime: LlmRuntime | undefined
   readonly #flights = new Map<string, Flight>()
   #closing: Promise<void> | undefined
 
   constructor (parts: LlmServiceParts) {
     this.#parts = parts
+    this.#grants = new LeaseGrants(parts)
+    this.#target = parts
+    this.role = parts.role
     this.backend = parts.backend
     this.model = parts.model
-    this.epoch = parts.epoch
+    this.epoch = parts.leases.epoch
     this.p2p = parts.p2p
     this.counters = parts.counters
     this.ready = parts.runtime.then(runtime => { this.#runtime = runtime })
@@ -103,9 +124,8 @@ export class LlmService implements EngineService {
       epoch: this.epoch,
       model: model.name,
       fingerprint: model.fingerprint,
-      vision: vision ? 'full' : 'features',
-      produces: [],
-      accepts: ['features:epd-zmq/1'],
+      vision: this.role === 'decode' ? 'none' : vision ? 'full' : 'features',
+      ...CARRIED[this.role],
       ...info
     }
   }
@@ -113,14 +133,15 @@ export class LlmService implements EngineService {
   gauges (): Partial<Record<GaugeName, number>> {
     const features = this.#parts.features.stats
     const kv = this.#parts.scheduler.stats
+    // A decode engine has no features.
+    const featureGauges = this.role === 'decode' ? {} : { epd_feature_blocks_total: features.total, epd_feature_blocks_free: features.free, epd_feature_blocks_cached: features.cached }
     return {
-      epd_feature_blocks_total: features.total,
-      epd_feature_blocks_free: features.free,
-      epd_feature_blocks_cached: features.cached,
+      ...featureGauges,
       epd_kv_blocks_total: kv.total,
       epd_kv_blocks_free: kv.free,
       epd_kv_blocks_cached: kv.cached,
-      epd_leases_open: 0
+      epd_kv_blocks_spilled: kv.spilled ?? 0,
+      epd_leases_open: this.#grants.openCount
     }
   }
 
@@ -132,11 +153,11 @@ export class LlmService implements EngineService {
   }
 
   async chat (call: ChatCall): Promise<ChatAnswer> {
-    return await this.#serve(call, body => readChat(body, this.model), 'chatcmpl')
+    return await this.#serve(call, body => readChat(body, this.#target), 'chatcmpl')
   }
 
   async completions (call: ChatCall): Promise<ChatAnswer> {
-    return await this.#serve(call, body => readCompletion(body, this.model), 'cmpl')
+    return await this.#serve(call, body => readCompletion(body, this.#target), 'cmpl')
   }
 
   async #serve (call: ChatCall, read: (body: Readonly<Record<string, unknown>>) => ParsedRequest, prefix: 'chatcmpl' | 'cmpl'): Promise<ChatAnswer> {
@@ -145,12 +166,14 @@ export class LlmService implements EngineService {
     const request = read(body)
     const runtime = this.#runtime ?? await this.#parts.runtime
     const stop = this.#open(call, sessionId)
+    const handoff = request.preserve ? new Handoff({ engineId: this.#parts.engineId, grants: this.#grants, engine: runtime.engine }, call) : undefined
     let generation: Generation
     try {
       this.#admit(runtime, request)
       const builder = new PromptBuilder({ ...runtime, model: this.model, features: this.#parts.features, staging: this.#parts.staging })
       const prompts = await builder.build(request, { signal: stop.signal, context: call.context, tenant: call.tenant })
-      generation = this.#generate(runtime, call, request, prompts)
+      const parts = { engine: runtime.engine, features: this.#parts.features, tokenizer: runtime.tokenizer, keep: handoff?.keep }
+      generation = new Generation(parts, call, prompts, request.params, () => this.#flights.delete(call.requestId))
     } catch (err) {
       this.#flights.delete(call.requestId)
       throw err
@@ -160,12 +183,8 @@ export class LlmService implements EngineService {
     else stop.signal.addEventListener('abort', onAbort, { once: true })
     const head = answerHead(prefix, this.model)
     const shape = (prefix === 'cmpl' ? completionShape : chatShape)(head, runtime.tokenizer, request.params.includeUsage)
-    return await answer(generation, shape, request.params)
-  }
-
-  #generate (runtime: LlmRuntime, call: ChatCall, request: ParsedRequest, prompts: readonly Prompt[]): Generation {
-    const parts = { engine: runtime.engine, features: this.#parts.features, tokenizer: runtime.tokenizer }
-    return new Generation(parts, call, prompts, request.params, () => this.#flights.delete(call.requestId))
+    const answered = await answer(generation, shape, request.params)
+    return handoff !== undefined && 'json' in answered ? { ...answered, json: { ...answered.json as object, ...handoff.answer() } } : answered
   }
 
   /** Registers a call; its signal aborts with an EngineError whoever aborts it. */
@@ -192,10 +211,11 @@ export class LlmService implements EngineService {
     }
   }
 
+  /** Also a request that was answered: whoever aborts it has not read the answer, and does not know its lease. */
   abort (requestId: string): boolean {
     const flight = this.#flights.get(requestId)
     flight?.stop.abort(new EngineError('cancelled', 'the request was aborted'))
-    return flight !== undefined
+    return this.#grants.release(requestId) || flight !== undefined
   }
 
   abortSession (sessionId: number): boolean {
@@ -203,8 +223,9 @@ export class LlmService implements EngineService {
     return found !== undefined && this.abort(found[0])
   }
 
-  /** A hybrid engine leaves nothing behind that a peer could pull. */
-  endSession (_id: number | string): void {}
+  endSession (id: number | string): void {
+    this.#grants.endSession(id)
+  }
 
   clearCache (): void {
     this.#parts.features.clear()
@@ -223,5 +244,6 @@ export class LlmService implements EngineService {
     await runtime?.engine.close()
     await Promise.all([runtime?.runner.close(), runtime?.vision?.close()])
     await this.p2p.close()
+    this.#grants.close()
   }
 }

@@ -1,20 +1,33 @@
+import type { PoolName } from '../cache/index.ts'
 import { CacheError } from '../cache/errors.ts'
-import { EngineError } from '../errors.ts'
+import { EngineError, type EngineErrorCode } from '../errors.ts'
 import { P2PError } from '../p2p/errors.ts'
 
-function ofP2P (err: P2PError): EngineError {
+interface Words {
+  readonly producer: string
+  readonly blocks: string
+  readonly gone: EngineErrorCode
+  readonly corrupt: EngineErrorCode
+}
+
+const WORDS: Readonly<Record<PoolName, Words>> = {
+  feature: { producer: 'the encoder', blocks: 'features', gone: 'features_gone', corrupt: 'features_corrupt' },
+  kv: { producer: 'the prefill engine', blocks: 'keys and values', gone: 'kv_gone', corrupt: 'kv_corrupt' }
+}
+
+function ofP2P (err: P2PError, { producer, blocks, gone, corrupt }: Words): EngineError {
   const options = { cause: err }
   switch (err.code) {
     case 'STALE':
     case 'GONE':
     case 'TIMEOUT':
-      return new EngineError('features_gone', `the encoder can't deliver the features: ${err.message}`, options)
+      return new EngineError(gone, `${producer} can't deliver the ${blocks}: ${err.message}`, options)
     case 'NOT_LINKED':
-      return new EngineError('not_linked', `no link to the encoder: ${err.message}`, options)
+      return new EngineError('not_linked', `no link to ${producer}: ${err.message}`, options)
     case 'REFUSED':
-      return new EngineError('wrong_model', `the encoder refused the transfer: ${err.message}`, options)
+      return new EngineError('wrong_model', `${producer} refused the transfer: ${err.message}`, options)
     case 'CORRUPT':
-      return new EngineError('features_corrupt', `the features were damaged on their way: ${err.message}`, options)
+      return new EngineError(corrupt, `the ${blocks} were damaged on their way: ${err.message}`, options)
     case 'CLOSED':
       return new EngineError('draining', 'the engine is closing', options)
     case 'ABORTED':
@@ -26,9 +39,9 @@ function ofP2P (err: P2PError): EngineError {
   }
 }
 
-/** What a failed migration means to the client. `features_gone` makes the gateway start the request again at its planner. */
-export function migrationError (err: unknown): Error {
-  if (err instanceof P2PError) return ofP2P(err)
-  if (err instanceof CacheError) return new EngineError('busy', `no room for features: ${err.message}`, { cause: err })
+/** What a failed migration means to the client. `features_gone` and `kv_gone` make the gateway start the request again at its planner. */
+export function migrationError (err: unknown, pool: PoolName): Error {
+  if (err instanceof P2PError) return ofP2P(err, WORDS[pool])
+  if (err instanceof CacheError) return new EngineError('busy', `no room for ${WORDS[pool].blocks}: ${err.message}`, { cause: err })
   return err instanceof Error ? err : new Error(String(err))
 }

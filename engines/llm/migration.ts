@@ -1,32 +1,56 @@
-import { SpanStatusCode, trace } from '@opentelemetry/api'
+import { SpanStatusCode, trace, type Attributes } from '@opentelemetry/api'
+import type { PoolName } from '../cache/index.ts'
 import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../semconv.ts'
 import { spanTime } from '../span-clock.ts'
-import type { Fetched, FeatureSource, RemoteMedia } from './feature-link.ts'
+import type { FetchCall } from './block-link.ts'
 import { migrationError } from './migration-error.ts'
 import type { Sequence } from './sequence.ts'
-import { failEpdMigration, finishEpdMigration, lockEpdMigration, startEpdMigration } from './sequence-states.ts'
+import { failMigration } from './sequence-states.ts'
+
+/** The states of a path through the loop; `lock` and `finish` are false when the sequence was interrupted meanwhile. */
+export interface MigrationMoves {
+  readonly start: (sequence: Sequence) => void
+  readonly lock: (sequence: Sequence) => boolean
+  readonly finish: (sequence: Sequence) => boolean
+}
+
+/**
+ * What a sequence brings here from other engines: features (E -> PD) or keys and values (P -> D). A claim ends by one
+ * `fetch` or one `drop`. `C` is whatever the path wants to remember between the two.
+ */
+export interface MigrationPath<C = unknown> {
+  /** Which blocks it moves. */
+  readonly pool: PoolName
+  readonly moves: MigrationMoves
+  /** Finds or reserves all that the sequence needs, waiting for room. Rejects with the signal's reason, or CacheError for lack of room. */
+  claim (sequence: Sequence, signal: AbortSignal): Promise<C>
+  /** Gives up a claim that was not carried out. */
+  drop (claim: C): void
+  /** Carries out a claim and ACKs the leases; what it says goes on the span. When it has settled nothing is written for the sequence any more. */
+  fetch (sequence: Sequence, claim: C, call: FetchCall): Promise<Attributes>
+  /** Resolves when the ACKs under way have been answered. */
+  settled (): Promise<void>
+}
 
 export interface MigrationOptions {
-  readonly fetcher: FeatureSource
+  readonly path: MigrationPath
   /** Sequences that migrate at once. */
   readonly concurrency: number
-  /** The sequence is WAITING (true), or STOPPED or ABORTED (false). */
+  /** The sequence has arrived (true), or is STOPPED or ABORTED (false). */
   onSettled (sequence: Sequence, migrated: boolean): void
 }
 
-/** The loop beside the main loop: takes sequences from WAITING_EPD_MIGRATION to WAITING, and never holds up decoding. */
+/** The loop beside the main loop: takes sequences along one path to the scheduler, and never holds up decoding. */
 export class MigrationLoop {
   readonly #options: MigrationOptions
   readonly #queue: Sequence[] = []
   readonly #active = new Map<Sequence, AbortController>()
-  /** One sequence at a time collects blocks, so that no two wait for what the other holds. */
-  #reserving: Promise<unknown> = Promise.resolve()
 
   constructor (options: MigrationOptions) {
     this.#options = options
   }
 
-  /** Takes a WAITING_EPD_MIGRATION sequence. */
+  /** Takes a sequence that waits for migration. */
   add (sequence: Sequence): void {
     this.#queue.push(sequence)
     this.#pump()
@@ -40,88 +64,54 @@ export class MigrationLoop {
   }
 
   #pump (): void {
-    while (this.#active.size < this.#options.concurrency) {
+    const { path, concurrency, onSettled } = this.#options
+    while (this.#active.size < concurrency) {
       const sequence = this.#queue.shift()
       if (sequence === undefined) return
       const controller = new AbortController()
       this.#active.set(sequence, controller)
-      startEpdMigration(sequence)
-      this.#migrate(sequence, controller).then(migrated => {
+      path.moves.start(sequence)
+      this.#migrate(sequence, controller.signal).then(migrated => {
         this.#active.delete(sequence)
-        this.#options.onSettled(sequence, migrated)
+        onSettled(sequence, migrated)
         this.#pump()
       })
     }
   }
 
   /** Walks one sequence through its states. Never rejects. */
-  async #migrate (sequence: Sequence, controller: AbortController): Promise<boolean> {
-    const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(ENGINE_SPAN.migrate, { startTime: spanTime() }, sequence.context)
-    const media = sequence.media.filter((item): item is RemoteMedia => item.source !== undefined)
+  async #migrate (sequence: Sequence, signal: AbortSignal): Promise<boolean> {
+    const { path } = this.#options
+    const attributes = { [ENGINE_ATTR.pool]: path.pool, [ENGINE_ATTR.requestId]: sequence.requestId }
+    const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(ENGINE_SPAN.migrate, { startTime: spanTime(), attributes }, sequence.context)
     try {
-      const claims = await this.#claimInTurn(media, controller.signal)
-      if (!lockEpdMigration(sequence)) {
-        for (const claim of claims) this.#options.fetcher.drop(claim)
+      const claim = await path.claim(sequence, signal)
+      if (!path.moves.lock(sequence)) {
+        path.drop(claim)
         return false
       }
-      const fetched = await this.#fetchAll(media, claims, controller, trace.setSpan(sequence.context, span))
-      span.setAttributes(summary(media, fetched))
-      return finishEpdMigration(sequence)
+      span.setAttributes(await path.fetch(sequence, claim, { signal, context: trace.setSpan(sequence.context, span) }))
+      return path.moves.finish(sequence)
     } catch (err) {
-      const error = migrationError(err)
+      const error = migrationError(err, path.pool)
       span.recordException(error)
       span.setStatus({ code: SpanStatusCode.ERROR, message: error.message })
-      failEpdMigration(sequence, error)
+      failMigration(sequence, error)
       return false
     } finally {
       span.end(spanTime())
     }
   }
-
-  async #claimInTurn (media: readonly RemoteMedia[], signal: AbortSignal): Promise<unknown[]> {
-    const turn = this.#reserving.then(async () => {
-      const claims: unknown[] = []
-      try {
-        for (const item of media) claims.push(await this.#options.fetcher.claim(item, signal))
-        return claims
-      } catch (err) {
-        for (const claim of claims) this.#options.fetcher.drop(claim)
-        throw err
-      }
-    })
-    this.#reserving = turn.catch(() => {})
-    return await turn
-  }
-
-  /** All items at once. The first failure ends the others, and all have ended before it is told: blocks are still being written. */
-  async #fetchAll (media: readonly RemoteMedia[], claims: readonly unknown[], controller: AbortController, context: Sequence['context']): Promise<Fetched[]> {
-    let failure: unknown
-    const results = await Promise.all(media.map(async (item, i) => {
-      try {
-        return await this.#options.fetcher.fetch(item, claims[i], { signal: controller.signal, context })
-      } catch (err) {
-        failure ??= err
-        controller.abort(err)
-        return undefined
-      }
-    }))
-    if (failure !== undefined) throw failure
-    return results as Fetched[]
-  }
 }
 
-function summary (media: readonly RemoteMedia[], fetched: readonly Fetched[]): Record<string, number | string | number[]> {
-  const sum = (key: 'bytes' | 'blocks'): number => fetched.reduce((total, item) => total + item[key], 0)
-  const link = fetched.find(item => item.link !== undefined)?.link
-  const bytes = new Map<string, number>()
-  for (const [i, item] of media.entries()) bytes.set(item.source.engineId, (bytes.get(item.source.engineId) ?? 0) + (fetched[i]?.bytes ?? 0))
+/** What a span tells of a transfer. `peers`: bytes by the engine they came from. */
+export function transferAttributes (peers: ReadonlyMap<string, number>, blocks: number, link: string | undefined): Attributes {
+  const bytes = [...peers.values()]
   return {
-    [ENGINE_ATTR.items]: media.length,
-    [ENGINE_ATTR.cached]: fetched.filter(item => item.link === undefined).length,
-    [ENGINE_ATTR.bytes]: sum('bytes'),
-    [ENGINE_ATTR.blocks]: sum('blocks'),
-    [ENGINE_ATTR.peer]: [...bytes.keys()].join(','),
-    [ENGINE_ATTR.peerBytes]: [...bytes.values()],
+    [ENGINE_ATTR.bytes]: bytes.reduce((sum, n) => sum + n, 0),
+    [ENGINE_ATTR.blocks]: blocks,
+    [ENGINE_ATTR.peer]: [...peers.keys()].join(','),
+    [ENGINE_ATTR.peerBytes]: bytes,
     ...(link === undefined ? {} : { [ENGINE_ATTR.link]: link })
   }
 }

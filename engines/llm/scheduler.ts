@@ -1,9 +1,12 @@
-import type { BatchScheduler, Plan } from './batch-scheduler.ts'
-import type { BlockManager, BlockStats } from './block-manager.ts'
+import type { WaitOptions } from '../cache/room-queue.ts'
+import type { BatchScheduler, JoinPlan, KvStats, Plan } from './batch-scheduler.ts'
+import type { BlockManager } from './block-manager.ts'
+import { Claims } from './claims.ts'
 import { prefillChunks, type PrefillChunk } from './prefill-chunks.ts'
 import { extendHashes } from './prefix-hash.ts'
+import { SequenceBlocks } from './sequence-blocks.ts'
 import type { Sequence } from './sequence.ts'
-import { admit, evict } from './sequence-states.ts'
+import { admit, evict, joinAfterMigration } from './sequence-states.ts'
 
 export interface SchedulerOptions {
   readonly blockTokens: number
@@ -15,16 +18,26 @@ export interface SchedulerOptions {
   readonly onEvict?: (sequence: Sequence) => void
 }
 
+/** `deferred`: it has to wait, but not for room, so nobody need wait behind it. */
+type Verdict = 'served' | 'deferred' | 'no room'
+
 /**
  * Decides what the next forward pass computes. First come, first served; prefill and decode steps alternate while there
  * is work for both, so that neither starves. When decoding needs a block and none is left, the newest sequence is evicted.
+ *
+ * Sequences whose keys and values migrate stand in the same line: for blocks before they are pulled, for a place in the
+ * batch when they are here.
  */
 export class Scheduler implements BatchScheduler {
   readonly blocks: BlockManager
   readonly #options: SchedulerOptions
+  readonly #held: SequenceBlocks
   /** Both in order of arrival. */
   readonly #waiting: Sequence[] = []
   readonly #running: Sequence[] = []
+  readonly #claims = new Claims()
+  /** Migrating sequences that have their blocks: being pulled, or MIGRATION_DONE. */
+  readonly #arriving = new Set<Sequence>()
   #lastWasPrefill = false
   /** Evictions since the start. */
   evictions = 0
@@ -32,6 +45,7 @@ export class Scheduler implements BatchScheduler {
   constructor (blocks: BlockManager, options: SchedulerOptions) {
     this.blocks = blocks
     this.#options = options
+    this.#held = new SequenceBlocks(blocks, options.blockTokens)
   }
 
   get waiting (): readonly Sequence[] {
@@ -42,8 +56,12 @@ export class Scheduler implements BatchScheduler {
     return this.#running
   }
 
-  get stats (): BlockStats {
-    return this.blocks.stats
+  get stats (): KvStats {
+    return { ...this.blocks.stats, spilled: this.#waiting.reduce((sum, s) => sum + (s.spilled?.blocks.length ?? 0), 0) }
+  }
+
+  get size (): number {
+    return this.#waiting.length + this.#running.length + this.#claims.size + this.#arriving.size
   }
 
   /** The longest sequence (prompt and output) that could ever run. */
@@ -51,28 +69,41 @@ export class Scheduler implements BatchScheduler {
     return this.blocks.pool.total * this.#options.blockTokens
   }
 
-  /** Takes a WAITING sequence. */
+  /** Takes a sequence that is WAITING, or MIGRATION_DONE after `reserve`. */
   add (sequence: Sequence): void {
-    // Ids are given out in order of arrival, so an evicted sequence or one that migrated goes back to its place.
-    let at = this.#waiting.length
-    while (at > 0 && (this.#waiting[at - 1] as Sequence).id > sequence.id) at--
-    this.#waiting.splice(at, 0, sequence)
+    if (sequence.state === 'MIGRATION_DONE') this.#held.computed(sequence, sequence.promptLength)
+    // An evicted sequence, or one whose features took their time, goes back to its place.
+    else insert(this.#waiting, sequence)
   }
 
-  /** Forgets a sequence that has left WAITING or RUNNING for good, and frees its blocks. */
+  /**
+   * Gives a migrating sequence blocks for its prompt when it is its turn and there is room. Resolves with how many
+   * leading ones were found by their hashes; the others are to be filled. `remove` gives them back.
+   * Rejects with CacheError BUSY when time is over, or with the signal's reason.
+   */
+  async reserve (sequence: Sequence, options: WaitOptions): Promise<number> {
+    options.signal?.throwIfAborted()
+    const first = this.#waiting.length === 0 && this.#claims.size === 0
+    if (first && this.#tryReserve(sequence)) return sequence.committed
+    return await this.#claims.wait(sequence, options)
+  }
+
+  /** Forgets a sequence that has ended, and frees its blocks or hands them to its `keep`. */
   remove (sequence: Sequence): void {
     for (const queue of [this.#waiting, this.#running]) {
       const at = queue.indexOf(sequence)
       if (at >= 0) queue.splice(at, 1)
     }
-    this.#free(sequence)
+    this.#arriving.delete(sequence)
+    this.#held.end(sequence)
   }
 
-  /** The next forward pass; undefined when there is nothing to do. */
+  /** What to do next; undefined when there is nothing to do. */
   schedule (): Plan | undefined {
     const decoding = this.#running.some(s => s.prefillLeft === 0)
+    const joined = this.#admit()
+    if (joined !== undefined) return joined
     if (!(decoding && this.#lastWasPrefill)) {
-      this.#admit()
       const chunks = prefillChunks(this.#running, this.#options.maxPrefillTokens)
       if (chunks.length > 0) {
         this.#lastWasPrefill = true
@@ -87,7 +118,8 @@ export class Scheduler implements BatchScheduler {
   }
 
   #retry (): Plan | undefined {
-    this.#admit()
+    const joined = this.#admit()
+    if (joined !== undefined) return joined
     const chunks = prefillChunks(this.#running, this.#options.maxPrefillTokens)
     if (chunks.length > 0) return { kind: 'prefill', chunks }
     const sequences = this.#decodable()
@@ -96,63 +128,87 @@ export class Scheduler implements BatchScheduler {
 
   /** A chunk has been computed and written. */
   prefilled ({ sequence, start, count }: PrefillChunk): void {
-    sequence.computed = start + count
-    this.#commit(sequence)
+    this.#held.computed(sequence, start + count)
   }
 
   /** A decode step computed the last token and sampled the next. */
   decoded (sequence: Sequence, token: number): void {
-    sequence.computed++
     sequence.tokens.push(token)
-    this.#commit(sequence)
+    this.#held.computed(sequence, sequence.computed + 1)
   }
 
-  #commit (sequence: Sequence): void {
-    const { blockTokens } = this.#options
-    const full = Math.floor(sequence.computed / blockTokens)
-    if (full <= sequence.committed) return
-    extendHashes(sequence, blockTokens, full * blockTokens)
-    for (let i = sequence.committed; i < full; i++) this.blocks.commit(sequence.blocks[i] as number, sequence.hashes[i] as string)
-    sequence.committed = full
-  }
-
-  /** Moves waiting sequences to RUNNING, oldest first, as long as there is room for the whole of each. */
-  #admit (): void {
-    const { maxBatchSize } = this.#options
+  /** Gives places and blocks to those who wait, oldest first. The plan: sequences that arrived and run from now on. */
+  #admit (): JoinPlan | undefined {
     const inWork = this.#hashesInWork()
-    for (const sequence of [...this.#waiting]) {
-      if (this.#running.length >= maxBatchSize) return
-      const verdict = this.#tryAdmit(sequence, inWork)
-      // No overtaking for lack of room, or a long prompt might never get in.
-      if (verdict === 'no room') return
+    const joined: Sequence[] = []
+    let room = true
+    for (const sequence of this.#line()) {
+      if (sequence.state === 'MIGRATION_DONE') {
+        if (this.#tryJoin(sequence)) joined.push(sequence)
+      } else if (room) {
+        // No overtaking for lack of room, or a long prompt might never get in. One that is here already needs none.
+        room = this.#serve(sequence, inWork) !== 'no room'
+      }
     }
+    return joined.length === 0 ? undefined : { kind: 'join', sequences: joined }
   }
 
-  #tryAdmit (sequence: Sequence, inWork: Set<string>): 'admitted' | 'deferred' | 'no room' {
-    const { blockTokens } = this.#options
+  #line (): Sequence[] {
+    const arrived = [...this.#arriving].filter(s => s.state === 'MIGRATION_DONE')
+    if (arrived.length === 0 && this.#claims.size === 0) return [...this.#waiting]
+    return [...this.#waiting, ...this.#claims.sequences, ...arrived].sort((a, b) => a.id - b.id)
+  }
+
+  #serve (sequence: Sequence, inWork: Set<string>): Verdict {
+    if (!this.#claims.has(sequence)) return this.#tryAdmit(sequence, inWork)
+    if (!this.#tryReserve(sequence)) return 'no room'
+    this.#claims.grant(sequence, sequence.committed)
+    return 'served'
+  }
+
+  /** P's token is taken as if it had been sampled here. */
+  #tryJoin (sequence: Sequence): boolean {
+    if (this.#running.length >= this.#options.maxBatchSize) return false
+    this.#arriving.delete(sequence)
+    joinAfterMigration(sequence)
+    sequence.tokens.push(sequence.first?.token as number)
+    sequence.times.admitted = performance.now()
+    insert(this.#running, sequence)
+    return true
+  }
+
+  #tryReserve (sequence: Sequence): boolean {
+    // Nothing of the prompt is left to compute, so every full block is looked for.
+    extendHashes(sequence, this.#options.blockTokens, sequence.length)
+    if (!this.#held.take(sequence, sequence.hashes, this.#spare)) return false
+    this.#arriving.add(sequence)
+    return true
+  }
+
+  /** Each running sequence may soon need a block; admitting into the last ones would evict the newcomer at once. */
+  get #spare (): number {
+    return this.#running.length + this.#arriving.size
+  }
+
+  #tryAdmit (sequence: Sequence, inWork: Set<string>): Verdict {
+    const { blockTokens, maxBatchSize } = this.#options
+    if (this.#running.length >= maxBatchSize) return 'deferred'
     // The last token is left to decode, so a block that it fills is not looked for.
     const lookFor = Math.floor((sequence.length - 1) / blockTokens)
     extendHashes(sequence, blockTokens, lookFor * blockTokens)
     const wanted = sequence.hashes.slice(0, lookFor)
-    const found = this.blocks.match(wanted)
-    const next = wanted[found.blocks]
+    const next = wanted[this.blocks.match(wanted).blocks]
     // Another sequence computes the same prefix right now: its blocks will be there in a step or two.
-    if (next !== undefined && inWork.has(next)) return 'deferred'
-    const missing = Math.ceil(sequence.length / blockTokens) - found.blocks
-    // Each running sequence may soon need a block; admitting into the last ones would evict the newcomer at once.
-    const spare = this.#running.length
-    if (missing + spare > this.blocks.available - found.idle) return 'no room'
-    sequence.blocks = wanted.slice(0, found.blocks).map(hash => this.blocks.acquire(hash))
-    sequence.blocks.push(...this.blocks.allocate(missing) as number[])
-    sequence.committed = found.blocks
-    sequence.computed = found.blocks * blockTokens
+    if (sequence.spilled === undefined && next !== undefined && inWork.has(next)) return 'deferred'
+    if (!this.#held.take(sequence, wanted, this.#spare)) return 'no room'
+    this.#held.begin(sequence)
     sequence.cachedTokens ??= sequence.computed
     sequence.times.admitted ??= performance.now()
-    for (const hash of wanted.slice(found.blocks)) inWork.add(hash)
+    for (const hash of wanted.slice(sequence.committed)) inWork.add(hash)
     admit(sequence)
     this.#waiting.splice(this.#waiting.indexOf(sequence), 1)
-    this.#insertRunning(sequence)
-    return 'admitted'
+    insert(this.#running, sequence)
+    return 'served'
   }
 
   #hashesInWork (): Set<string> {
@@ -164,22 +220,11 @@ export class Scheduler implements BatchScheduler {
     return hashes
   }
 
-  #insertRunning (sequence: Sequence): void {
-    let at = this.#running.length
-    while (at > 0 && (this.#running[at - 1] as Sequence).id > sequence.id) at--
-    this.#running.splice(at, 0, sequence)
-  }
-
   /** Sequences for a decode step, each with a block for the token it is about to write. */
   #decodable (): Sequence[] {
     for (const sequence of [...this.#running]) {
-      if (sequence.prefillLeft > 0 || sequence.state !== 'RUNNING') continue
-      const needed = Math.floor(sequence.computed / this.#options.blockTokens) + 1
-      while (sequence.blocks.length < needed && sequence.state === 'RUNNING') {
-        const block = this.blocks.allocate(1)
-        if (block !== undefined) sequence.blocks.push(...block)
-        else this.#evict(this.#running[this.#running.length - 1] as Sequence)
-      }
+      if (sequence.prefillLeft > 0) continue
+      while (sequence.state === 'RUNNING' && !this.#held.grow(sequence)) this.#evict(this.#running[this.#running.length - 1] as Sequence)
     }
     return this.#running.filter(s => s.prefillLeft === 0)
   }
@@ -187,18 +232,11 @@ export class Scheduler implements BatchScheduler {
   #evict (sequence: Sequence): void {
     evict(sequence)
     this.#running.splice(this.#running.indexOf(sequence), 1)
-    this.#free(sequence)
+    this.#held.evict(sequence)
     sequence.evictions++
     this.evictions++
     this.add(sequence)
     this.#options.onEvict?.(sequence)
-  }
-
-  #free (sequence: Sequence): void {
-    this.blocks.release(sequence.blocks)
-    sequence.blocks = []
-    sequence.computed = 0
-    sequence.committed = 0
   }
 
   clear (): void {
@@ -206,10 +244,17 @@ export class Scheduler implements BatchScheduler {
   }
 
   checkIntegrity (): void {
-    this.blocks.checkIntegrity([...this.#running].map(s => s.blocks))
+    this.#held.checkIntegrity([...this.#running, ...this.#arriving])
     for (const s of this.#waiting) if (s.state !== 'WAITING' || s.blocks.length > 0) throw new Error(`sequence ${s.id} waits as ${s.state} with ${s.blocks.length} blocks`)
     for (const s of this.#running) if (s.state !== 'RUNNING' && s.state !== 'LOCKED') throw new Error(`sequence ${s.id} runs as ${s.state}`)
-    const all = [...this.#waiting, ...this.#running]
+    const all = [...this.#waiting, ...this.#running, ...this.#arriving, ...this.#claims.sequences]
     if (new Set(all).size !== all.length) throw new Error('a sequence is in two queues')
   }
+}
+
+/** Ids are given out in order of arrival. */
+function insert (queue: Sequence[], sequence: Sequence): void {
+  let at = queue.length
+  while (at > 0 && (queue[at - 1] as Sequence).id > sequence.id) at--
+  queue.splice(at, 0, sequence)
 }

@@ -4,6 +4,7 @@
  *   standard   WAITING -> RUNNING -> LOCKED (forward pass) -> RUNNING ...        evicted: RUNNING -> WAITING
  *   E -> PD    WAITING_EPD_MIGRATION -> RUNNING_EPD_MIGRATION -> EPD_MIGRATION_LOCKED -> WAITING
  *   P -> D     WAITING_MIGRATION -> RUNNING_MIGRATION -> MIGRATION_LOCKED -> MIGRATION_DONE -> RUNNING
+ *              evicted: RUNNING -> WAITING, its keys and values spilled to host memory
  *   end        RUNNING -> ENDED (stop, length);  any -> STOPPED (cancelled) | ABORTED (error) -> ENDED
  *
  * In a busy state blocks of the sequence are read or written by another thread or another engine. A cancel or an error
@@ -36,10 +37,11 @@ const MOVES: Readonly<Record<SequenceState, readonly SequenceState[]>> = {
   ENDED: []
 }
 
+/** States of the migration loop. */
+const MIGRATING: ReadonlySet<SequenceState> = new Set(['RUNNING_EPD_MIGRATION', 'EPD_MIGRATION_LOCKED', 'RUNNING_MIGRATION', 'MIGRATION_LOCKED'])
+
 /** States that only their own loop may leave. */
-const BUSY: ReadonlySet<SequenceState> = new Set([
-  'LOCKED', 'RUNNING_EPD_MIGRATION', 'EPD_MIGRATION_LOCKED', 'RUNNING_MIGRATION', 'MIGRATION_LOCKED'
-])
+const BUSY: ReadonlySet<SequenceState> = new Set(['LOCKED', ...MIGRATING])
 
 export const SEQUENCE_STATES = Object.keys(MOVES) as SequenceState[]
 
@@ -63,9 +65,9 @@ function leave (sequence: Sequence, from: SequenceState, next: SequenceState): b
 }
 
 /** Where a new sequence starts. Having both an encoder result and a migration request is refused before this. */
-export function initialState (has: { encoderResult: boolean, migrationRequest?: boolean }): SequenceState {
+export function initialState (has: { encoderResult: boolean, migrationRequest: boolean }): SequenceState {
   if (has.encoderResult) return 'WAITING_EPD_MIGRATION'
-  return has.migrationRequest === true ? 'WAITING_MIGRATION' : 'WAITING'
+  return has.migrationRequest ? 'WAITING_MIGRATION' : 'WAITING'
 }
 
 /** The scheduler gave it blocks for its whole prompt. */
@@ -73,7 +75,7 @@ export function admit (sequence: Sequence): void {
   move(sequence, 'WAITING', 'RUNNING')
 }
 
-/** The scheduler took its blocks for an older one; it will be computed again. */
+/** The scheduler took its blocks for an older one; it will be computed again, or restored if it arrived by migration. */
 export function evict (sequence: Sequence): void {
   move(sequence, 'RUNNING', 'WAITING')
 }
@@ -103,24 +105,30 @@ export function finishEpdMigration (sequence: Sequence): boolean {
   return leave(sequence, 'EPD_MIGRATION_LOCKED', 'WAITING')
 }
 
-/** The migration loop gives up in whichever of its two states the sequence is. */
-export function failEpdMigration (sequence: Sequence, error: Error): void {
-  sequence.interruption ??= { kind: 'aborted', error }
-  leave(sequence, sequence.state === 'RUNNING_EPD_MIGRATION' ? 'RUNNING_EPD_MIGRATION' : 'EPD_MIGRATION_LOCKED', 'ABORTED')
-}
-
+/** The migration loop took it up: KV blocks are claimed, waiting for room. */
 export function startMigration (sequence: Sequence): void {
   move(sequence, 'WAITING_MIGRATION', 'RUNNING_MIGRATION')
 }
 
+/** Its KV blocks are being written. False: interrupted before that. */
 export function lockMigration (sequence: Sequence): boolean {
   return leave(sequence, 'RUNNING_MIGRATION', 'MIGRATION_LOCKED')
 }
 
+/** Keys and values of its whole prompt are here. False: interrupted meanwhile. */
 export function finishMigration (sequence: Sequence): boolean {
   return leave(sequence, 'MIGRATION_LOCKED', 'MIGRATION_DONE')
 }
 
+/** The migration loop gives up in whichever state of either path the sequence is. */
+export function failMigration (sequence: Sequence, error: Error): void {
+  const { state } = sequence
+  if (!MIGRATING.has(state)) throw new Error(`sequence ${sequence.id} is ${state}: no migration to fail`)
+  sequence.interruption ??= { kind: 'aborted', error }
+  leave(sequence, state, 'ABORTED')
+}
+
+/** There is a place for it in the running batch. */
 export function joinAfterMigration (sequence: Sequence): void {
   move(sequence, 'MIGRATION_DONE', 'RUNNING')
 }

@@ -9,7 +9,7 @@ interface Spans {
   decode?: Span
 }
 
-/** Spans `engine.prefill` and `engine.decode` of each sequence, and its latencies. Without an SDK spans cost nothing. */
+/** Spans `engine.prefill` (where it is prefilled) and `engine.decode` of each sequence, and its latencies. Without an SDK spans cost nothing. */
 export class SequenceTraces {
   readonly #spans = new Map<Sequence, Spans>()
   readonly #counters: EngineCounters
@@ -28,10 +28,10 @@ export class SequenceTraces {
     return trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { startTime: spanTime(), attributes: { [ENGINE_ATTR.requestId]: sequence.requestId } }, sequence.context)
   }
 
-  /** The sequence runs for the first time; what it waited before is `epd.queue_ms`. */
+  /** The sequence runs for the first time; what it waited before is `epd.queue_ms`. One that migrated was prefilled elsewhere. */
   running (sequence: Sequence): void {
     const spans = this.#spansOf(sequence)
-    if (spans.prefill !== undefined) return
+    if (spans.prefill !== undefined || sequence.migration !== undefined) return
     spans.prefill = this.#start(ENGINE_SPAN.prefill, sequence)
     if (!spans.prefill.isRecording()) return
     spans.prefill.setAttributes({
@@ -49,6 +49,8 @@ export class SequenceTraces {
     if (sequence.times.firstToken !== undefined) return
     sequence.times.firstToken = now
     this.#counters.observe('time_to_first_token', (now - sequence.times.arrived) / 1000)
+    // The only token it may have: prefill is all there is, and ends with the sequence.
+    if (sequence.maxTokens === 1 && sequence.migration === undefined) return
     const spans = this.#spansOf(sequence)
     spans.prefill?.end(spanTime())
     spans.decode = this.#start(ENGINE_SPAN.decode, sequence)

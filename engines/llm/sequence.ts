@@ -2,6 +2,8 @@ import type { Context } from '@opentelemetry/api'
 import type { FeatureEntry } from '../cache/feature-cache.ts'
 import type { MediaSpan, Positions } from '../models/family.ts'
 import type { EncoderResultEntry } from './encoder-result.ts'
+import type { SpilledKv } from './kv-spill.ts'
+import type { MigrationRequest } from './migration-request.ts'
 import type { SamplingParams } from './sampling-params.ts'
 import type { SequenceState } from './sequence-states.ts'
 import type { SampledToken } from './sampler.ts'
@@ -29,6 +31,12 @@ export interface SequenceSink {
   onEnd (sequence: Sequence, outcome: Outcome): void
 }
 
+/** KV blocks that a sequence leaves referenced when it ends well. `release`, once, gives them back. */
+export interface KeptBlocks {
+  readonly blocks: readonly number[]
+  release (): void
+}
+
 export interface SequenceInit {
   readonly id: number
   readonly requestId: string
@@ -41,6 +49,10 @@ export interface SequenceInit {
   readonly sampling: SamplingParams
   /** Most tokens to generate. */
   readonly maxTokens: number
+  /** Where its keys and values are pulled from, and the token they led to: with it nothing of the prompt is computed here. */
+  readonly migration?: MigrationRequest | undefined
+  /** Takes over its KV blocks when it has generated all it should; by default they are freed. */
+  readonly keep?: ((sequence: Sequence, kept: KeptBlocks) => void) | undefined
   readonly context: Context
   readonly sink: SequenceSink
 }
@@ -69,6 +81,8 @@ export class Sequence {
   readonly cacheSalt: string
   readonly sampling: SamplingParams
   readonly maxTokens: number
+  readonly migration: MigrationRequest | undefined
+  readonly keep: SequenceInit['keep']
   readonly context: Context
   readonly sink: SequenceSink
   readonly times: SequenceTimes
@@ -86,8 +100,12 @@ export class Sequence {
   computed = 0
   /** How many of `blocks` are findable by their hash. */
   committed = 0
-  /** Prompt tokens found in the prefix cache when it was first admitted. */
+  /** Prompt tokens found in the prefix cache (of the engine that prefilled it) when it was first admitted. */
   cachedTokens: number | undefined
+  /** The first generated token, as it was sampled. */
+  first: SampledToken | undefined
+  /** Its keys and values while it waits after an eviction, if it arrived by migration. */
+  spilled: SpilledKv | undefined
   /** Times it was evicted. */
   evictions = 0
 
@@ -102,6 +120,10 @@ export class Sequence {
     this.cacheSalt = init.cacheSalt
     this.sampling = init.sampling
     this.maxTokens = init.maxTokens
+    this.migration = init.migration
+    this.keep = init.keep
+    this.cachedTokens = init.migration?.cachedTokens
+    this.first = init.migration?.first
     this.context = init.context
     this.sink = init.sink
     this.times = { arrived: performance.now() }

@@ -9,7 +9,7 @@ import { startApiServer, type ApiServer, type ApiServerOptions } from './api-ser
 
 export interface StartEngineOptions extends Omit<EngineOptions, 'engineId' | 'log'>, Omit<ApiServerOptions, 'createEngine' | 'host' | 'version'> {}
 
-/** What there is not, or not yet; a usage error, not a failure. */
+/** What there is not; a usage error, not a failure. */
 export class NotAvailableError extends Error {
   override readonly name = 'NotAvailableError'
 }
@@ -19,11 +19,10 @@ export function shippedModel (): string {
   return join(packageRoot(), 'engines', 'models', 'tiny-internvl')
 }
 
-/** @throws NotAvailableError for roles and backends that do not go together, or that this version does not have */
+/** @throws NotAvailableError for roles and backends that do not go together */
 export function assertAvailable ({ role, backend }: Pick<EngineOptions, 'role' | 'backend'>): void {
   if (backend === 'turbomind' && role === 'encoder') throw new NotAvailableError('TurboMind is a language model engine: start encoders with --backend pytorch')
   if (backend === 'turbomind' && role !== 'hybrid') throw new NotAvailableError(`LMDeploy's TurboMind has no disaggregated prefill/decode, so no role ${role}: use --role hybrid, or --backend pytorch`)
-  if (role === 'prefill' || role === 'decode') throw new NotAvailableError(`role ${role} is not available yet; use --role hybrid`)
 }
 
 /** Starts an engine and its api_server; resolves when requests can be served. */

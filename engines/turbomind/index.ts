@@ -3,6 +3,7 @@ import { BlockPool, FeatureCache, LeaseTable } from '../cache/index.ts'
 import { EngineCounters } from '../counters.ts'
 import type { EngineOptions } from '../engine-options.ts'
 import { EngineError } from '../errors.ts'
+import { FeatureMigration } from '../llm/feature-migration.ts'
 import { LlmService } from '../llm/llm-service.ts'
 import { bytesOf } from '../llm/runner/elements.ts'
 import type { Runner } from '../llm/runner/runner.ts'
@@ -77,15 +78,18 @@ export async function createTurbomindEngine (options: EngineOptions, tuning: Tur
   const p2p = await openP2P(options, model, leases, { feature: { pool: staging.pool, shape: feature } })
   const embeddings = new EmbeddingTable(hiddenSize)
   const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
-  const fetcher = new FeatureShim({ staging, embeddings, hiddenSize, dtype, p2p, rowBytes: hiddenSize * bytesOf(dtype), counters, log, roomTimeoutMs, pullTimeoutMs })
+  const shim = new FeatureShim({ staging, embeddings, hiddenSize, dtype, p2p, counters, log, roomTimeoutMs, pullTimeoutMs })
   const engine = (runner: Runner): TurbomindEngine => new TurbomindEngine({
-    scheduler, runner, features: staging, fetcher, counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions, embeddings, hiddenSize, dtype
+    scheduler, runner, features: staging, path: new FeatureMigration(shim), counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions, embeddings, hiddenSize, dtype
   })
   const shape = runnerShape(model, scheduler.maxTokens)
   return new LlmService({
     backend: 'turbomind',
     version: packageVersion(),
-    epoch: leases.epoch,
+    engineId: options.engineId,
+    role: 'hybrid',
+    leases,
+    log,
     model,
     vision,
     features: staging,

@@ -52,6 +52,10 @@ export class SlotScheduler implements BatchScheduler {
     return this.slots.stats
   }
 
+  get size (): number {
+    return this.#waiting.length + this.#running.length
+  }
+
   add (sequence: Sequence): void {
     // Ids are given out in order of arrival: one whose features took their time goes back to its place.
     const after = this.#waiting.findIndex(other => other.id > sequence.id)

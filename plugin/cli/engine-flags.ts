@@ -8,11 +8,16 @@ export const ENGINE_HELP = `fastify-epd engine: one reference engine as an OpenA
 Usage: fastify-epd engine --role ROLE [options]
 
 What it runs:
-  --role ROLE                 encoder, hybrid, prefill or decode (required)
-  --backend BACKEND           pytorch or turbomind (default: pytorch)
+  --role ROLE                 what the engine does with a request (required)
+                                encoder  encodes pictures, for others to pull their features
+                                hybrid   prefills and decodes
+                                prefill  prefills, samples the first token, and keeps keys and values for a decode engine
+                                decode   pulls keys and values of a prefill engine and generates the rest
+  --backend BACKEND           pytorch or turbomind, which has the role hybrid only (default: pytorch)
   --model DIR                 model folder (default: the shipped tiny model); see docs/models.md
   --served-model-name NAME    name in /v1/models (default: the folder's)
-  --no-vision                 hybrid only: do not open the vision encoder, take pictures as encoder results only
+  --no-vision                 hybrid and prefill: do not open the vision encoder, take pictures as encoder results only
+                                (decode never opens it: pictures come to it inside keys and values)
 
 Where:
   --host HOST                 address to listen on, for HTTP and the P2P link (default: 127.0.0.1)
@@ -29,10 +34,10 @@ How:
   --max-queue N               requests that may wait for room; further ones are answered 503
   --feature-blocks N          feature blocks in the pool
   --kv-blocks N               KV blocks in the pool (turbomind: slots, of which more than run keep idle sessions)
-  --block-size N              tokens per KV block
+  --block-size N              tokens per KV block; equal in engines that hand on keys and values (default: 16)
   --max-prefill-token-num N   prompt tokens of one prefill step (default: 256)
   --session-len N             turbomind only: tokens a slot has room for, prompt and answer together
-  --lease-seconds N           how long a consumer may take to pull what was encoded for it
+  --lease-seconds N           how long a consumer may take to pull what was encoded or prefilled for it (default: 60)
 
 Pictures:
   --allow-private-media       fetch http(s) URLs that resolve to private addresses
@@ -126,7 +131,7 @@ export async function engineOptions (argv: string[]): Promise<EngineFlags | unde
     logger: { level: oneOf('--log-level', values['log-level'], LEVELS), stream: process.stderr }
   }
   checkBackend(start)
-  if (role === 'encoder' && values['no-vision']) throw new UsageError('--no-vision makes no sense with --role encoder')
+  checkRole(start)
   return { start, graceSeconds: whole('--grace-seconds', values['grace-seconds'], 0, 3_600) ?? 0, exitWithParent: values['exit-with-parent'] }
 }
 
@@ -134,6 +139,14 @@ export async function engineOptions (argv: string[]): Promise<EngineFlags | unde
 function checkBackend ({ backend, blockSize, sessionLen }: Pick<StartEngineOptions, 'backend' | 'blockSize' | 'sessionLen'>): void {
   if (backend === 'turbomind' && blockSize !== undefined) throw new UsageError('--block-size is for --backend pytorch: a TurboMind slot is one piece, as long as --session-len')
   if (backend === 'pytorch' && sessionLen !== undefined) throw new UsageError('--session-len is for --backend turbomind')
+}
+
+/** The same for roles. */
+function checkRole ({ role, vision, featureBlocks }: Pick<StartEngineOptions, 'role' | 'vision' | 'featureBlocks'>): void {
+  if (role === 'encoder' && !vision) throw new UsageError('--no-vision makes no sense with --role encoder')
+  if (role !== 'decode') return
+  if (!vision) throw new UsageError('--no-vision makes no sense with --role decode, which never opens the vision encoder')
+  if (featureBlocks !== undefined) throw new UsageError('--feature-blocks makes no sense with --role decode: it takes keys and values, no features')
 }
 
 function network (values: Values): Pick<StartEngineOptions, 'host' | 'port' | 'publicUrl' | 'proxyUrl' | 'apiKey'> {

@@ -72,6 +72,8 @@ export const ATTR = {
   cached: 'epd.cached',
   /** Vision tokens on the encode side, tokens computed in prefill and decode. */
   tokens: 'epd.tokens',
+  /** What a migration moves: `feature` or `kv` blocks. */
+  pool: 'epd.pool',
   bytes: 'epd.bytes',
   blocks: 'epd.blocks',
   /** Transport of the link: `ipc` or `tcp`. */

@@ -17,15 +17,15 @@ async function blocks (file: string, language: string): Promise<string[]> {
 
 const curl = spawnSync('curl', ['--version']).status === 0
 
-await t.test('docs/engines.md: E -> PD by hand answers the question and frees the lease', { skip: curl ? false : 'curl is not installed' }, async t => {
+await t.test('docs/engines.md: E -> PD and P -> D by hand answer the questions and free the leases', { skip: curl ? false : 'curl is not installed' }, async t => {
   const cli = join(import.meta.dirname, '..', '..', 'plugin', 'cli', 'main.js')
-  const [encoder, engine] = [String(await freePort()), String(await freePort())]
+  const ports = (await Promise.all(Array.from({ length: 4 }, freePort))).map(String)
   const script = (await blocks('docs/engines.md', 'sh')).join('\n')
-    .replaceAll('23333', encoder).replaceAll('23334', engine)
+    .replaceAll(/2333[3-6]/g, port => ports[Number(port) - 23333]!)
     .replaceAll('npx fastify-epd', `${process.execPath} ${cli}`)
     .replaceAll('docs/examples', join(ROOT, 'docs', 'examples'))
     // Kept, to be looked at below.
-    .replace(/^rm .*$/m, '')
+    .replaceAll(/^rm .*$/gm, '')
   const dir = t.testdir({})
   await mkdir(dir, { recursive: true })
   await writeFile(join(dir, 'steps.sh'), script)
@@ -34,8 +34,11 @@ await t.test('docs/engines.md: E -> PD by hand answers the question and frees th
   shell.stdout.on('data', (data: Buffer) => { output += data.toString() })
   shell.stderr.on('data', (data: Buffer) => { output += data.toString() })
   await once(shell, 'close')
-  const answer = JSON.parse(await readFile(join(dir, 'answer.json'), 'utf8')) as { choices: Array<{ message: { content: string } }> }
-  t.equal(answer.choices[0]!.message.content, '2', output)
+  const answerIn = async (file: string): Promise<string> => (JSON.parse(await readFile(join(dir, file), 'utf8')) as { choices: Array<{ message: { content: string } }> }).choices[0]!.message.content
+  t.equal(await answerIn('answer.json'), '2', output)
+  const handed = await answerIn('handed.json')
+  t.equal(handed, '2 red circles, 1 blue star and 1 green square.')
+  t.match(await readFile(join(ROOT, 'docs', 'engines.md'), 'utf8'), `The answer is \`${handed}\``, 'as the page says')
   t.match(output, /epd_leases_open 0/)
   t.match(output, /epd_acks_total 1/)
   t.match(output, /epd_encoded_items_total 1/)

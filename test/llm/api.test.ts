@@ -266,6 +266,6 @@ t.test('an engine that can\'t start says why', async t => {
   const options = {
     engineId: 'http://x', backend: 'pytorch', modelDir: tinyModelDir, host: '127.0.0.1', device: 'cpu', threads: 1, vision: true, media: { allowPrivate: false, allowedDomains: [] }, log
   } as const
-  t.match(await failure(createLlmEngine({ ...options, role: 'prefill' })), { code: 'unsupported', message: /role prefill/ })
+  t.match(await failure(createLlmEngine({ ...options, role: 'encoder' })), { code: 'unsupported', message: /no role encoder/ })
   await t.rejects(createLlmEngine({ ...options, role: 'hybrid', modelDir: '/nowhere' }), /config.json/)
 })

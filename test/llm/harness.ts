@@ -6,6 +6,7 @@ import type { EngineOptions } from '../../engines/engine-options.ts'
 import type { ChatAnswer, EngineLog, EngineService } from '../../engines/engine-service.ts'
 import { EngineError } from '../../engines/errors.ts'
 import { createLlmEngine, type LlmService, type LlmTuning } from '../../engines/llm/index.ts'
+import type { MigrationRequestWire } from '../../engines/llm/migration-request.ts'
 import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
 import { until } from '../helper/until.ts'
@@ -107,6 +108,40 @@ export async function askByEncoder (encoder: EncoderEngine, engine: LlmService, 
   return await ask(engine, withResults(await encode(encoder, urls), text, more))
 }
 
+/** P's answer: a completion of one token and what D needs to go on. */
+export interface Prefilled extends Completion {
+  cache_block_ids: number[]
+  remote_token_ids: number[]
+  cache_session_id: number
+  migration_request: MigrationRequestWire
+}
+
+/** The body a gateway sends P: the client's, for one token whose KV blocks are kept. */
+export function prefillBody (body: object): object {
+  const { stream_options: _, ...rest } = body as Record<string, unknown>
+  const clamped = Object.fromEntries(['min_tokens', 'min_new_tokens'].filter(key => typeof rest[key] === 'number').map(key => [key, Math.min(rest[key] as number, 1)]))
+  const limits = 'prompt' in rest ? { max_tokens: 1 } : { max_tokens: 1, max_completion_tokens: 1 }
+  return { ...rest, ...clamped, ...limits, stream: false, with_cache: true, preserve_cache: true }
+}
+
+export async function prefill (engine: LlmService, body: object, options: CallOptions = {}): Promise<Prefilled> {
+  return (await send(engine, prefillBody(body), options, 'prompt' in body ? 'completions' : 'chat') as { json: Prefilled }).json
+}
+
+/** The body a gateway sends D: the client's, without pixels, and P's migration request. */
+export function decodeBody (body: object, { migration_request: migration }: Pick<Prefilled, 'migration_request'>): object {
+  const { encoder_result: _, messages, ...rest } = body as { encoder_result?: unknown, messages?: Array<{ content: unknown }> }
+  const place = (part: { type: string }): object => part.type === 'image_url' ? { type: 'image_url', image_url: { url: `epd:${migration.lease}` } } : part
+  const placed = messages?.map(message => ({ ...message, content: Array.isArray(message.content) ? message.content.map(place) : message.content }))
+  return { ...rest, ...(placed === undefined ? {} : { messages: placed }), migration_request: migration }
+}
+
+/** Prefills at P and asks D: what the gateway does. */
+export async function askByPrefill (p: LlmService, d: LlmService, body: object, options: CallOptions = {}): Promise<Completion> {
+  const answer = await send(d, decodeBody(body, await prefill(p, body, options)), options, 'prompt' in body ? 'completions' : 'chat')
+  return (answer as { json: Completion }).json
+}
+
 /** The EngineError a call fails with; undefined when it does not fail. */
 export async function failure (call: Promise<unknown>): Promise<{ status: number, code: string, param: string | undefined, message: string } | undefined> {
   try {
@@ -123,7 +158,7 @@ export async function checkIdle (t: Test, ...all: Array<LlmService | EncoderEngi
   await until(() => all.every(engine => Object.values(engine.sequences()).every(n => n === 0) && engine.gauges().epd_leases_open === 0), 'the engines are idle')
   for (const engine of all) {
     const before = engine.gauges()
-    t.equal((before.epd_feature_blocks_free ?? 0) + (before.epd_feature_blocks_cached ?? 0), before.epd_feature_blocks_total, 'feature blocks are free or cached')
+    t.equal((before.epd_feature_blocks_free ?? 0) + (before.epd_feature_blocks_cached ?? 0), before.epd_feature_blocks_total ?? 0, 'feature blocks are free or cached')
     t.equal((before.epd_kv_blocks_free ?? 0) + (before.epd_kv_blocks_cached ?? 0), before.epd_kv_blocks_total ?? 0, 'KV blocks are free or cached')
     if ('runtime' in engine) engine.runtime?.engine.checkIntegrity()
     engine.clearCache()

@@ -27,8 +27,8 @@ const BUSY: readonly SequenceState[] = ['LOCKED', 'RUNNING_EPD_MIGRATION', 'EPD_
 const FINAL: readonly SequenceState[] = ['STOPPED', 'ABORTED', 'ENDED']
 
 t.test('a sequence starts where what it brings says', async t => {
-  t.equal(moves.initialState({ encoderResult: false }), 'WAITING')
-  t.equal(moves.initialState({ encoderResult: true }), 'WAITING_EPD_MIGRATION')
+  t.equal(moves.initialState({ encoderResult: false, migrationRequest: false }), 'WAITING')
+  t.equal(moves.initialState({ encoderResult: true, migrationRequest: false }), 'WAITING_EPD_MIGRATION')
   t.equal(moves.initialState({ encoderResult: false, migrationRequest: true }), 'WAITING_MIGRATION')
 })
 
@@ -104,14 +104,14 @@ t.test('leaving a busy state with an interruption leads to the end, and the firs
   }
 })
 
-t.test('a failed migration aborts from both of its states, unless it was cancelled before', async t => {
-  for (const state of ['RUNNING_EPD_MIGRATION', 'EPD_MIGRATION_LOCKED'] as const) {
+t.test('a failed migration aborts from every state of either path, unless it was cancelled before', async t => {
+  for (const state of ['RUNNING_EPD_MIGRATION', 'EPD_MIGRATION_LOCKED', 'RUNNING_MIGRATION', 'MIGRATION_LOCKED'] as const) {
     const s = sequence(state)
-    moves.failEpdMigration(s, failed.error)
+    moves.failMigration(s, failed.error)
     t.equal(s.state, 'ABORTED')
     const c = sequence(state)
     moves.interrupt(c, cancelled)
-    moves.failEpdMigration(c, failed.error)
+    moves.failMigration(c, failed.error)
     t.equal(c.state, 'STOPPED')
   }
 })
@@ -131,5 +131,6 @@ t.test('every other move is refused', async t => {
       else t.throws(() => make(s), `${name} from ${state}`)
     }
   }
+  for (const state of ['WAITING', 'WAITING_MIGRATION', 'MIGRATION_DONE', 'LOCKED', 'ENDED'] as const) t.throws(() => moves.failMigration(sequence(state), failed.error), `no migration to fail in ${state}`)
   t.throws(() => moves.end(sequence('RUNNING')), 'a running sequence does not just end')
 })

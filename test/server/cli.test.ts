@@ -66,12 +66,12 @@ t.test('the command ends with 2 when called wrongly and 1 when it fails, and wri
   const [unknown, turbomind, decode, broken] = await Promise.all([
     runCli(['engine', '--role', 'encoder', '--frobnicate']),
     runCli(['engine', '--role', 'decode', '--backend', 'turbomind']),
-    runCli(['engine', '--role', 'decode']),
+    runCli(['engine', '--role', 'decode', '--no-vision']),
     runCli(['engine', '--role', 'encoder', '--model', t.testdir()])
   ])
   t.match(unknown, { code: 2, stdout: '', stderr: /Unknown option '--frobnicate'/ })
   t.match(turbomind, { code: 2, stdout: '', stderr: /TurboMind has no disaggregated prefill\/decode/ })
-  t.match(decode, { code: 2, stdout: '', stderr: /role decode is not available yet/ })
+  t.match(decode, { code: 2, stdout: '', stderr: /--no-vision makes no sense with --role decode/ })
   t.match(broken, { code: 1, stdout: '' }, 'an empty model folder')
   const [help, traceHelp] = await Promise.all([runCli(['engine', '--help']), runCli(['trace', '--help'])])
   t.match(help, { code: 0, stdout: /Usage: fastify-epd engine/, stderr: '' })

@@ -11,6 +11,11 @@ export function isObject (value: unknown): value is Body {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
+/** Absent, null, false, or an empty list or object: as if it were not there. */
+export function isEmpty (value: unknown): boolean {
+  return value === undefined || value === null || value === false || (Array.isArray(value) && value.length === 0) || (isObject(value) && Object.keys(value).length === 0)
+}
+
 export function readObject (value: unknown, param: string): Body {
   if (!isObject(value)) refuse(param, `"${param}" must be an object`)
   return value

@@ -2,6 +2,7 @@ import { EngineError } from '../../errors.ts'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { ChatCall } from '../../engine-service.ts'
 import type { LlmEngine } from '../engine.ts'
+import type { SequenceInit } from '../sequence.ts'
 import type { Tokenizer } from '../tokenizer.ts'
 import { Choice, type ChoiceEvent } from './choice.ts'
 import { EventQueue } from './event-queue.ts'
@@ -12,6 +13,8 @@ export interface GenerationParts {
   readonly engine: LlmEngine
   readonly features: FeatureCache
   readonly tokenizer: Tokenizer
+  /** Takes over the KV blocks of the only sequence; by default they are freed. */
+  readonly keep?: SequenceInit['keep']
 }
 
 export interface Usage {
@@ -51,7 +54,7 @@ export class Generation {
     for (const prompt of prompts) for (let i = 0; i < params.n; i++) this.#submit(parts, call, prompt, i)
   }
 
-  #submit ({ engine, tokenizer }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
+  #submit ({ engine, tokenizer, keep }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
     const { sampling, maxTokens, stop, includeStop, skipSpecial } = this.#params
     const choice = new Choice({
       index: this.choices.length, detokenizer: tokenizer.detokenizer(skipSpecial), stop, includeStop, onEvent: event => this.#take(event)
@@ -67,6 +70,8 @@ export class Generation {
       cacheSalt: `tenant:${call.tenant ?? ''}`,
       sampling: { ...sampling, seed: (sampling.seed + i) >>> 0 },
       maxTokens: Math.min(maxTokens ?? Infinity, engine.maxLength - prompt.ids.length),
+      migration: prompt.migration,
+      keep,
       context: call.context,
       sink: choice
     })

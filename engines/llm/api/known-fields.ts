@@ -1,6 +1,6 @@
 /** Which members a request may have. What a caller sends and we neither do nor may ignore is an error, never a silence. */
 import { EngineError } from '../../errors.ts'
-import { isObject, refuse, type Body } from './fields.ts'
+import { isEmpty, isObject, type Body } from './fields.ts'
 
 const SAMPLING = [
   'model', 'n', 'seed', 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'presence_penalty', 'frequency_penalty', 'logit_bias',
@@ -29,11 +29,6 @@ function unsupported (param: string, message: string): never {
   throw new EngineError('unsupported', message, { param })
 }
 
-/** Absent, null, false, or an empty list or object: as if it were not there. */
-function isEmpty (value: unknown): boolean {
-  return value === undefined || value === null || value === false || (Array.isArray(value) && value.length === 0) || (isObject(value) && Object.keys(value).length === 0)
-}
-
 /** Refuses what this engine can't do when it is really asked for. */
 export function refuseUnsupported (body: Body): void {
   const format = body.response_format
@@ -48,12 +43,4 @@ export function refuseUnsupported (body: Body): void {
   if (!isEmpty(modalities) && !(Array.isArray(modalities) && modalities.every(m => m === 'text'))) unsupported('modalities', '"modalities" must be ["text"]')
   if (typeof body.suffix === 'string' && body.suffix !== '') unsupported('suffix', '"suffix" is not supported by this engine')
   if (!isEmpty(body.best_of) && body.best_of !== (body.n ?? 1)) unsupported('best_of', '"best_of" must equal "n"')
-}
-
-/** A hybrid engine neither hands its KV on nor takes another's. */
-export function refuseMigration (body: Body): void {
-  const { encoder_result: encoderResult, migration_request: migrationRequest } = body
-  if (!isEmpty(encoderResult) && !isEmpty(migrationRequest)) refuse('migration_request', '"encoder_result" and "migration_request" exclude each other')
-  if (!isEmpty(migrationRequest)) unsupported('migration_request', 'this engine has the role hybrid: it takes no migration request')
-  for (const key of ['with_cache', 'preserve_cache']) if (!isEmpty(body[key])) unsupported(key, `"${key}" needs an engine with the role prefill`)
 }

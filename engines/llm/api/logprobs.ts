@@ -13,7 +13,7 @@ export interface ChatLogprob extends TokenLogprob {
 }
 
 /** JSON has no -Infinity; OpenAI writes -9999 for what can't happen. */
-function finite (logprob: number): number {
+export function finite (logprob: number): number {
   return Number.isFinite(logprob) ? logprob : -9999
 }
 

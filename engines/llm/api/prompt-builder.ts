@@ -8,7 +8,7 @@ import type { LlmEngine } from '../engine.ts'
 import type { Tokenizer } from '../tokenizer.ts'
 import { readPrompts } from './completion-prompts.ts'
 import { encodeText } from './encode-text.ts'
-import { layOutPrompt, type Prompt, type PromptMedia } from './prompt.ts'
+import { layOutPrompt, migratedPrompt, type Prompt, type PromptMedia } from './prompt.ts'
 import type { ParsedRequest } from './request.ts'
 
 export interface PromptBuilderParts {
@@ -42,6 +42,7 @@ export class PromptBuilder {
     const { model, tokenizer, engine } = this.#parts
     const { input } = request
     if (input.kind === 'chat') return [await this.#chat(input, call)]
+    if (input.kind === 'migrated') return [migratedPrompt(input.migration, engine.maxLength)]
     return readPrompts(input.body, model.text.vocab, text => encodeText(tokenizer, text, engine.maxLength, 'prompt')).map(ids => layOutPrompt(ids, [], model, engine.maxLength, 'prompt'))
   }
 

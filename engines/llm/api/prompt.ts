@@ -2,6 +2,7 @@ import { EngineError } from '../../errors.ts'
 import type { FeatureEntry } from '../../cache/feature-cache.ts'
 import type { LoadedModel, MediaSpan, Positions } from '../../models/family.ts'
 import type { EncoderResultEntry } from '../encoder-result.ts'
+import { checkLength, type MigrationRequest } from '../migration-request.ts'
 
 /** One media item of a prompt, whichever way its features come. */
 export interface PromptMedia {
@@ -22,6 +23,8 @@ export interface Prompt {
   readonly media: readonly PromptMedia[]
   /** For usage: tokens that stand for media. */
   readonly imageTokens: number
+  /** It was prefilled elsewhere. */
+  readonly migration?: MigrationRequest
 }
 
 /**
@@ -48,6 +51,24 @@ export function layOutPrompt (tokens: readonly number[], media: readonly PromptM
     positions: model.positions(ids, mediaSpans, media),
     spans: mediaSpans,
     media,
-    imageTokens: media.reduce((sum, item) => sum + item.numTokens, 0)
+    imageTokens: imageTokensOf(media)
   }
+}
+
+/** The prompt of a migration request. Nothing of it is computed here: of its positions only the next one counts. */
+export function migratedPrompt (migration: MigrationRequest, maxLength: number): Prompt {
+  checkLength(migration, maxLength)
+  const media = migration.media.map(({ contentHash, numTokens }) => ({ contentHash, numTokens, grid: [] }))
+  return {
+    ids: migration.tokens,
+    positions: { axes: 1, values: new Int32Array(0), next: migration.next },
+    spans: migration.spans,
+    media,
+    imageTokens: imageTokensOf(media),
+    migration
+  }
+}
+
+function imageTokensOf (media: readonly PromptMedia[]): number {
+  return media.reduce((sum, item) => sum + item.numTokens, 0)
 }

@@ -1,13 +1,14 @@
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import { abortable } from '../../llm/abortable.ts'
+import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from '../../llm/block-link.ts'
 import type { EncoderResultEntry } from '../../llm/encoder-result.ts'
-import { FeatureLink, type FeatureLinkOptions, type FeatureSource, type FetchCall, type Fetched, type RemoteMedia } from '../../llm/feature-link.ts'
-import type { Elements, ElementType } from '../../llm/runner/elements.ts'
+import type { FeatureSource, RemoteMedia } from '../../llm/feature-source.ts'
+import { bytesOf, type Elements, type ElementType } from '../../llm/runner/elements.ts'
 import { featureBlocksFor } from '../../models/family.ts'
 import { newTensor, type EmbeddingTable } from '../input-embeddings.ts'
 import { copyOut } from './copy-out.ts'
 
-export interface FeatureShimOptions extends FeatureLinkOptions {
+export interface FeatureShimOptions extends BlockLinkOptions {
   /** Blocks where pulls land; an item holds its own only while it is pulled and copied out. */
   readonly staging: FeatureCache
   readonly embeddings: EmbeddingTable
@@ -17,8 +18,6 @@ export interface FeatureShimOptions extends FeatureLinkOptions {
   readonly roomTimeoutMs: number
 }
 
-const NOTHING: Fetched = { bytes: 0, blocks: 0, link: undefined }
-
 /**
  * What stands between the P2P link and an engine that knows no feature blocks: pulls an encoder's features into staging
  * blocks, copies them out to a plain tensor, gives the blocks back and ACKs. An item waits for nothing while it holds
@@ -26,14 +25,14 @@ const NOTHING: Fetched = { bytes: 0, blocks: 0, link: undefined }
  */
 export class FeatureShim implements FeatureSource<undefined> {
   readonly #options: FeatureShimOptions
-  readonly #link: FeatureLink
+  readonly #link: BlockLink
   /** Tensors, here or on their way, by the result that names them: one object for all choices of a request. */
   readonly #tensors = new WeakMap<EncoderResultEntry, Promise<Elements>>()
   #landings = 0
 
   constructor (options: FeatureShimOptions) {
     this.#options = options
-    this.#link = new FeatureLink(options)
+    this.#link = new BlockLink('feature', options)
   }
 
   async claim (_media: RemoteMedia, signal: AbortSignal): Promise<undefined> {
@@ -51,7 +50,7 @@ export class FeatureShim implements FeatureSource<undefined> {
       const tensor = await abortable(shared, call.signal).catch(() => undefined)
       if (tensor === undefined) continue
       this.#options.embeddings.put(media, tensor)
-      return NOTHING
+      return NOTHING_FETCHED
     }
   }
 
@@ -72,7 +71,7 @@ export class FeatureShim implements FeatureSource<undefined> {
     const { numTokens } = media
     const entry = await staging.reserveOrWait(`landing#${++this.#landings}`, featureBlocksFor(numTokens), { numTokens }, { signal: call.signal, timeoutMs: roomTimeoutMs })
     try {
-      const fetched = await this.#link.pull(media, entry.blocks, call)
+      const fetched = await this.#link.pull(media.source, entry.blocks, numTokens * hiddenSize * bytesOf(dtype), call)
       const tensor = newTensor(numTokens, hiddenSize, dtype)
       copyOut(staging.pool, entry.blocks, tensor)
       return { tensor, fetched }

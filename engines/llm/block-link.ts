@@ -1,0 +1,70 @@
+import { propagation, type Context } from '@opentelemetry/api'
+import type { PoolName } from '../cache/index.ts'
+import type { EngineCounters, EngineLog } from '../engine-service.ts'
+import type { P2PNode } from '../p2p/node.ts'
+import type { RemoteBlocks } from './wire-fields.ts'
+
+export interface BlockLinkOptions {
+  readonly p2p: Pick<P2PNode, 'pull' | 'ack'>
+  readonly counters: EngineCounters
+  readonly log: EngineLog
+  /** How long one pull may take, milliseconds. */
+  readonly pullTimeoutMs: number
+}
+
+export interface FetchCall {
+  readonly signal: AbortSignal
+  /** Its span is the parent of what the producer records of the transfer. */
+  readonly context: Context
+}
+
+/** What fetching cost. */
+export interface Fetched {
+  readonly bytes: number
+  readonly blocks: number
+  /** Transport of the link; undefined when nothing was pulled. */
+  readonly link: string | undefined
+}
+
+export const NOTHING_FETCHED: Fetched = { bytes: 0, blocks: 0, link: undefined }
+
+/** Pulls of blocks from other engines into the pool of the same name, and the ACKs after them. */
+export class BlockLink {
+  readonly #pool: PoolName
+  readonly #options: BlockLinkOptions
+  readonly #acks = new Set<Promise<unknown>>()
+
+  constructor (pool: PoolName, options: BlockLinkOptions) {
+    this.#pool = pool
+    this.#options = options
+  }
+
+  /** Pulls `source.blocks` into as many local ones; `bytes` when the last block is not full. Rejects with P2PError. */
+  async pull ({ engineId, epoch, lease, blocks }: RemoteBlocks, localBlocks: readonly number[], bytes: number | undefined, { signal, context }: FetchCall): Promise<Fetched> {
+    const { p2p, pullTimeoutMs, counters } = this.#options
+    const pulled = await p2p.pull({
+      engineId, epoch, lease, pool: this.#pool, remoteBlocks: blocks, localBlocks, bytes, signal, traceparent: traceparent(context), timeoutMs: pullTimeoutMs
+    })
+    counters.migratedBytes += pulled.bytes
+    return { bytes: pulled.bytes, blocks: blocks.length, link: pulled.transport }
+  }
+
+  /** Not awaited: nobody need wait for the answer, and the producer's lease ends by itself if the message is lost. */
+  ack ({ engineId, epoch, lease }: RemoteBlocks, context: Context): void {
+    const ack = this.#options.p2p.ack({ engineId, epoch, lease }, { traceparent: traceparent(context) })
+      .catch((err: unknown) => this.#options.log.warn({ err, peer: engineId }, 'ACK failed; the lease will expire'))
+      .finally(() => this.#acks.delete(ack))
+    this.#acks.add(ack)
+  }
+
+  /** Resolves when the ACKs under way have been answered. */
+  async settled (): Promise<void> {
+    await Promise.all(this.#acks)
+  }
+}
+
+function traceparent (context: Context): string | undefined {
+  const carrier: { traceparent?: string } = {}
+  propagation.inject(context, carrier)
+  return carrier.traceparent
+}
