@@ -26,6 +26,8 @@ export interface AdapterNode {
   readonly apiKey?: string | undefined
   /** What the operator says of its vision; a probe takes it for granted. */
   readonly vision?: NodeInfo['vision'] | undefined
+  /** What the operator says of the longest prompt a prefill node takes; a probe takes it for granted. */
+  readonly maxPrefillTokens?: number | undefined
   /** What the last successful probe of this process answered. */
   readonly info?: NodeInfo | undefined
 }
@@ -47,6 +49,10 @@ export interface NodeInfo {
   readonly accepts: readonly string[]
   /** `full`: encodes media itself; `features`: takes media only as encoder results; `none`: no media at all. */
   readonly vision: 'full' | 'features' | 'none'
+  /** Role prefill: the longest prompt it takes, in tokens; any when absent. */
+  readonly maxPrefillTokens?: number | undefined
+  /** Role decode: it also takes requests that nobody has prefilled. */
+  readonly standalone?: boolean | undefined
   /** Why the node is limited, for people: "lmdeploy 0.15+ does not name its cache session: no P/D". */
   readonly notes?: readonly string[] | undefined
   /** What only the adapter understands (engine_info and such). Opaque to the core. */
@@ -145,6 +151,9 @@ export interface Handoff {
   readonly node: string
   readonly lease: string
   readonly wire: unknown
+  /** Prompt tokens, for traces; how many of them P had in its prefix cache. */
+  readonly tokens?: number | undefined
+  readonly cached?: number | undefined
 }
 
 /** A lease somebody must end; given back to the adapter that made it. */
@@ -198,6 +207,8 @@ export interface EncodeJob {
 
 export interface PrefillJob {
   readonly node: AdapterNode
+  /** Path below the node's URL; `/v1/chat/completions` when absent. */
+  readonly path?: string | undefined
   readonly decode: AdapterNode
   readonly body: RequestBody
   readonly features: readonly EncoderResult[]
@@ -225,7 +236,10 @@ export interface Adapter {
   unlink? (a: AdapterNode, b: AdapterNode, call: Call): Promise<void>
   /** One call for all items of one encoder; results in the order of `items`. */
   encode (job: EncodeJob, call: Call): Promise<EncoderResult[]>
-  /** May resolve before prefill ends (concurrent P and D); `settled` then tells the outcome. */
+  /**
+   * P's share of a request that D is to go on with. The hand-off's lease is given to `release` unless D takes it over.
+   * May resolve before prefill ends (concurrent P and D); `settled` then tells the outcome.
+   */
   prefill (job: PrefillJob, call: Call): Promise<{ handoff: Handoff, settled: Promise<void> }>
   /** PD, or D when there is a handoff. Resolves at the first good upstream event (for a stream, its first bytes are in the response's body). */
   generate (job: GenerateJob, call: Call): Promise<UpstreamResponse>
@@ -247,6 +261,8 @@ export interface AdapterErrorOptions {
   readonly response?: { readonly statusCode: number, readonly contentType: string, readonly body: Buffer } | undefined
   /** With FEATURES_GONE and KV_GONE: the consumer knows no link to the producer any more; it has to be made again. */
   readonly unlinked?: boolean | undefined
+  /** P and D can't share this very request, though both are well: the next plan must leave it to one node. */
+  readonly undivided?: boolean | undefined
 }
 
 const kAdapterError = Symbol.for('fastify-epd.AdapterError')
@@ -258,7 +274,7 @@ const kAdapterError = Symbol.for('fastify-epd.AdapterError')
  * - `UNAVAILABLE`: the node can't be reached, broke off, or answered 5xx.
  * - `BUSY`: the node is full (429, 503 with Retry-After).
  * - `REJECTED`: the node answered another 4xx; `response` has it as it came.
- * - `REFUSED`: two nodes can't work together (link).
+ * - `REFUSED`: two nodes can't work together (link; prefill: P can work with nobody).
  */
 export class AdapterError extends Error {
   readonly [kAdapterError] = true
@@ -267,6 +283,7 @@ export class AdapterError extends Error {
   readonly retryAfter: number | undefined
   readonly response: AdapterErrorOptions['response']
   readonly unlinked: boolean
+  readonly undivided: boolean
 
   constructor (code: AdapterErrorCode, message: string, options: AdapterErrorOptions) {
     super(message, { cause: options.cause })
@@ -276,6 +293,7 @@ export class AdapterError extends Error {
     this.retryAfter = options.retryAfter
     this.response = options.response
     this.unlinked = options.unlinked ?? false
+    this.undivided = options.undivided ?? false
   }
 
   /** Works across copies of this package, as a third-party adapter may carry its own. */

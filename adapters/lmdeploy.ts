@@ -110,10 +110,14 @@ export function isOurs (info: EngineInfoWire): boolean {
   return info.engine === 'fastify-epd'
 }
 
-/** Our engines' own word on themselves. KV formats are left out as long as no adapter moves KV. */
+/** Is it one of our engines, by its last probe? */
+export function isOurNode (node: AdapterNode): boolean {
+  return (node.info?.details as { ours?: boolean } | undefined)?.ours === true
+}
+
+/** Our engines' own word on themselves. */
 export function infoOfOurs (info: EngineInfoWire, status: NodeInfo['status'], ids: readonly string[], node: AdapterNode): NodeInfo {
   const role: Role = ROLE_FROM_WIRE[info.role ?? 0] ?? node.role
-  const features = (formats: readonly string[] | undefined): string[] => (formats ?? []).filter(format => format.startsWith('features:'))
   const vision = info.vision === 'full' || info.vision === 'features' ? info.vision : 'none'
   return {
     status,
@@ -123,22 +127,19 @@ export function infoOfOurs (info: EngineInfoWire, status: NodeInfo['status'], id
     version: info.version,
     epoch: info.epoch,
     fingerprint: info.fingerprint,
-    produces: features(info.produces),
-    accepts: features(info.accepts),
+    produces: info.produces ?? [],
+    accepts: info.accepts ?? [],
     vision: node.vision ?? vision,
+    maxPrefillTokens: node.maxPrefillTokens,
     notes: roleNotes(role, node.role),
     details: { ours: true, engine: info }
   }
 }
 
-export function roleNotes (role: Role, registered: Role = role): string[] {
-  const notes: string[] = []
-  if (role !== registered) notes.push(`registered as ${registered}, says it is ${role}: taken as ${role}`)
-  if (role === 'prefill' || role === 'decode') notes.push(`role ${role}: not used by plans, as this version moves no KV blocks between nodes`)
-  return notes
+function roleNotes (role: Role, registered: Role): string[] {
+  return role === registered ? [] : [`registered as ${registered}, says it is ${role}: taken as ${role}`]
 }
 
-/** A number that differs between two processes of a server that has no epoch, where one can be told at all. */
 export interface LmdeployDetails {
   readonly ours: false
   readonly engine?: EngineInfoWire | undefined
@@ -178,22 +179,35 @@ async function promptTokens (node: AdapterNode, model: string, picture: boolean,
   }
 }
 
-/** NodeInfo of a real LMDeploy api_server: hybrid work only. */
+/** How KV blocks travel between LMDeploy's PyTorch engines: RDMA or NVLink, set up by /distserve. */
+export const LMDEPLOY_KV = 'kv:lmdeploy/1'
+/** LMDeploy's default of --max-prefill-token-num. A longer prompt stalls for ever on role Prefill (InternLM/lmdeploy#4977). */
+const LONGEST_PREFILL = 8192
+
+type Division = Pick<NodeInfo, 'produces' | 'accepts' | 'maxPrefillTokens' | 'standalone'>
+
+function divisionOf (node: AdapterNode, backend: 'pytorch' | 'turbomind', engine: EngineInfoWire | undefined): Division {
+  const able = backend === 'pytorch' && engine !== undefined
+  if (able && node.role === 'prefill') return { produces: [LMDEPLOY_KV], accepts: [], maxPrefillTokens: node.maxPrefillTokens ?? LONGEST_PREFILL }
+  return able && node.role === 'decode' ? { produces: [], accepts: [LMDEPLOY_KV], standalone: true } : { produces: [], accepts: [] }
+}
+
+/** NodeInfo of a real LMDeploy api_server. It exchanges no features; KV blocks only between its PyTorch engines. */
 export async function infoOfLmdeploy (
   node: AdapterNode, backend: 'pytorch' | 'turbomind', status: NodeInfo['status'], ids: readonly string[],
   engine: EngineInfoWire | undefined, notes: readonly string[], call: Call
 ): Promise<NodeInfo> {
   const model = ids[0]
-  const ask = node.vision === undefined && status === 'healthy' && model !== undefined && node.role === 'hybrid'
+  const encodes = node.role === 'hybrid' || node.role === 'prefill'
+  const ask = node.vision === undefined && status === 'healthy' && model !== undefined && encodes
   const vision = ask ? await checkVision(node, model, call) : 'unknown'
-  const all = [...notes, ...roleNotes(node.role), ...(ask ? VISION_NOTES[vision] : [])]
+  const all = [...notes, ...(ask ? VISION_NOTES[vision] : [])]
   return {
     status,
     models: ids,
     role: node.role,
     backend: `lmdeploy ${backend}`,
-    produces: [],
-    accepts: [],
+    ...divisionOf(node, backend, engine),
     vision: node.vision ?? (vision === 'full' ? 'full' : 'none'),
     notes: all,
     details: { ours: false, engine, vision } satisfies LmdeployDetails

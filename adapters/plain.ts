@@ -15,8 +15,3 @@ export function generatePlain (job: GenerateJob, call: Call, read?: FailureReade
 export function refuse (node: AdapterNode, reason: string): Promise<never> {
   return Promise.reject(new AdapterError('REFUSED', reason, { node: node.id }))
 }
-
-/** P and D roles are known, and their transfer is not there yet. */
-export function refusePrefill (node: AdapterNode): Promise<never> {
-  return refuse(node, `${node.id}: this version moves no KV blocks between nodes, so prefill and decode stay on one node`)
-}

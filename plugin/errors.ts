@@ -26,6 +26,7 @@ interface Row {
 export const ERRORS = {
   EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_body' },
   EPD_ERR_MODEL_MISSING: { message: 'The request names no model', statusCode: 400, type: 'invalid_request_error', code: 'missing_value' },
+  EPD_ERR_UNDIVIDED: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, type: 'invalid_request_error', code: 'unsupported_value' },
   EPD_ERR_TOO_MANY_ITEMS: { message: 'The request has %s media items; at most %s are allowed', statusCode: 400, type: 'invalid_request_error', code: 'too_many_media' },
   EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, type: 'authentication_error', code: 'invalid_api_key' },
   EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, type: 'permission_error', code: 'forbidden' },
@@ -42,6 +43,7 @@ export const ERRORS = {
   EPD_ERR_UPSTREAM_BROKEN: { message: 'The model server broke off in the middle of its answer', statusCode: 502, type: 'server_error', code: 'upstream_broken' },
   EPD_ERR_UPSTREAM_BUSY: { message: 'The model servers are full; try again later', statusCode: 503, type: 'server_error', code: 'upstream_busy', again: true },
   EPD_ERR_FEATURES_GONE: { message: 'Encoded media were lost before they could be used', statusCode: 503, type: 'server_error', code: 'features_gone', again: true },
+  EPD_ERR_KV_GONE: { message: 'The prefilled prompt was lost before it could be used', statusCode: 503, type: 'server_error', code: 'kv_gone', again: true },
   EPD_ERR_LINK_REFUSED: { message: 'The nodes of this model can not work together', statusCode: 503, type: 'server_error', code: 'link_refused' },
   EPD_ERR_UPSTREAM_TIMEOUT: { message: 'The model server did not answer in time', statusCode: 504, type: 'server_error', code: 'upstream_timeout', again: true },
   EPD_ERR_DEADLINE: { message: 'The request took longer than its deadline before the answer began', statusCode: 504, type: 'server_error', code: 'deadline_exceeded' },
@@ -134,8 +136,8 @@ function fromAdapter (error: AdapterError): EpdError {
     case 'UNAVAILABLE': return isEpdError(error.cause) ? error.cause : epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
     case 'BUSY': return epdError('EPD_ERR_UPSTREAM_BUSY', [], details)
     case 'REFUSED': return epdError('EPD_ERR_LINK_REFUSED', [], details)
-    case 'FEATURES_GONE':
-    case 'KV_GONE': return epdError('EPD_ERR_FEATURES_GONE', [], details)
+    case 'FEATURES_GONE': return epdError('EPD_ERR_FEATURES_GONE', [], details)
+    case 'KV_GONE': return epdError('EPD_ERR_KV_GONE', [], details)
     case 'REJECTED': return epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
   }
 }

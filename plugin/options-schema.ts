@@ -18,18 +18,21 @@ const node = {
     models: { type: 'array', items: text },
     apiKey: text,
     vision: { enum: ['full', 'features', 'none'] },
+    maxPrefillTokens: { type: 'integer', minimum: 1 },
     speed: { type: 'number', exclusiveMinimum: 0 }
   }
 } as const
 
 const embedded = {
-  expects: 'true, false or an object with encoders, engines, backend, model',
+  expects: 'true, false or an object with encoders, engines, prefill, decode, backend, model',
   anyOf: [bool, {
     type: 'object',
     additionalProperties: false,
     properties: {
       encoders: { type: 'integer', minimum: 0, maximum: 16 },
-      engines: { type: 'integer', minimum: 1, maximum: 16 },
+      engines: { type: 'integer', minimum: 0, maximum: 16 },
+      prefill: { type: 'integer', minimum: 0, maximum: 16 },
+      decode: { type: 'integer', minimum: 0, maximum: 16 },
       backend: { enum: ['pytorch', 'turbomind'] },
       model: text
     }
@@ -55,6 +58,7 @@ const timeouts = {
     probe: milliseconds(15_000),
     link: milliseconds(10_000),
     encode: milliseconds(30_000),
+    prefill: milliseconds(120_000),
     firstByte: milliseconds(120_000),
     answer: milliseconds(600_000),
     idle: milliseconds(120_000),
@@ -69,7 +73,9 @@ const routing = {
   default: {},
   properties: {
     encoderTokens: { type: 'integer', minimum: 1, default: 16_384 },
-    smallItem: { type: 'integer', minimum: 0, default: 256 }
+    smallItem: { type: 'integer', minimum: 0, default: 256 },
+    disaggregate: { enum: ['auto', 'always', 'never'], default: 'auto' },
+    disaggregateTokens: { type: 'integer', minimum: 0, default: 1_024 }
   }
 } as const
 

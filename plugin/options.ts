@@ -18,6 +18,8 @@ export interface NodeOptions {
   readonly apiKey?: string | undefined
   /** What it does with media, where its probe can't tell or should not have to ask. */
   readonly vision?: 'full' | 'features' | 'none' | undefined
+  /** Role prefill: the longest prompt it takes, in tokens, where its probe can't tell. */
+  readonly maxPrefillTokens?: number | undefined
   /** Relative capacity. */
   readonly speed?: number | undefined
 }
@@ -25,6 +27,8 @@ export interface NodeOptions {
 export interface EmbeddedOptionsInput {
   readonly encoders?: number
   readonly engines?: number
+  readonly prefill?: number
+  readonly decode?: number
   readonly backend?: 'pytorch' | 'turbomind'
   readonly model?: string
 }
@@ -35,6 +39,8 @@ export interface TimeoutOptions {
   readonly probe: number
   readonly link: number
   readonly encode: number
+  /** The call to a prefill node, whose answer begins when the whole prompt is computed. */
+  readonly prefill: number
   /** From the call to the language model to the first event of a stream. */
   readonly firstByte: number
   /** The same for an answer that is not streamed, which begins only when all of it is there. */
@@ -70,6 +76,10 @@ export interface RoutingOptions {
   readonly encoderTokens: number
   /** With bypass "auto": a picture of at most so many vision tokens is small. */
   readonly smallItem: number
+  /** When prefill and decode run on two nodes, where there are nodes for it. */
+  readonly disaggregate: 'auto' | 'always' | 'never'
+  /** With "auto": a prompt of at least so many tokens, estimated, is worth it. */
+  readonly disaggregateTokens: number
 }
 
 export interface RouteOptions {
@@ -155,7 +165,7 @@ type Filled = Omit<ResolvedOptions, 'embedded' | 'routes' | 'bypass' | 'traces' 
 }
 
 export const DEFAULT_TRACES = 1_000
-const DEFAULT_EMBEDDED = { encoders: 1, engines: 1, backend: 'pytorch' } as const
+const DEFAULT_EMBEDDED = { encoders: 1, engines: 1, prefill: 0, decode: 0, backend: 'pytorch' } as const
 
 const validate = compile()
 
@@ -196,7 +206,20 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
 
 function embeddedOf (embedded: Filled['embedded'], nodes: readonly NodeOptions[]): ResolvedOptions['embedded'] {
   if (embedded === false || (embedded === undefined && nodes.length > 0)) return undefined
-  return typeof embedded === 'object' ? { ...DEFAULT_EMBEDDED, ...embedded } : DEFAULT_EMBEDDED
+  if (typeof embedded !== 'object') return DEFAULT_EMBEDDED
+  const { prefill = 0, decode = 0 } = embedded
+  const apart = prefill > 0 && decode > 0
+  const resolved = { ...DEFAULT_EMBEDDED, ...(apart ? { engines: 0 } : {}), ...embedded }
+  checkEmbedded(resolved, apart)
+  return resolved
+}
+
+/** What a schema can't say: whether anybody is left to answer. */
+function checkEmbedded ({ engines, prefill, decode }: NonNullable<ResolvedOptions['embedded']>, apart: boolean): void {
+  const problem = (member: string, message: string): OptionsError => new OptionsError([{ instancePath: `/embedded/${member}`, message: `embedded.${member} ${message}` }])
+  if (prefill > 0 && decode === 0) throw problem('decode', 'must be >= 1 beside embedded.prefill, not 0')
+  if (decode > 0 && prefill === 0) throw problem('prefill', 'must be >= 1 beside embedded.decode, not 0')
+  if (engines === 0 && !apart) throw problem('engines', 'must be >= 1 without embedded.prefill and embedded.decode, not 0')
 }
 
 function routesOf (routes: boolean | Partial<RouteOptions>, attach: readonly string[]): RouteOptions {

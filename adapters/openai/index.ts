@@ -1,6 +1,6 @@
 import { AdapterError, type Adapter, type AdapterNode, type Call, type NodeInfo } from '../adapter.ts'
 import { health, models } from '../lmdeploy.ts'
-import { generatePlain, refuse, refusePrefill } from '../plain.ts'
+import { generatePlain, refuse } from '../plain.ts'
 
 const NO_DISAGGREGATION = 'the openai adapter does no disaggregation'
 
@@ -33,7 +33,7 @@ export const openai: Adapter = {
   probe,
   link: (_a, b) => refuse(b, NO_DISAGGREGATION),
   encode: job => refuse(job.node, NO_DISAGGREGATION),
-  prefill: job => refusePrefill(job.node),
+  prefill: job => refuse(job.node, NO_DISAGGREGATION),
   generate: (job, call) => generatePlain(job, call),
   release: async () => {},
   abort: async () => {}

@@ -1,49 +1,43 @@
-import { AdapterError, type AdapterErrorOptions, type Call, type EncoderResult, type GenerateJob, type UpstreamResponse } from '../adapter.ts'
+import { AdapterError, type AdapterErrorOptions, type Call, type GenerateJob, type Handoff, type UpstreamResponse } from '../adapter.ts'
 import { postStream, type UpstreamFailure } from '../http.ts'
-import { generatePlain, refuse, refusePrefill } from '../plain.ts'
+import { isOurNode } from '../lmdeploy.ts'
+import { generatePlain, refuse } from '../plain.ts'
+import { PROXY_HEADERS } from './division.ts'
+import { featuresGone, unfit, withFeatures } from './features.ts'
 
-/**
- * Codes of our engines that mean: encode again. Features are most often gone because their encoder has restarted, and
- * then the link is dead too; making it again costs little where it was not.
- */
+/** The client's body with encoder results in place of pixels, or with P's migration request; with neither as it came. */
+export function generate (job: GenerateJob, call: Call): Promise<UpstreamResponse> {
+  const { node, body, features, handoff } = job
+  if (handoff !== undefined) return migrate(job, handoff, call)
+  if (features.length === 0) return generatePlain(job, call)
+  const reason = unfit(node, body, features)
+  if (reason !== undefined) return refuse(node, reason)
+  return postStream(node, { path: job.path, body: body.splice(withFeatures(body, features)) }, call, featuresGone)
+}
+
+/** Codes of our engines that mean: prefill again. As with features, what is gone most often left with its link. */
 const GONE: Readonly<Record<string, Pick<AdapterErrorOptions, 'unlinked'>>> = {
-  features_gone: { unlinked: true },
-  features_corrupt: {},
+  kv_gone: { unlinked: true },
+  kv_corrupt: {},
   not_linked: { unlinked: true },
   wrong_model: { unlinked: true }
 }
 
-function featuresGone ({ node, error }: UpstreamFailure): AdapterError | undefined {
+/** A migration request that D will not have is no fault of the client's, who has not written it. */
+function kvGone ({ node, error }: UpstreamFailure): AdapterError | undefined {
   const gone = typeof error.code === 'string' ? GONE[error.code] : undefined
-  if (gone === undefined) return undefined
-  return new AdapterError('FEATURES_GONE', `${node.id} could not pull the features: ${error.message ?? error.code}`, { node: node.id, ...gone })
-}
-
-function missing (job: GenerateJob): number {
-  const there = new Set(job.features.map(feature => feature.item))
-  return job.body.media.filter(item => !there.has(item.index)).length
+  const unfit = typeof error.param === 'string' && error.param.startsWith('migration_request')
+  if (gone === undefined && !unfit) return undefined
+  return new AdapterError('KV_GONE', `${node.id} could not take the prompt over: ${error.message ?? error.code}`, { node: node.id, ...gone })
 }
 
 /**
- * The client's body with `encoder_result` added and each picture's URL replaced by the lease on its features; without
- * features as it came. Pixels go to nodes with vision weights only.
+ * To D: the client's body and P's migration request. D emits P's token first, so its answer is whole. Our D gets the KV
+ * lease in place of each picture, as it looks at none; LMDeploy's makes its prompt again from the original body.
  */
-export function generate (job: GenerateJob, call: Call): Promise<UpstreamResponse> {
-  const { node, body } = job
-  if (job.handoff !== undefined) return refusePrefill(node)
-  if (job.features.length === 0) return generatePlain(job, call)
-  if (node.info?.accepts.length === 0) return refuse(node, `${node.id} takes no encoder results`)
-  if (node.info?.vision !== 'full' && missing(job) > 0) return refuse(node, `${node.id} has no vision weights, and ${missing(job)} media items are not encoded`)
-  const features = [...job.features].sort((one, other) => one.item - other.item)
-  const slices = body.splice({
-    set: { encoder_result: JSON.stringify(features.map(feature => feature.wire)) },
-    mediaUrls: leaseUrls(features, body.media.length)
-  })
-  return postStream(node, { path: job.path, body: slices }, call, featuresGone)
-}
-
-function leaseUrls (features: readonly EncoderResult[], length: number): Array<string | undefined> {
-  const urls = new Array<string | undefined>(length).fill(undefined)
-  for (const feature of features) urls[feature.item] = `epd:${feature.lease}`
-  return urls
+function migrate ({ node, path, body }: GenerateJob, { wire, lease }: Handoff, call: Call): Promise<UpstreamResponse> {
+  if (node.info?.accepts.some(format => format.startsWith('kv:')) !== true) return refuse(node, `${node.id} takes no migration request`)
+  const set = { migration_request: JSON.stringify(wire) }
+  const edits = isOurNode(node) ? { set, mediaUrls: body.media.map(() => `epd:${lease}`) } : { set }
+  return postStream(node, { path, body: body.splice(edits), headers: PROXY_HEADERS }, call, kvGone)
 }

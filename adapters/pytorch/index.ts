@@ -1,11 +1,11 @@
 import { setMaxListeners } from 'node:events'
 import type { Adapter, AdapterNode, Call, LeaseRef, NodeInfo } from '../adapter.ts'
 import { requestOk } from '../http.ts'
-import { engineInfo, health, infoOfLmdeploy, infoOfOurs, infoOfStarting, isOurs, models } from '../lmdeploy.ts'
-import { refusePrefill } from '../plain.ts'
+import { engineInfo, health, infoOfLmdeploy, infoOfOurs, infoOfStarting, isOurNode, isOurs, models } from '../lmdeploy.ts'
 import { encode } from './encode.ts'
 import { generate } from './generate.ts'
 import { link, unlink } from './link.ts'
+import { prefill } from './prefill.ts'
 
 async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
   const status = await health(node, call)
@@ -23,18 +23,14 @@ async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
   return await infoOfLmdeploy(node, 'pytorch', status, list.ids, answer.kind === 'info' ? answer.info : undefined, notes, call)
 }
 
-function isOurNode (node: AdapterNode): boolean {
-  return (node.info?.details as { ours?: boolean } | undefined)?.ours === true
-}
-
-/** Also right after the consumer's ACK: a lease ends once, repeats do nothing. */
+/** Of features and of KV blocks. Also right after the consumer's ACK: a lease ends once, repeats do nothing. */
 async function release (leases: readonly LeaseRef[], call: Call): Promise<void> {
   // One call each, all on one signal: more than ten are no leak.
   setMaxListeners(0, call.signal)
   await Promise.allSettled(leases.map(({ node, lease, wire }) => {
     const session = (wire as { remote_session_id?: unknown } | undefined)?.remote_session_id
     return requestOk(node, {
-      method: 'POST', path: '/distserve/free_cache', json: { remote_engine_id: node.id, remote_session_id: session, lease }, idempotent: true, timeout: 5000
+      method: 'POST', path: '/distserve/free_cache', json: { remote_engine_id: node.id, remote_session_id: session, ...(isOurNode(node) ? { lease } : {}) }, idempotent: true, timeout: 5000
     }, call)
   }))
 }
@@ -45,7 +41,7 @@ async function abort (node: AdapterNode, requestId: string, call: Call): Promise
   await requestOk(node, { method: 'POST', path: '/abort_request', json: { request_id: requestId }, timeout: 3000 }, call).catch(() => {})
 }
 
-/** LMDeploy's PyTorch engine (hybrid) and our PyTorch-like engines with their encoders (E -> PD). */
+/** LMDeploy's PyTorch engine (hybrid, P -> D) and our PyTorch-like engines with their encoders (E -> PD, P -> D, E -> P -> D). */
 export const pytorch: Adapter = {
   specificationVersion: 'v1',
   name: 'pytorch',
@@ -54,7 +50,7 @@ export const pytorch: Adapter = {
   link,
   unlink,
   encode,
-  prefill: job => refusePrefill(job.node),
+  prefill,
   generate,
   release,
   abort

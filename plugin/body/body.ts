@@ -21,6 +21,8 @@ export interface Body extends RequestBody {
   readonly textBytes: number
   /** Control fields that the client tried to send. */
   readonly stripped: readonly string[]
+  /** JSON text of a top-level member; undefined when it is absent. */
+  json (name: string): Buffer | undefined
 }
 
 /** A scanned body. Made by `parseBody`; the bytes must not change any more. */
@@ -63,6 +65,11 @@ export class ScannedBody implements Body {
       case 'null': return null
       default: return undefined
     }
+  }
+
+  json (name: string): Buffer | undefined {
+    const member = memberOf(this.#kept, name)
+    return member && this.bytes.subarray(member.valueStart, member.end)
   }
 
   splice (edits: BodyEdits): Buffer[] {

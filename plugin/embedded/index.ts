@@ -8,12 +8,13 @@ import { startEngineChild, type EngineChild } from './child.ts'
 export interface EmbeddedConfig {
   readonly encoders: number
   readonly engines: number
+  /** Engines that only prefill, and only decode. */
+  readonly prefill: number
+  readonly decode: number
   readonly backend: 'pytorch' | 'turbomind'
   /** Model folder; the shipped tiny model when absent. */
   readonly model?: string | undefined
 }
-
-export const DEFAULT_EMBEDDED: EmbeddedConfig = { encoders: 1, engines: 1, backend: 'pytorch' }
 
 export interface EmbeddedOptions {
   readonly config: EmbeddedConfig
@@ -76,11 +77,15 @@ export function startEmbedded (options: EmbeddedOptions): Embedded {
 
 function slotsOf ({ config, proxyUrl }: EmbeddedOptions): Slot[] {
   // The engines of one machine share its cores: each is told how many there are.
-  const sharing = String(config.encoders + config.engines)
+  const sharing = String(config.encoders + config.engines + config.prefill + config.decode)
   const common = ['--host', '127.0.0.1', '--port', '0', '--proxy-url', proxyUrl, '--sharing', sharing, ...(config.model === undefined ? [] : ['--model', config.model])]
   const slot = (name: string, ...args: string[]): Slot => ({ name, args: [...args, ...common], pause: FIRST_PAUSE_MS })
+  const slots = (count: number, name: string, role: string, backend = 'pytorch'): Slot[] =>
+    Array.from({ length: count }, (_, i) => slot(`${name} ${i + 1}`, '--role', role, '--backend', backend))
   return [
-    ...Array.from({ length: config.encoders }, (_, i) => slot(`encoder ${i + 1}`, '--role', 'encoder', '--backend', 'pytorch')),
-    ...Array.from({ length: config.engines }, (_, i) => slot(`engine ${i + 1}`, '--role', 'hybrid', '--backend', config.backend))
+    ...slots(config.encoders, 'encoder', 'encoder'),
+    ...slots(config.engines, 'engine', 'hybrid', config.backend),
+    ...slots(config.prefill, 'prefill', 'prefill'),
+    ...slots(config.decode, 'decode', 'decode')
   ]
 }

@@ -104,14 +104,15 @@ function groupByEncoder ({ plan, failed, last }: Fanout, items: readonly MediaIt
 
 async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<EncoderResult[]> {
   const { core, request } = exchange
+  const consumer = plan.prefill ?? plan.node
   const id = exchange.nextEncodeId()
   const scope = exchange.open(core.options.timeouts.encode)
   const ticket = core.registry.acquire(node.id, 'encode', items.reduce((sum, item) => sum + item.tokens, 0))
   const hold = (results: EncoderResult[]): void => { exchange.hold(node.adapter, node.node, results) }
   try {
     const results = await span.stage(SPAN.encodeCall, { [ATTR.node]: node.id, [ATTR.items]: items.length }, async callSpan => await scope.run(async () => {
-      if (core.registry.snapshot().link(node.id, plan.node.id) !== 'linked') await core.registry.ensureLink(node.id, plan.node.id, scope.signal)
-      const job = { node: node.node, items, body: request.body, consumer: plan.node.node, tenant: request.tenant }
+      if (core.registry.snapshot().link(node.id, consumer.id) !== 'linked') await core.registry.ensureLink(node.id, consumer.id, scope.signal)
+      const job = { node: node.node, items, body: request.body, consumer: consumer.node, tenant: request.tenant }
       return await node.adapter.encode(job, exchange.call(scope, callSpan, id))
     }, late => { hold(late); exchange.releaseLeases() }))
     hold(results)

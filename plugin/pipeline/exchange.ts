@@ -1,6 +1,6 @@
-import { AdapterError, type Adapter, type AdapterNode, type Call, type EncoderResult, type LeaseRef, type Log } from '../../adapters/adapter.ts'
+import { AdapterError, type Adapter, type AdapterNode, type Call, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import type { Plan } from '../planning/index.ts'
+import type { Plan, Undivided } from '../planning/index.ts'
 import { ATTR } from '../telemetry/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
 import type { Pass, Waiting } from './admission.ts'
@@ -55,11 +55,14 @@ export class Exchange implements Linked {
   plan: Plan | undefined
   attempts = 0
   cancelled: unknown
+  /** P and D could not share it: the next plan is for one node. */
+  undivided: Undivided | undefined
   #encodeCalls = 0
   #avoid: Set<string> | undefined
   #pass: Pass | undefined
   #waiting: Waiting | undefined
   #leases: HeldLease[] = []
+  #handoff: HeldLease | undefined
   #scopes: CallScope[] = []
   #closed = false
 
@@ -158,15 +161,27 @@ export class Exchange implements Linked {
     if (this.#closed) this.releaseLeases()
   }
 
+  /** Of a prefill; D ends it, unless it comes to `releaseLeases` before. */
+  holdHandoff (adapter: Adapter, node: AdapterNode, { lease, wire }: Handoff): void {
+    this.#handoff = { adapter, lease: { node, lease, wire } }
+    if (this.#closed) this.releaseLeases()
+  }
+
+  /** D has the KV blocks and has said so to P: ending the lease once more could end another's. */
+  forgetHandoff (): void {
+    this.#handoff = undefined
+  }
+
   /** Somebody else ends them now: the consumer has ACKed. */
   forgetLeases (): void {
     this.#leases = []
   }
 
   releaseLeases (): void {
-    if (this.#leases.length === 0) return
-    const held = this.#leases
+    if (this.#leases.length === 0 && this.#handoff === undefined) return
+    const held = this.#handoff === undefined ? this.#leases : [...this.#leases, this.#handoff]
     this.#leases = []
+    this.#handoff = undefined
     for (const adapter of new Set(held.map(one => one.adapter))) {
       const leases = held.filter(one => one.adapter === adapter).map(one => one.lease)
       this.farewell(call => adapter.release(leases, call))

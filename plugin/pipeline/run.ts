@@ -5,11 +5,11 @@ import { planRequest, type Plan, type Refusal } from '../planning/index.ts'
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
 import { encodeStage, EncodersExhausted, exhaustedError } from './encode.ts'
 import { Exchange } from './exchange.ts'
-import { generateStage, visionTokens } from './generate.ts'
+import { generateStage, visionTokens, type Generation } from './generate.ts'
+import { prefillStage } from './prefill.ts'
 import type { Core, Deliver, Delivery, GatewayRequest } from './types.ts'
+import { promptTokens, View } from './view.ts'
 
-/** Routes whose bodies have `messages` or no media at all. */
-const SCANNED: ReadonlySet<string> = new Set(['/v1/chat/completions', '/v1/completions', '/v1/embeddings'])
 const NO_FEATURES: readonly EncoderResult[] = []
 
 /** How a request ended whose answer had begun, or `error` when nothing had reached the client. */
@@ -22,7 +22,7 @@ export interface Served {
 }
 
 /**
- * Serves one request: plan, encode, generate, deliver. Never rejects: what went wrong before the client got anything is
+ * Serves one request: plan, encode, prefill, generate, deliver. Never rejects: what went wrong before the client got anything is
  * in `error`. Starts again at the plan when a node failed under it, before the first byte only.
  */
 export async function serve (core: Core, request: GatewayRequest, deliver: Deliver): Promise<Served> {
@@ -44,27 +44,29 @@ export async function serve (core: Core, request: GatewayRequest, deliver: Deliv
 async function attempts (exchange: Exchange, deliver: Deliver): Promise<Delivery> {
   for (;;) {
     exchange.attempts++
+    const { undivided } = exchange
     try {
       return await attempt(exchange, deliver)
     } catch (err) {
       exchange.releaseLeases()
-      if (!mayRetry(exchange, err)) throw err
+      if (!mayRetry(exchange, err, undivided)) throw err
       exchange.core.stats.retries++
       exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
     }
   }
 }
 
-function mayRetry (exchange: Exchange, err: unknown): boolean {
-  if (exchange.cancelled !== undefined || exchange.attempts > exchange.core.options.retries) return false
-  if (performance.now() >= exchange.deadline) return false
-  return AdapterError.is(err) && err.code !== 'REJECTED' && err.code !== 'REFUSED'
+/** @param before was it known when the attempt began that two nodes can't share the request? To find out is no failure, and costs no retry. */
+function mayRetry (exchange: Exchange, err: unknown, before: unknown): boolean {
+  if (exchange.cancelled !== undefined || performance.now() >= exchange.deadline || !AdapterError.is(err)) return false
+  if (err.undivided && before === undefined) return true
+  if (exchange.attempts > exchange.core.options.retries || err.code === 'REJECTED') return false
+  // Two nodes that can't work together are not planned together again.
+  return err.code !== 'REFUSED' || exchange.plan?.prefill !== undefined
 }
 
 async function attempt (exchange: Exchange, deliver: Deliver): Promise<Delivery> {
-  const planned = makePlan(exchange)
-  const { plan, features } = planned.order.length === 0 ? { plan: planned, features: NO_FEATURES } : await encodeOrFallBack(exchange, planned)
-  const generation = await generateStage(exchange, plan, features)
+  const { plan, generation } = await begin(exchange)
   let delivery: Delivery
   try {
     delivery = await deliver(generation.upstream, exchange.headers())
@@ -78,6 +80,31 @@ async function attempt (exchange: Exchange, deliver: Deliver): Promise<Delivery>
   if (delivery.outcome === 'complete') exchange.forgetLeases()
   generation.end(delivery.outcome === 'complete' ? undefined : brokenOff(plan, delivery), delivery)
   return delivery
+}
+
+/** All up to the first good event of the answer. */
+async function begin (exchange: Exchange): Promise<{ plan: Plan, generation: Generation }> {
+  const planned = makePlan(exchange)
+  if (planned.order.length === 0 && planned.prefill === undefined) return { plan: planned, generation: await generateStage(exchange, planned, NO_FEATURES) }
+  const free = reserve(exchange, planned)
+  try {
+    const { plan, features } = planned.order.length === 0 ? { plan: planned, features: NO_FEATURES } : await encodeOrFallBack(exchange, planned)
+    free.prefill()
+    const prefill = plan.prefill === undefined ? undefined : await prefillStage(exchange, plan, features)
+    free.node()
+    return { plan, generation: await generateStage(exchange, plan, features, prefill) }
+  } finally {
+    free.prefill()
+    free.node()
+  }
+}
+
+/** Nodes whose turn comes later are in use from the plan on, for others to see. */
+function reserve ({ core: { registry }, request }: Exchange, { order, prefill, node }: Plan): { prefill (): void, node (): void } {
+  return {
+    prefill: prefill === undefined || order.length === 0 ? () => {} : registry.reserve(prefill.id, promptTokens(request.body)),
+    node: registry.reserve(node.id)
+  }
 }
 
 function brokenOff (plan: Plan, delivery: Delivery): AdapterError {
@@ -97,14 +124,14 @@ function makePlan (exchange: Exchange): Plan {
 function choosePlan (exchange: Exchange): Plan {
   const { core: { options, registry }, request: { body, bypass = options.bypass, path } } = exchange
   exchange.encodedBy = []
-  const view = { model: body.model, media: body.media, opaque: !SCANNED.has(path) }
-  const plan = planRequest(view, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
-  if ('refused' in plan) throw refusal(plan, view.model)
+  const plan = planRequest(new View(body, path, exchange.undivided), registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
+  if ('refused' in plan) throw refusal(plan, body.model)
   exchange.plan = plan
   return plan
 }
 
-function refusal ({ refused, reason }: Refusal, model: string): Error {
+function refusal ({ refused, reason, param }: Refusal, model: string): Error {
+  if (refused === 'EPD_ERR_UNDIVIDED') return epdError(refused, [reason, model], { param })
   return epdError(refused, [model], refused === 'EPD_ERR_MODEL_NOT_FOUND' ? { param: 'model' } : { cause: new Error(reason) })
 }
 
@@ -116,9 +143,9 @@ async function encodeOrFallBack (exchange: Exchange, plan: Plan): Promise<{ plan
     if (!plan.fallback) throw exhaustedError(err)
     exchange.releaseLeases()
     exchange.core.stats.encodeFallbacks++
-    const hybrid: Plan = { ...plan, topology: 'hybrid', reason: 'encoders failed', order: [] }
-    exchange.plan = hybrid
-    return { plan: hybrid, features: NO_FEATURES }
+    const fallback: Plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
+    exchange.plan = fallback
+    return { plan: fallback, features: NO_FEATURES }
   }
 }
 

@@ -1,6 +1,7 @@
 import type { Dispatcher } from 'undici'
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Log, RequestBody, UpstreamResponse } from '../../adapters/adapter.ts'
+import type { Log, UpstreamResponse } from '../../adapters/adapter.ts'
+import type { Body } from '../body/index.ts'
 import type { Bypass, ResolvedOptions } from '../options.ts'
 import type { RegistryApi } from '../registry/index.ts'
 import type { GatewayMetrics } from '../telemetry/metrics.ts'
@@ -41,7 +42,7 @@ export interface Core {
 
 /** One request for the gateway's core. */
 export interface GatewayRequest {
-  readonly body: RequestBody
+  readonly body: Body
   /** Path below a node's URL, with query: `/v1/chat/completions`. */
   readonly path: string
   /** For joining logs; sent on as x-request-id. */

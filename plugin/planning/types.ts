@@ -2,8 +2,18 @@ import type { MediaItem } from '../../adapters/adapter.ts'
 import type { NodeSnapshot } from '../registry/index.ts'
 import type { Bypass, RoutingOptions } from '../options.ts'
 
-/** `pd`: text only. `hybrid`: the language model encodes by itself. `p-d` and `e-p-d` are for prefill and decode apart. */
+/** `pd`: text only. `hybrid`: the language model encodes by itself. `p-d` and `e-p-d`: prefill and decode apart. */
 export type Topology = 'pd' | 'hybrid' | 'e-pd' | 'p-d' | 'e-p-d'
+
+/** Why P and D can't share a request. */
+export interface Undivided {
+  /** For people: `n greater than 1`. */
+  readonly what: string
+  /** The member of the request it lies in. */
+  readonly param?: string | undefined
+  /** The request as the client wrote it; else what has come of trying. */
+  readonly asked: boolean
+}
 
 /** All the planner knows of a request. */
 export interface RequestView {
@@ -11,6 +21,9 @@ export interface RequestView {
   readonly media: readonly MediaItem[]
   /** A route whose media parts nobody scans (`/v1/responses`, ...): prefer nodes that could take some. */
   readonly opaque?: boolean
+  /** Estimated, of text and media together. Asked for only where there are prefill or decode nodes, as `undivided` is. */
+  readonly promptTokens?: number
+  readonly undivided?: Undivided | undefined
 }
 
 export interface PlanOptions {
@@ -23,18 +36,22 @@ export interface Plan {
   readonly topology: Topology
   /** For people: response header, span attribute, page. */
   readonly reason: string
-  /** PD: the node that generates. */
+  /** P, when prefill and decode run apart; it is then the one that takes the features. */
+  readonly prefill?: NodeSnapshot | undefined
+  /** PD or D: the node that answers. */
   readonly node: NodeSnapshot
-  /** Can `node` do the encoding when every encoder has failed? */
+  /** Can P or PD do the encoding when every encoder has failed? */
   readonly fallback: boolean
   /** Encoders for each media item, the first choice first; empty unless the topology encodes apart. */
   readonly order: ReadonlyArray<readonly NodeSnapshot[]>
 }
 
-export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_ERR_NO_ENCODER'
+export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_ERR_NO_ENCODER' | 'EPD_ERR_UNDIVIDED'
 
 /** No plan is possible, and why. */
 export interface Refusal {
   readonly refused: RefusalCode
   readonly reason: string
+  /** The member of the request that is at fault. */
+  readonly param?: string | undefined
 }

@@ -21,6 +21,8 @@ export class Entry {
   error: string | undefined
   /** Probes failed in a row. */
   failures = 0
+  /** Restarts seen. Tells processes apart that have no epoch. */
+  lives = 0
   #node: AdapterNode | undefined
 
   constructor (spec: NodeSpec, adapter: Adapter, breakers: StageBreakers) {
@@ -54,6 +56,7 @@ export class Entry {
       role: this.info?.role ?? this.spec.role ?? 'hybrid',
       apiKey: this.spec.apiKey,
       vision: this.spec.vision,
+      maxPrefillTokens: this.spec.maxPrefillTokens,
       info: this.info
     })
     return this.#node
@@ -66,6 +69,7 @@ export class Entry {
 
   /** The process behind the URL is another one: nothing of the old one counts. */
   restarted (): void {
+    this.lives++
     this.load.reset()
     this.breakers.reset()
     this.touch()

@@ -22,8 +22,9 @@ class Pair {
   state: LinkState = 'none'
   reason: string | undefined
   link: Link | undefined
-  /** Epochs the state belongs to. */
+  /** Epochs the state belongs to, and lives of the ends, which count where there is no epoch. */
   epochs: Epochs = [undefined, undefined]
+  lives: readonly [number, number] = [0, 0]
   attempt: Promise<Link> | undefined
   timer: NodeJS.Timeout | undefined
   delay: number
@@ -41,13 +42,25 @@ class Pair {
   currentEpochs (): Epochs {
     return [this.from.info?.epoch, this.to.info?.epoch]
   }
+
+  /** Is an end another process than the state belongs to? */
+  get restarted (): boolean {
+    return [this.from, this.to].some((end, i) => end.info?.epoch !== this.epochs[i] || (this.epochs[i] === undefined && end.lives !== this.lives[i]))
+  }
 }
 
-/** Do the two have a feature format in common? Whether they can really be linked shows when they are. */
+/** What moves from one role to another: features to whoever prefills, KV blocks from P to D. */
+function wares (from: Entry, to: Entry): 'features:' | 'kv:' | undefined {
+  if (from.role === 'encoder') return to.role === 'prefill' || to.role === 'hybrid' ? 'features:' : undefined
+  return from.role === 'prefill' && to.role === 'decode' ? 'kv:' : undefined
+}
+
+/** Do the two have a format in common, and for KV blocks a model? Whether they can really be linked shows when they are. */
 function hasBusiness (from: Entry, to: Entry): boolean {
-  if (from === to || from.role !== 'encoder' || to.role === 'encoder' || to.role === 'decode') return false
+  const kind = wares(from, to)
+  if (kind === undefined || (kind === 'kv:' && !from.models.some(model => to.models.includes(model)))) return false
   const accepts = to.info?.accepts ?? []
-  return (from.info?.produces ?? []).some(format => format.startsWith('features:') && accepts.includes(format))
+  return (from.info?.produces ?? []).some(format => format.startsWith(kind) && accepts.includes(format))
 }
 
 /** Reasons that need no call to be seen. */
@@ -112,6 +125,15 @@ export class Links {
     this.#startQuietly(pair)
   }
 
+  /** Nobody can use what this node produces. */
+  refuse (from: Entry, reason: string): void {
+    for (const pair of this.#pairs.values()) {
+      if (pair.from !== from || pair.state === 'refused') continue
+      clearTimeout(pair.timer)
+      this.#set(pair, 'refused', reason)
+    }
+  }
+
   async warmUp (): Promise<readonly LinkView[]> {
     const pairs = [...this.#pairs.values()]
     await Promise.allSettled(pairs.filter(pair => pair.state !== 'linked').map(pair => this.#start(pair)))
@@ -129,14 +151,12 @@ export class Links {
     const key = keyOf(from, to)
     let pair = this.#pairs.get(key)
     if (pair === undefined) this.#pairs.set(key, pair = new Pair(from, to, this.#options.backoff))
-    const [one, other] = pair.currentEpochs()
-    const restarted = pair.state !== 'none' && (one !== pair.epochs[0] || other !== pair.epochs[1])
-    if (restarted && pair.attempt === undefined) this.#set(pair, 'none', undefined)
+    if (pair.state !== 'none' && pair.restarted && pair.attempt === undefined) this.#set(pair, 'none', undefined)
     if (pair.state === 'none' && from.state === 'healthy' && to.state === 'healthy') this.#startQuietly(pair)
   }
 
   #set (pair: Pair, state: LinkState, reason: string | undefined, link?: Link): void {
-    Object.assign(pair, { state, reason, link, epochs: pair.currentEpochs() })
+    Object.assign(pair, { state, reason, link, epochs: pair.currentEpochs(), lives: [pair.from.lives, pair.to.lives] })
     this.#options.onChange()
   }
 
@@ -154,7 +174,7 @@ export class Links {
   async #handshake (pair: Pair): Promise<Link> {
     const { from, to } = pair
     this.#set(pair, 'linking', undefined)
-    const before = pair.epochs
+    const { epochs, lives } = pair
     try {
       const reason = refusal(from, to)
       if (reason !== undefined) throw new AdapterError('REFUSED', reason, { node: to.id })
@@ -163,13 +183,13 @@ export class Links {
       pair.delay = this.#options.backoff
       this.#set(pair, 'linked', undefined, link)
       // A restart during the handshake shows in the epochs, and the next sync starts again.
-      pair.epochs = link.epochs
+      Object.assign(pair, { epochs: link.epochs, lives })
       return link
     } catch (cause) {
       const error = AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', (cause as Error).message, { node: to.id, cause })
       const refused = error.code === 'REFUSED'
       this.#set(pair, refused ? 'refused' : 'failed', error.message)
-      pair.epochs = before
+      Object.assign(pair, { epochs, lives })
       if (!refused) this.#retryLater(pair)
       throw error
     }

@@ -56,6 +56,20 @@ export class Load implements NodeLoad {
     }
   }
 
+  /** As a ticket that is not in use yet. */
+  reserve (tokens: number): () => void {
+    const counts = this.#counts
+    let held = true
+    counts.requests++
+    counts.tokens += tokens
+    return () => {
+      if (!held) return
+      held = false
+      counts.requests--
+      counts.tokens -= tokens
+    }
+  }
+
   reset (): void {
     this.#counts = { requests: 0, tokens: 0 }
     this.#latencies = []

@@ -123,6 +123,10 @@ export class Registry extends EventEmitter<{ change: [RegistrySnapshot] }> imple
     return entry.load.take(id, stage, tokens, entry.breakers.of(stage), () => { loop.trigger(false) }, this.#options.onUse)
   }
 
+  reserve (id: string, tokens = 0): () => void {
+    return this.#members.get(id)?.entry.load.reserve(tokens) ?? (() => {})
+  }
+
   async ensureLink (from: string, to: string, signal?: AbortSignal): Promise<Link> {
     return await this.#links.ensure(this.#entry(from), this.#entry(to), signal)
   }
@@ -134,6 +138,11 @@ export class Registry extends EventEmitter<{ change: [RegistrySnapshot] }> imple
     // Why it was lost is most often a restart; the sooner the epochs are known the better.
     one.loop.trigger(false)
     other.loop.trigger(false)
+  }
+
+  refuseLinks (from: string, reason: string): void {
+    const member = this.#members.get(from)
+    if (member !== undefined) this.#links.refuse(member.entry, reason)
   }
 
   async warmUp (): Promise<readonly LinkView[]> {

@@ -2,6 +2,12 @@ import { ROLE_TO_WIRE } from '../../adapters/adapter.ts'
 import type { Entry } from './entry.ts'
 import type { LinkState, LinkView, NodeSnapshot, NodeStatus, RegistrySnapshot } from './types.ts'
 
+/** Why a prefill node is of no use, when every link of it was refused. */
+function refusals (entry: Entry, links: ReadonlyMap<string, LinkView>): string[] {
+  const own = entry.role === 'prefill' ? [...links.values()].filter(link => link.from === entry.id) : []
+  return own.every(link => link.state === 'refused') ? [...new Set(own.map(link => `not used by plans: ${link.reason}`))] : []
+}
+
 function nodeSnapshot (entry: Entry, links: ReadonlyMap<string, LinkView>): NodeSnapshot {
   return Object.freeze({
     id: entry.id,
@@ -12,7 +18,7 @@ function nodeSnapshot (entry: Entry, links: ReadonlyMap<string, LinkView>): Node
     adapter: entry.adapter,
     info: entry.info,
     speed: entry.spec.speed ?? 1,
-    notes: Object.freeze([...entry.notes]),
+    notes: Object.freeze([...entry.notes, ...refusals(entry, links)]),
     load: entry.load,
     breakers: entry.breakers,
     links
@@ -34,6 +40,13 @@ function byEnd (views: readonly LinkView[]): Map<string, Map<string, LinkView>> 
   return ends
 }
 
+/** Healthy, and an answer can come from it: a decode node needs a prefill node of the same model, unless it can do without. */
+function answers ({ state, role, info, models }: NodeSnapshot, nodes: readonly NodeSnapshot[]): boolean {
+  if (state !== 'healthy' || role === 'encoder' || role === 'prefill') return false
+  if (role === 'hybrid' || info?.standalone === true) return true
+  return nodes.some(other => other.role === 'prefill' && other.state === 'healthy' && other.models.some(model => models.includes(model)))
+}
+
 /** The registry as plain frozen data. Built once per change, not per request. */
 export function buildSnapshot (version: number, entries: Iterable<Entry>, views: readonly LinkView[]): RegistrySnapshot {
   const ends = byEnd(views)
@@ -44,8 +57,8 @@ export function buildSnapshot (version: number, entries: Iterable<Entry>, views:
     const node = nodeSnapshot(entry, ends.get(entry.id) ?? new Map())
     nodes.push(node)
     byId.set(node.id, node)
-    if (node.state === 'healthy' && node.role !== 'encoder') for (const model of node.models) models.add(model)
   }
+  for (const node of nodes) if (answers(node, nodes)) for (const model of node.models) models.add(model)
   return Object.freeze({
     version,
     nodes: Object.freeze(nodes),

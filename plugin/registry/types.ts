@@ -24,7 +24,7 @@ export interface LinkView {
 export interface NodeLoad {
   /** Requests in flight through this gateway. */
   readonly requests: number
-  /** Vision tokens in flight through this gateway. */
+  /** Vision tokens in flight through this gateway; at a prefill node, estimated prompt tokens. */
   readonly tokens: number
 }
 
@@ -77,6 +77,8 @@ export interface NodeSpec {
   readonly speed?: number | undefined
   /** What the operator says of its vision, in place of what a probe finds out. */
   readonly vision?: NodeInfo['vision'] | undefined
+  /** What the operator says of the longest prompt it takes (role prefill). */
+  readonly maxPrefillTokens?: number | undefined
   /** From the configuration: a registration over HTTP does not alter it. */
   readonly configured?: boolean | undefined
   /** IP address of who registered it; dialled in place of an unspecified host such as 0.0.0.0. */
@@ -158,15 +160,19 @@ export interface RegistryApi {
   snapshot (): RegistrySnapshot
   /** Resolves with the first snapshot for which `check` holds; rejects with the signal's reason or when the registry closes. */
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options?: { signal?: AbortSignal | undefined }): Promise<RegistrySnapshot>
-  /** Takes the node into use for a stage. `tokens`: vision tokens. A node that is gone gives a ticket that counts nowhere. */
+  /** Takes the node into use for a stage. `tokens`: vision tokens, of a prefill those of the whole prompt. A node that is gone gives a ticket that counts nowhere. */
   acquire (id: string, stage: Stage, tokens?: number): Ticket
   /**
    * The link over which `to` pulls from `from`: at once when it is there, else it is made (single flight).
    * Throws AdapterError REFUSED or UNAVAILABLE, or the signal's reason.
    */
   ensureLink (from: string, to: string, signal?: AbortSignal): Promise<Link>
+  /** Counts a use as load that is planned and has not begun, until the function given back is called: else all requests of a moment choose the same node. */
+  reserve (id: string, tokens?: number): () => void
   /** A link turned out dead (an adapter's error had `unlinked`): it is made again in the background. */
   linkLost (from: string, to: string): void
+  /** What a node produces can be used by nobody, as a use of it has shown: its links rest until it restarts. */
+  refuseLinks (from: string, reason: string): void
   /** Makes every link that is missing, refused ones included; resolves when all have an outcome. */
   warmUp (): Promise<readonly LinkView[]>
   /** Probes a node now, out of turn. */

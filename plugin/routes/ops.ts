@@ -33,6 +33,6 @@ export interface Health {
 export function healthOf (gateway: Gateway): Health {
   const { nodes, models } = gateway.registry.snapshot()
   const healthy = nodes.filter(node => node.state === 'healthy')
-  const ready = healthy.some(node => node.role === 'hybrid')
+  const ready = models.length > 0 || healthy.some(node => node.role === 'hybrid')
   return { status: gateway.draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
 }

@@ -14,8 +14,8 @@ import { ClientConnection } from '../client-connection.ts'
  * do. Status codes of the node are passed on, errors included.
  */
 export async function passOn (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, path: string): Promise<FastifyReply> {
-  const ready = gateway.registry.snapshot().nodes.filter(node => node.role === 'hybrid' && usable(node, 'decode'))
-  const node = leastLoaded(ready)
+  const ready = gateway.registry.snapshot().nodes.filter(node => usable(node, 'decode'))
+  const node = leastLoaded(ready.filter(({ role }) => role === 'hybrid')) ?? leastLoaded(ready.filter(({ role }) => role === 'decode'))
   if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
   if (node === undefined) return sendError(request, reply, epdError('EPD_ERR_NO_NODE', ['*']))
   const scope = new CallScope(gateway.deadlines, performance.now() + gateway.options.timeouts.answer)

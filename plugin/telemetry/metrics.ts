@@ -61,9 +61,9 @@ const OBSERVED: readonly Observed[] = [
   { name: METRIC.admissionRefused, kind: 'counter', help: 'Requests turned away with 429.', read: ({ admission }, observe) => { observe(admission.stats.refused) } },
   { name: METRIC.nodeUp, kind: 'gauge', help: '1 when the node is healthy.', read: eachNode(node => node.state === 'healthy' ? 1 : 0) },
   { name: METRIC.nodeRequests, kind: 'gauge', help: 'Calls in flight at the node.', read: eachNode(node => node.load.requests) },
-  { name: METRIC.nodeTokens, kind: 'gauge', help: 'Vision tokens in flight at the node.', read: eachNode(node => node.load.tokens) },
+  { name: METRIC.nodeTokens, kind: 'gauge', help: 'Vision tokens in flight at the node; at a prefill node, estimated prompt tokens.', read: eachNode(node => node.load.tokens) },
   { name: METRIC.breakerState, kind: 'gauge', help: 'Circuit breaker of a node for a stage: 0 closed, 1 half-open, 2 open.', read: breakers },
-  { name: METRIC.linkUp, kind: 'gauge', help: '1 when two nodes that exchange features are linked.', read: links }
+  { name: METRIC.linkUp, kind: 'gauge', help: '1 when two nodes that exchange features or KV blocks are linked.', read: links }
 ]
 
 function breakers ({ registry }: MetricsSource, observe: (value: number, attributes: Attributes) => void): void {

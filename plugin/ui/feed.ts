@@ -55,9 +55,10 @@ const STAGE_OF: Readonly<Record<string, string>> = {
   [SPAN.engineMigrate]: 'migrate',
   [SPAN.enginePrefill]: 'prefill',
   [SPAN.engineDecode]: 'decode',
+  [SPAN.prefill]: 'handoff',
   [SPAN.decode]: 'generate'
 }
-const STAGES = ['request', 'encode', 'generate', 'migrate', 'prefill', 'decode'] as const
+const STAGES = ['request', 'encode', 'handoff', 'generate', 'migrate', 'prefill', 'decode'] as const
 
 /**
  * Gathers what the page shows. Listens to the trace store only while somebody looks, and then does next to nothing for

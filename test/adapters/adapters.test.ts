@@ -5,12 +5,11 @@ import t from 'tap'
 import { ROLE_TO_WIRE, type Adapter, type AdapterNode, type Call, type EncoderResult } from '../../adapters/adapter.ts'
 import { adapters, checkAdapter, detectAdapter, openai, pytorch, resolveAdapter, turbomind } from '../../adapters/index.ts'
 import { EngineError } from '../../engines/errors.ts'
-import type { EngineInfo, EngineRole } from '../../engines/engine-service.ts'
+import type { EngineInfo } from '../../engines/engine-service.ts'
 import { P2PError } from '../../engines/p2p/errors.ts'
-import { startApiServer } from '../../engines/server/index.ts'
 import { bodyFrom, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
-import { FakeEngine } from '../helper/fake-engine.ts'
 import { FakeLmdeploy, type FakeLmdeployOptions, type Fault } from '../helper/fake-lmdeploy.ts'
+import { startScripted } from '../helper/scripted-engine.ts'
 import { until } from '../helper/until.ts'
 
 type T = Pick<typeof t, 'teardown'>
@@ -21,32 +20,6 @@ async function lmdeploy (t: T, options: FakeLmdeployOptions = {}): Promise<FakeL
   const fake = await FakeLmdeploy.start(options)
   t.teardown(async () => { await fake.close() })
   return fake
-}
-
-/** Our api_server around a scripted engine. */
-class ScriptedEngine extends FakeEngine {
-  override readonly p2p = {
-    endpoint: { v: 1, engine: this.url, epoch: 4711, host_id: 'h', tcp: 'tcp://127.0.0.1:9999', ipc: null, curve: null, fingerprint: 'f'.repeat(64), pools: {} },
-    connect: async (remote: object) => {
-      await this.connecting(remote)
-      this.linked.push(remote)
-    },
-    drop: async (id: string) => { this.dropped.push(id) }
-  }
-
-  more: Partial<EngineInfo> = {}
-  override info (): EngineInfo {
-    const encoder = this.role === 'encoder'
-    const format = 'features:epd-zmq/1'
-    return { ...super.info(), vision: encoder ? 'full' : 'features', produces: encoder ? [format] : ['kv:epd-zmq/1'], accepts: encoder ? [] : [format], ...this.more }
-  }
-}
-
-async function engine (t: T, role: EngineRole): Promise<{ engine: ScriptedEngine, url: string }> {
-  let engine: ScriptedEngine | undefined
-  const server = await startApiServer({ version: '0.0.0', createEngine: async url => (engine = new ScriptedEngine(url, role)) })
-  t.teardown(async () => { await server.close(0) })
-  return { engine: engine!, url: server.url }
 }
 
 async function probed (adapter: Adapter, node: AdapterNode, call: Call): Promise<AdapterNode> {
@@ -70,7 +43,7 @@ t.test('lmdeploy: probes tell its two backends apart, in both forms of engine_in
   t.match(await pytorch.probe(nodeAt(old.url), call), { notes: [/too old/] })
   t.match(await pytorch.probe(nodeAt(turbo.url), call), { notes: [/name the adapter turbomind/] })
   t.match(await failure(turbomind.probe(nodeAt(torch.url), call)), { code: 'UNAVAILABLE', message: /adapter pytorch/ })
-  t.match(await pytorch.probe(nodeAt(torch.url, { role: 'prefill' }), call), { role: 'prefill', produces: [], notes: [/moves no KV blocks/] })
+  t.match(await pytorch.probe(nodeAt(old.url, { role: 'prefill' }), call), { role: 'prefill', produces: [], notes: [/too old for disaggregation/] })
 })
 
 t.test('lmdeploy: the states of /health', async t => {
@@ -153,16 +126,16 @@ t.test('lmdeploy: every scripted fault before the first event is an error of its
   await until(() => fake.connections <= 2, 'nothing is open but what is kept to be used again')
 })
 
-t.test('our engines: probes tell role, epoch, formats without kv, and the TurboMind kind', async t => {
+t.test('our engines: probes tell role, epoch, formats, and the TurboMind kind', async t => {
   const call = callWith(dispatcherFor(t))
-  const e = await engine(t, 'encoder')
-  const pd = await engine(t, 'hybrid')
+  const e = await startScripted(t, 'encoder')
+  const pd = await startScripted(t, 'hybrid')
   t.match(await pytorch.probe(nodeAt(e.url, { role: 'encoder' }), call), {
     status: 'healthy', role: 'encoder', models: ['fake-vlm'], epoch: 4711, fingerprint: 'f'.repeat(64), produces: ['features:epd-zmq/1'], vision: 'full', backend: 'fastify-epd/0.0.0 pytorch', notes: []
   })
-  t.match(await pytorch.probe(nodeAt(pd.url, { role: 'encoder' }), call), { role: 'hybrid', produces: [], accepts: ['features:epd-zmq/1'], vision: 'features', notes: [/registered as encoder, says it is hybrid/] })
+  t.match(await pytorch.probe(nodeAt(pd.url, { role: 'encoder' }), call), { role: 'hybrid', accepts: ['features:epd-zmq/1'], vision: 'features', notes: [/registered as encoder, says it is hybrid/] })
   pd.engine.more = { role: ROLE_TO_WIRE.prefill }
-  t.match(await pytorch.probe(nodeAt(pd.url, { role: 'prefill' }), call), { role: 'prefill', notes: [/moves no KV blocks/] })
+  t.match(await pytorch.probe(nodeAt(pd.url, { role: 'prefill' }), call), { role: 'prefill', produces: ['kv:epd-zmq/1'], notes: [] })
   pd.engine.more = { backend: 'turbomind', vision: 'full' }
   t.equal(await detectAdapter(nodeAt(pd.url), call), 'turbomind')
   t.match(await turbomind.probe(nodeAt(pd.url), call), { vision: 'full', accepts: ['features:epd-zmq/1'], notes: [] })
@@ -171,8 +144,8 @@ t.test('our engines: probes tell role, epoch, formats without kv, and the TurboM
 
 t.test('our engines: a link is four calls, infos go through as they are, and mismatches are refused with the reason', async t => {
   const call = callWith(dispatcherFor(t))
-  const e = await engine(t, 'encoder')
-  const pd = await engine(t, 'hybrid')
+  const e = await startScripted(t, 'encoder')
+  const pd = await startScripted(t, 'hybrid')
   const [a, b] = [nodeAt(e.url, { role: 'encoder' }), nodeAt(pd.url)]
   t.same(await pytorch.link(a, b, call), { from: e.url, to: pd.url, transport: 'zmq+tcp', epochs: [4711, 4711] })
   t.same(e.engine.linked, [pd.engine.p2p.endpoint])
@@ -217,7 +190,7 @@ const CONVERSATION = {
 
 t.test('our engines: an encode call carries the media alone, and results find their way back to the client\'s positions', async t => {
   const call = callWith(dispatcherFor(t))
-  const e = await engine(t, 'encoder')
+  const e = await startScripted(t, 'encoder')
   e.engine.answer = async ({ body }) => encodeAnswer(body)
   const node = await probed(pytorch, nodeAt(e.url, { role: 'encoder' }), call)
   const body = await bodyFrom(CONVERSATION)
@@ -244,7 +217,7 @@ t.test('our engines: an encode call carries the media alone, and results find th
 
 t.test('our engines: a bad picture is told by the client\'s position; a wrong answer is no result', async t => {
   const call = callWith(dispatcherFor(t))
-  const e = await engine(t, 'encoder')
+  const e = await startScripted(t, 'encoder')
   const node = nodeAt(e.url, { role: 'encoder' })
   const body = await bodyFrom(CONVERSATION)
   const job = { node, items: body.media.slice(1), body, consumer: node }
@@ -262,7 +235,7 @@ t.test('our engines: a bad picture is told by the client\'s position; a wrong an
 
 t.test('our engines: the answering node gets results and leases in place of pixels, and says when they are gone', async t => {
   const call = callWith(dispatcherFor(t))
-  const pd = await engine(t, 'hybrid')
+  const pd = await startScripted(t, 'hybrid')
   const node = await probed(pytorch, nodeAt(pd.url), call)
   const body = await bodyFrom(CONVERSATION)
   const features: EncoderResult[] = [2, 0, 1].map(item => ({ item, node: 'http://e', lease: `l${item}`, tokens: 1, cached: false, wire: { lease: `l${item}`, message: 1, part: item } }))
@@ -290,7 +263,7 @@ t.test('what an adapter does not speak it refuses with a reason', async t => {
   const node = nodeAt('http://127.0.0.1:9')
   const body = await bodyFrom({ model: 'm', messages: [] })
   for (const adapter of adapters.values()) {
-    t.match(await failure(adapter.prefill({ node, decode: node, body, features: [] }, call)), { code: 'REFUSED', message: /moves no KV blocks|no disaggregated prefill/ })
+    t.match(await failure(adapter.prefill({ node, decode: node, body, features: [] }, call)), { code: 'REFUSED', message: /hands no KV blocks on|no disaggregated prefill|does no disaggregation/ })
   }
   const turbo = await lmdeploy(t, { backend: 'turbomind', model: 'm' })
   t.match(await failure(turbomind.link(nodeAt(turbo.url), nodeAt(turbo.url), call)), { code: 'REFUSED', message: /knows no encoder role/ })

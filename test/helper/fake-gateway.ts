@@ -34,7 +34,7 @@ export async function settled (registry: RegistryApi, nodes: readonly FakeNode[]
   await registry.waitFor(snapshot => nodes.every(({ url, role }) => {
     const node = snapshot.byId.get(url)
     if (node?.state !== 'healthy') return false
-    return role !== 'encoder' || [...node.links.values()].every(link => link.state !== 'linking' && link.state !== 'none')
+    return role === 'hybrid' || role === 'decode' || [...node.links.values()].every(link => link.state !== 'linking' && link.state !== 'none')
   }), { signal: AbortSignal.timeout(10_000) })
 }
 

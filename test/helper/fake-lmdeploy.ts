@@ -1,19 +1,19 @@
 /**
  * A stand-in for `lmdeploy serve api_server`, as a real HTTP server: it registers before it listens, answers engine_info
  * as a string that holds JSON (500 with TurboMind), drops pictures without a word when started language-model-only,
- * hangs on a migration sent to a hybrid, closes idle connections after 5 s, and breaks in the ways a test asks for.
+ * hangs on a migration sent to a hybrid, closes idle connections after 5 s, and breaks in the ways a test asks for. What
+ * it does as Prefill or Decode is in fake-distserve.ts.
  */
 import { once } from 'node:events'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
+import { ENDS_AT_ONCE, FakeDistServe, type DistServeBody, type DistServeOptions } from './fake-distserve.ts'
 import { freePort } from './free-port.ts'
 
-export interface FakeLmdeployOptions {
+export interface FakeLmdeployOptions extends Partial<DistServeOptions> {
   readonly model?: string
   /** `old`: a version without /distserve. */
   readonly backend?: 'pytorch' | 'turbomind' | 'old'
-  /** Wire integer; TurboMind is always 1. */
-  readonly role?: number
   readonly languageModelOnly?: boolean
   readonly apiKey?: string
   readonly port?: number
@@ -49,12 +49,12 @@ export interface SeenRequest {
 }
 
 type Content = string | Array<{ type: string, text?: string }>
-interface ChatBody {
+interface ChatBody extends DistServeBody {
   readonly model?: string
   readonly stream?: boolean
   readonly max_tokens?: number
   readonly messages?: Array<{ role: string, content: Content }>
-  readonly migration_request?: unknown
+  readonly prompt?: unknown
 }
 
 const MEDIA = new Set(['image_url', 'image_data', 'image', 'video_url', 'video', 'audio_url', 'audio', 'time_series_url', 'time_series'])
@@ -64,6 +64,7 @@ export class FakeLmdeploy {
   readonly options: FakeLmdeployOptions
   readonly seen: SeenRequest[] = []
   readonly faults: Fault[] = []
+  readonly distserve: FakeDistServe
   health: 'healthy' | 'sleeping' | 'initializing' | 'unhealthy' = 'healthy'
   numGpuBlocks = 1234
   #server: Server | undefined
@@ -72,6 +73,7 @@ export class FakeLmdeploy {
 
   constructor (options: FakeLmdeployOptions = {}) {
     this.options = options
+    this.distserve = new FakeDistServe({ ...options, role: options.role ?? 1 })
   }
 
   static async start (options: FakeLmdeployOptions = {}): Promise<FakeLmdeploy> {
@@ -88,6 +90,11 @@ export class FakeLmdeploy {
 
   generations (): SeenRequest[] {
     return this.seen.filter(request => request.method === 'POST' && request.path.startsWith('/v1/') && !isVisionCheck(request))
+  }
+
+  /** Requests that had their KV blocks kept. */
+  prefills (): SeenRequest[] {
+    return this.generations().filter(request => request.body?.preserve_cache === true && !isNamingCheck(request))
   }
 
   /** Starts, or starts again at the same port. Registers first, as LMDeploy does: nobody listens yet while the proxy answers. */
@@ -121,6 +128,7 @@ export class FakeLmdeploy {
     const server = this.#server
     if (server === undefined) return
     this.#server = undefined
+    this.distserve.forget()
     for (const socket of this.#sockets) socket.resetAndDestroy()
     server.close()
     await once(server, 'close')
@@ -146,10 +154,14 @@ export class FakeLmdeploy {
     if (route === 'GET /health') this.#health(response)
     else if (route === 'GET /v1/models') json(response, 200, { object: 'list', data: [{ id: this.model, object: 'model', created: 0, owned_by: 'lmdeploy', root: this.model, parent: null }] })
     else if (route === 'GET /distserve/engine_info') this.#engineInfo(response)
-    else if (route === 'POST /v1/chat/completions' || route === 'POST /v1/completions') this.#generate(seen, response)
+    else if (route === 'POST /v1/chat/completions' || route === 'POST /v1/completions') await this.#generate(seen, response)
     else if (route === 'POST /abort_request') json(response, 501, errorResponse(501, 'abort handling is not enabled', 'not_implemented'))
-    else if (route === 'POST /distserve/free_cache') json(response, 200, { status: 'SUCCESS' })
-    else json(response, 404, { detail: 'Not Found' })
+    else this.#control(seen, response)
+  }
+
+  #control ({ path, body }: SeenRequest, response: ServerResponse): void {
+    const answer = this.distserve.control(path, body, this.#port) ?? { status: 404, body: { detail: 'Not Found' } }
+    json(response, answer.status, answer.body)
   }
 
   #health (response: ServerResponse): void {
@@ -160,25 +172,43 @@ export class FakeLmdeploy {
     const { backend = 'pytorch' } = this.options
     if (backend === 'turbomind') { response.writeHead(500, { 'content-type': 'text/plain' }).end('Internal Server Error'); return }
     if (backend === 'old') { json(response, 404, { detail: 'Not Found' }); return }
-    const info = { tp_size: 1, ep_size: 1, dp_size: 1, pp_size: null, dp_rank: 0, block_size: 64, num_cpu_blocks: 0, num_gpu_blocks: this.numGpuBlocks }
-    json(response, 200, JSON.stringify(info))
+    json(response, 200, JSON.stringify(this.distserve.info(this.numGpuBlocks)))
   }
 
-  #generate (seen: SeenRequest, response: ServerResponse): void {
+  async #generate (seen: SeenRequest, response: ServerResponse): Promise<void> {
     const body = seen.body as ChatBody
     if (this.health === 'sleeping') { json(response, 503, errorResponse(503, 'Engine is sleeping; call POST /wakeup', 'engine_unavailable')); return }
-    if (body.migration_request !== undefined && (this.options.role ?? 1) === 1) return
+    const { role = 1 } = this.options
+    const gated = this.distserve.gate(body, seen.headers['x-lmdeploy-distserve-proxy'] === '1')
+    if (gated !== undefined) { json(response, 400, errorResponse(400, gated, 'invalid_request_error')); return }
+    if (body.migration_request !== undefined && role === 1) return
     const fault = isVisionCheck(seen) ? undefined : this.faults.shift()
     if (fault !== undefined && fault.kind !== 'split') { misbehave(fault, response, body, this); return }
     if (body.model !== this.model) { json(response, 404, errorResponse(404, `The model '${body.model}' does not exist.`, 'not_found_error')); return }
     const wrong = this.#wrongPart(body)
     if (wrong !== undefined) { json(response, 400, errorResponse(400, `unknown item type ${wrong}`, 'invalid_request_error')); return }
+    if (role === 2) { this.#prefill(seen.path, body, response); return }
+    if (body.migration_request !== undefined && !(await this.distserve.migrate(body.migration_request))) { response.socket?.resetAndDestroy(); return }
     if (body.stream === true) this.#stream(body, response, fault?.bytes)
-    else json(response, 200, { id: 'chatcmpl-x', object: 'chat.completion', model: this.model, choices: [{ index: 0, message: { role: 'assistant', content: this.says(body) }, finish_reason: 'stop' }], usage: this.#usage(body) })
+    else this.#answer(body, response, {})
+  }
+
+  #answer (body: ChatBody, response: ServerResponse, extras: Record<string, unknown>): void {
+    json(response, 200, { id: 'chatcmpl-x', object: 'chat.completion', model: this.model, choices: [{ index: 0, message: { role: 'assistant', content: this.says(body) }, finish_reason: 'stop' }], usage: this.#usage(body), ...extras })
+  }
+
+  #prefill (path: string, body: ChatBody, response: ServerResponse): void {
+    const prompt = JSON.stringify(body.messages ?? body.prompt)
+    const done = this.distserve.prefill(body, path, prompt)
+    if (done === 'stalls') return
+    if (done === 'fails') response.writeHead(500, { 'content-type': 'text/plain' }).end('Internal Server Error')
+    else if (done === 'occupied') json(response, 400, errorResponse(400, `The session_id ${body.session_id} is occupied.`, 'invalid_request_error'))
+    else this.#answer(body, response, done.extras)
   }
 
   /** Tells how many pictures reached the model. */
   says (body: ChatBody): string {
+    if (JSON.stringify(body.messages ?? body.prompt).includes(ENDS_AT_ONCE)) return ''
     return this.options.answer ?? `I see ${this.#pictures(body)} pictures.`
   }
 
@@ -225,7 +255,12 @@ export class FakeLmdeploy {
 /** The gateway's own question whether the server looks at pictures. */
 function isVisionCheck (request: SeenRequest): boolean {
   const body = request.body as ChatBody | undefined
-  return body?.max_tokens === 1 && JSON.stringify(body.messages).includes('"text":"Hi"')
+  return body?.max_tokens === 1 && JSON.stringify(body.messages ?? null).includes('"text":"Hi"')
+}
+
+/** The adapter's question how this server names its sessions. */
+function isNamingCheck ({ body }: SeenRequest): boolean {
+  return body?.preserve_cache === true && JSON.stringify(body.messages) === '[{"role":"user","content":"Hi"}]'
 }
 
 function misbehave (fault: Fault, response: ServerResponse, body: ChatBody, fake: FakeLmdeploy): void {

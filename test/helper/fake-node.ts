@@ -19,6 +19,8 @@ export interface FakeNodeOptions {
   readonly models?: readonly string[]
   readonly vision?: 'full' | 'features' | 'none'
   readonly fingerprint?: string
+  readonly maxPrefillTokens?: number
+  readonly standalone?: boolean
 }
 
 export interface SeenCall { readonly path: string, readonly headers: IncomingMessage['headers'], readonly body: any, aborted: boolean }
@@ -29,8 +31,11 @@ export class FakeNode {
   readonly options: FakeNodeOptions
   readonly seen: SeenCall[] = []
   readonly encodeFaults: Fault[] = []
+  readonly prefillFaults: Fault[] = []
   readonly generateFaults: Fault[] = []
   readonly leases = new Set<string>()
+  /** Of KV blocks, as long as nobody has pulled or released them. */
+  readonly handoffs = new Set<string>()
   readonly released: string[] = []
   readonly abortedRequests: string[] = []
   epoch = randomInt(1 << 30)
@@ -55,6 +60,7 @@ export class FakeNode {
   get role (): Role { return this.options.role ?? 'hybrid' }
   get spec (): NodeOptions { return { url: this.url, role: this.role, adapter: 'fake' } }
   calls (path: string): SeenCall[] { return this.seen.filter(call => call.path === path) }
+  get prefills (): SeenCall[] { return this.calls('/prefill') }
   get generations (): SeenCall[] { return this.seen.filter(call => call.path.startsWith('/v1/')) }
 
   async listen (): Promise<void> {
@@ -89,6 +95,8 @@ export class FakeNode {
     response.on('close', () => { call.aborted = !response.writableFinished })
     if (path === '/info') this.#info(response)
     else if (path === '/encode') await this.#encode(call, response)
+    else if (path === '/prefill') await this.#prefill(call, response)
+    else if (path === '/pull') json(response, this.handoffs.delete(call.body.lease) ? 200 : 410, {})
     else if (path === '/release') this.#release(call, response)
     else if (path === '/abort') { this.abortedRequests.push(call.body.id); json(response, 200, {}) } else if (path === '/link') json(response, 200, {})
     else if (request.method === 'GET') json(response, path === '/v1/missing' ? 404 : 200, { path })
@@ -96,7 +104,7 @@ export class FakeNode {
   }
 
   #info (response: ServerResponse): void {
-    const { models = [MODEL], vision = this.role === 'encoder' ? 'full' : 'features', fingerprint = 'f' } = this.options
+    const { models = [MODEL], vision = this.role === 'encoder' ? 'full' : 'features', fingerprint = 'f', maxPrefillTokens, standalone } = this.options
     json(response, 200, {
       status: 'healthy',
       models,
@@ -104,9 +112,11 @@ export class FakeNode {
       backend: 'fake',
       epoch: this.epoch,
       fingerprint,
-      produces: this.role === 'encoder' ? ['features:fake/1'] : [],
-      accepts: this.role === 'encoder' ? [] : ['features:fake/1'],
-      vision
+      produces: { encoder: ['features:fake/1'], prefill: ['kv:fake/1'], decode: [], hybrid: [] }[this.role],
+      accepts: { encoder: [], prefill: ['features:fake/1'], decode: ['kv:fake/1'], hybrid: ['features:fake/1'] }[this.role],
+      vision,
+      maxPrefillTokens,
+      standalone
     })
   }
 
@@ -124,13 +134,29 @@ export class FakeNode {
     for (const lease of call.body.leases as string[]) {
       this.released.push(lease)
       this.leases.delete(lease)
+      this.handoffs.delete(lease)
     }
     json(response, 200, {})
+  }
+
+  async #prefill (call: SeenCall, response: ServerResponse): Promise<void> {
+    if (await misbehave(this.prefillFaults.shift(), response)) return
+    const lease = `kv-${this.#port}-${++this.#leases}`
+    this.handoffs.add(lease)
+    json(response, 200, { lease, tokens: 42 })
+  }
+
+  /** As D: pulls from P over a connection of its own. */
+  async #pull (handoff: { node: string, lease: string }): Promise<boolean> {
+    const answer = await fetch(`${handoff.node}/pull`, { method: 'POST', body: JSON.stringify({ lease: handoff.lease }) }).catch(() => undefined)
+    await answer?.arrayBuffer()
+    return answer?.status === 200
   }
 
   async #generate (call: SeenCall, response: ServerResponse): Promise<void> {
     const fault = this.generateFaults.shift()
     if (fault !== 'half' && fault !== 'pause' && await misbehave(fault, response)) return
+    if (call.body.handoff !== undefined && !(await this.#pull(call.body.handoff))) { json(response, 410, { error: { message: 'no such KV blocks', type: 'x', code: 'kv_gone' } }); return }
     if (call.body.stream !== true) { json(response, 200, { object: 'chat.completion', model: call.body.model, choices: [{ message: { content: this.answer } }] }); return }
     response.writeHead(200, { 'content-type': 'text/event-stream' })
     response.write(`data: {"choices":[{"delta":{"content":"${this.answer}"}}]}\n\n`)
@@ -157,6 +183,7 @@ function json (response: ServerResponse, status: number, body: unknown, headers:
 }
 
 function readFailure ({ node, error }: UpstreamFailure): AdapterError | undefined {
+  if (error.code === 'kv_gone') return new AdapterError('KV_GONE', 'gone', { node: node.id, unlinked: true })
   return error.code === 'features_gone' ? new AdapterError('FEATURES_GONE', 'gone', { node: node.id }) : undefined
 }
 
@@ -176,9 +203,16 @@ export const fakeAdapter: Adapter = {
     return (answer as { results: Array<{ item: number, tokens: number, lease: string }> }).results
       .map((result): EncoderResult => ({ ...result, node: node.id, cached: false, wire: result }))
   },
-  async prefill () { throw new Error('not here') },
-  async generate ({ node, path, body, features }, call) {
-    const set = features.length === 0 ? {} : { features: JSON.stringify(features.map(feature => feature.lease)) }
+  async prefill ({ node, decode, path, features }, call) {
+    const json = { decode: decode.id, path, features: features.map(feature => feature.lease) }
+    const wire = await requestOk(node, { method: 'POST', path: '/prefill', timeout: 0, json }, call, readFailure) as { lease: string, tokens: number }
+    return { handoff: { node: node.id, lease: wire.lease, wire, tokens: wire.tokens }, settled: Promise.resolve() }
+  },
+  async generate ({ node, path, body, features, handoff }, call) {
+    const set = {
+      ...(features.length === 0 ? {} : { features: JSON.stringify(features.map(feature => feature.lease)) }),
+      ...(handoff === undefined ? {} : { handoff: JSON.stringify({ node: handoff.node, lease: handoff.lease }) })
+    }
     return await postStream(node, { path, body: body.splice({ set }) }, call, readFailure)
   },
   async release (leases, call) {

@@ -15,17 +15,22 @@ interface Sketch {
   readonly requests?: number
   readonly tokens?: number
   readonly speed?: number
-  readonly broken?: 'encode' | 'decode'
+  readonly broken?: 'encode' | 'prefill' | 'decode'
+  readonly maxPrefillTokens?: number
+  readonly standalone?: boolean
 }
 
 const FORMAT = 'features:fake/1'
+const KV = 'kv:fake/1'
 const E = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'encoder', ...more })
 const PD = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, vision: 'features', ...more })
+const P = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'prefill', vision: 'features', ...more })
+const D = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'decode', vision: 'none', ...more })
 const closed = { encode: 'closed', migrate: 'closed', prefill: 'closed', decode: 'closed' } as const
 
-function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, broken }: Sketch): NodeSnapshot {
-  const encoder = role === 'encoder'
-  const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: encoder ? [FORMAT] : [], accepts: accepts ?? (encoder ? [] : [FORMAT]), vision }
+function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, broken, maxPrefillTokens, standalone }: Sketch): NodeSnapshot {
+  const formats = { encoder: [[FORMAT], []], hybrid: [[], [FORMAT]], prefill: [[KV], [FORMAT]], decode: [[], [KV]] }[role]
+  const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: formats[0]!, accepts: accepts ?? formats[1]!, vision, maxPrefillTokens, standalone }
   const breakers = broken === undefined ? closed : { ...closed, [broken]: 'open' as const }
   return { id, role, models, state, node: { id, url: id, role, info }, adapter: fakeAdapter, info, speed, notes: [], load: { requests, tokens }, breakers, links: new Map() }
 }
@@ -39,7 +44,7 @@ function item (routeKey: string, tokens = 1_000, index = 0): MediaItem {
   return { index, message: 0, part: index, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, tokens }
 }
 
-const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { encoderTokens: 16_384, smallItem: 256 }, ...more })
+const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024 }, ...more })
 const pictures = (...keys: string[]): MediaItem[] => keys.map((key, i) => item(key, 1_000, i))
 const text = { model: 'm', media: [] }
 const one = { model: 'm', media: pictures('a') }
@@ -52,7 +57,8 @@ function plan (...args: Parameters<typeof planRequest>): Plan {
 }
 
 function brief (found: Plan | Refusal): string {
-  return 'refused' in found ? `${found.refused}: ${found.reason}` : `${found.topology} ${found.node.id}: ${found.reason}`
+  if ('refused' in found) return `${found.refused}${found.param === undefined ? '' : ` (${found.param})`}: ${found.reason}`
+  return `${found.topology} ${found.prefill === undefined ? '' : `${found.prefill.id}>`}${found.node.id}: ${found.reason}`
 }
 
 t.test('each situation has its plan and its reason', async t => {
@@ -93,6 +99,77 @@ t.test('each situation has its plan and its reason', async t => {
     ['encoders of another model do not count', 'EPD_ERR_NO_ENCODER: no encoder', [one, snapshot([E('e1', { models: ['x'] }), PD('pd1')]), options()]]
   ]
   for (const [name, expected, args] of rows) t.equal(brief(planRequest(...args)), expected, name)
+})
+
+t.test('each situation with prefill and decode nodes has its plan and its reason', async t => {
+  const long = { ...text, promptTokens: 1_024 }
+  const short = { ...text, promptTokens: 1_023 }
+  const many = { ...long, undivided: { what: 'n greater than 1', param: 'n', asked: true } }
+  const tried = { ...long, undivided: { what: 'not to be shared', asked: false } }
+  const picture = { ...one, promptTokens: 2_000 }
+  const with_ = (disaggregate: PlanOptions['routing']['disaggregate'], more: Partial<PlanOptions> = {}): PlanOptions => options({ ...more, routing: { ...options().routing, disaggregate } })
+  const never = options({ bypass: 'never' })
+  const pd = [P('p1'), D('d1')]
+  const rows: Array<[string, string, Parameters<typeof planRequest>]> = [
+    ['without hybrids always apart', 'p-d p1>d1: no node does both', [short, snapshot(pd), options()]],
+    ['without a healthy hybrid, too', 'p-d p1>d1: no healthy node does both', [short, snapshot([...pd, PD('pd1', { state: 'unhealthy' })]), options()]],
+    ['a long prompt goes apart', 'p-d p1>d1: long prompt', [long, snapshot([...pd, PD('pd1')]), options()]],
+    ['a short one does not', 'pd pd1: text only, short prompt', [short, snapshot([...pd, PD('pd1')]), options()]],
+    ['unless always', 'p-d p1>d1: always', [short, snapshot([...pd, PD('pd1')]), with_('always')]],
+    ['never', 'pd pd1: text only, disaggregation is off', [long, snapshot([...pd, PD('pd1')]), with_('never')]],
+    ['never, and no hybrid', 'EPD_ERR_NO_NODE: disaggregation is off, and no node does both prefill and decode', [long, snapshot(pd), with_('never')]],
+    ['never, and no healthy hybrid', 'EPD_ERR_NO_NODE: none of 1 nodes that do both is healthy', [long, snapshot([...pd, PD('pd1', { state: 'unhealthy' })]), with_('never')]],
+
+    ['no P', 'pd pd1: text only, no prefill node', [long, snapshot([D('d1'), PD('pd1')]), options()]],
+    ['no D', 'pd pd1: text only, no decode node', [long, snapshot([P('p1'), PD('pd1')]), options()]],
+    ['no healthy P', 'pd pd1: text only, no healthy prefill node', [long, snapshot([P('p1', { state: 'unhealthy' }), D('d1'), PD('pd1')]), options()]],
+    ['a P whose breaker is open', 'pd pd1: text only, no healthy prefill node', [long, snapshot([P('p1', { broken: 'prefill' }), D('d1'), PD('pd1')]), options()]],
+    ['a D whose breaker is open', 'pd pd1: text only, no healthy decode node', [long, snapshot([P('p1'), D('d1', { broken: 'decode' }), PD('pd1')]), options()]],
+    ['formats that do not meet', 'pd pd1: text only, no decode node fits a prefill node', [long, snapshot([P('p1'), D('d1', { accepts: ['kv:fake/2'] }), PD('pd1')]), options()]],
+    ['another model', 'pd pd1: text only, no decode node fits a prefill node', [long, snapshot([P('p1', { fingerprint: 'x' }), D('d1', { fingerprint: 'y' }), PD('pd1')]), options()]],
+    ['a refused link', 'EPD_ERR_NO_NODE: no decode node fits a prefill node', [long, snapshot(pd, { 'p1>d1': 'refused' }), options()]],
+    ['P and D of another model name do not count', 'EPD_ERR_NO_NODE: no decode node', [long, snapshot([P('p1'), D('d1', { models: ['x'] })]), options()]],
+    ['only P: a model that is meant to be here', 'EPD_ERR_NO_NODE: no decode node', [long, snapshot([P('p1')]), options()]],
+
+    ['P by prompt tokens, D by requests', 'p-d p2>d2: no node does both', [long, snapshot([P('p1', { tokens: 9_000 }), P('p2', { requests: 5, tokens: 100 }), D('d1', { requests: 3 }), D('d2', { requests: 1, tokens: 50_000 })]), options()]],
+    ['equal tokens: fewer requests', 'p-d p2>d1: no node does both', [long, snapshot([P('p1', { requests: 2 }), P('p2', { requests: 1 }), D('d1')]), options()]],
+    ['the pair must work together', 'p-d p1>d1: no node does both', [long, snapshot([P('p1', { fingerprint: 'x', tokens: 9 }), P('p2', { fingerprint: 'y' }), D('d1', { fingerprint: 'x' }), D('d2', { fingerprint: 'z' })]), options()]],
+    ['who is linked comes first', 'p-d p2>d2: no node does both', [long, snapshot([P('p1'), P('p2', { tokens: 9 }), D('d1'), D('d2', { requests: 9 })], { 'p1>d1': 'linking', 'p1>d2': 'linking', 'p2>d1': 'failed' }), options()]],
+    ['a failed link is tried when there is no other', 'p-d p1>d1: no node does both', [long, snapshot(pd, { 'p1>d1': 'failed' }), options()]],
+
+    ['a D that failed is avoided', 'p-d p1>d2: no node does both', [long, snapshot([...pd, D('d2', { requests: 9 })]), options(), new Set(['d1'])]],
+    ['a P that failed is avoided', 'p-d p2>d1: no node does both', [long, snapshot([...pd, P('p2', { tokens: 9_000 })]), options(), new Set(['p1'])]],
+    ['and a P whose only D has failed', 'p-d p2>d2: no node does both', [long, snapshot([...pd, P('p2', { tokens: 9_000 }), D('d2')], { 'p1>d2': 'refused' }), options(), new Set(['d1'])]],
+    ['a hybrid comes before a pair that failed', 'pd pd1: text only, long prompt', [long, snapshot([...pd, PD('pd1')]), options(), new Set(['d1'])]],
+    ['and a pair before a hybrid that failed', 'p-d p1>d1: short prompt', [short, snapshot([...pd, PD('pd1')]), options(), new Set(['pd1'])]],
+    ['what failed is taken when there is nothing else', 'p-d p1>d1: no node does both', [long, snapshot(pd), options(), new Set(['p1', 'd1'])]],
+
+    ['what can\'t be shared', 'pd pd1: text only, n greater than 1', [many, snapshot([...pd, PD('pd1')]), with_('always')]],
+    ['nobody does both', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [many, snapshot(pd), options()]],
+    ['nobody well does both', 'EPD_ERR_NO_NODE: none of 1 nodes that do both is healthy', [many, snapshot([...pd, PD('pd1', { state: 'draining' })]), options()]],
+    ['a D that can do without', 'pd d1: text only, n greater than 1', [many, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
+    ['found out by trying', 'pd d1: text only, not to be shared', [tried, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
+    ['found out by trying, and nobody does both', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [tried, snapshot(pd), options()]],
+    ['all P are ill, and D can do without', 'pd d1: text only, no healthy prefill node', [long, snapshot([P('p1', { state: 'unhealthy' }), D('d1', { standalone: true })]), options()]],
+    ['too long a prompt for one P', 'p-d p2>d1: no node does both', [long, snapshot([P('p1', { maxPrefillTokens: 1_535 }), P('p2', { tokens: 9_000 }), D('d1')]), options()]],
+    ['with a margin, as it is estimated', 'p-d p1>d1: no node does both', [long, snapshot([P('p1', { maxPrefillTokens: 1_536 }), D('d1')]), options()]],
+    ['too long for all', 'pd pd1: text only, prompt too long for the prefill nodes', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1'), PD('pd1')]), options()]],
+    ['too long for all, and nobody does both', 'EPD_ERR_UNDIVIDED: a prompt this long', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1')]), options()]],
+
+    ['a picture goes E, P, D', 'e-p-d p1>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), ...pd]), options()]],
+    ['P encodes small ones itself', 'p-d p1>d1: small items, no node does both', [{ ...small, promptTokens: 300 }, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), options()]],
+    ['but not when bypass is never', 'e-p-d p1>d1: 2 items on 1 encoder, no node does both', [{ ...small, promptTokens: 300 }, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), never]],
+    ['P encodes when there is no encoder', 'p-d p1>d1: no encoder, no node does both', [picture, snapshot([P('p1', { vision: 'full' }), D('d1')]), never]],
+    ['or none is healthy', 'p-d p1>d1: no healthy encoder, long prompt', [picture, snapshot([E('e1', { state: 'unhealthy' }), P('p1', { vision: 'full' }), D('d1'), PD('pd1')]), never]],
+    ['a blind P leaves it to a hybrid', 'hybrid pd1: no encoder, long prompt', [picture, snapshot([...pd, PD('pd1', { vision: 'full' })]), never]],
+    ['nobody sees', 'EPD_ERR_NO_ENCODER: no encoder', [picture, snapshot([...pd, PD('pd1')]), never]],
+    ['a blind hybrid leaves it to P', 'p-d p1>d1: no encoder, short prompt', [{ ...picture, promptTokens: 5 }, snapshot([P('p1', { vision: 'full' }), D('d1'), PD('pd1')]), never]],
+    ['the P that encoders can feed', 'e-p-d p2>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), P('p1'), P('p2', { tokens: 9_000 }), D('d1')], { 'e1>p1': 'refused' }), options()]],
+    ['a D alone takes no pictures', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [{ ...picture, undivided: many.undivided }, snapshot([E('e1'), P('p1'), D('d1', { standalone: true })]), options()]]
+  ]
+  for (const [name, expected, args] of rows) t.equal(brief(planRequest(...args)), expected, name)
+  t.equal(plan(picture, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), never).fallback, true)
+  t.equal(plan(picture, snapshot([E('e1'), ...pd]), never).fallback, false)
 })
 
 t.test('planning the same request again gives the same plan', async t => {

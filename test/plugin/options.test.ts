@@ -26,6 +26,7 @@ t.test('without options the defaults apply', async t => {
     bypass: 'never',
     retries: 1,
     limits: { body: 64 * 1024 * 1024, items: 64 },
+    routing: { disaggregate: 'auto', disaggregateTokens: 1_024 },
     timeouts: { encode: 30_000, grace: 10_000 },
     routes: { openai: true, nodes: true, health: true, metrics: true, traces: true },
     headers: true,
@@ -38,8 +39,16 @@ t.test('nodes turn the embedded engines off, and with them bypass "never"', asyn
   const options = resolveOptions({ nodes: [{ url: 'http://a:1' }] })
   t.equal(options.embedded, undefined)
   t.equal(options.bypass, 'auto')
-  t.same(resolveOptions({ nodes: [{ url: 'http://a:1' }], embedded: { encoders: 2 } }).embedded, { encoders: 2, engines: 1, backend: 'pytorch' })
+  t.same(resolveOptions({ nodes: [{ url: 'http://a:1' }], embedded: { encoders: 2 } }).embedded, { encoders: 2, engines: 1, prefill: 0, decode: 0, backend: 'pytorch' })
   t.equal(resolveOptions({ embedded: false }).embedded, undefined)
+})
+
+t.test('embedded prefill and decode engines take the place of those that do both, and go together', async t => {
+  t.same(resolveOptions({ embedded: { prefill: 1, decode: 2 } }).embedded, { encoders: 1, engines: 0, prefill: 1, decode: 2, backend: 'pytorch' })
+  t.match(resolveOptions({ embedded: { prefill: 1, decode: 1, engines: 1 } }).embedded, { engines: 1 })
+  t.same(problems({ embedded: { prefill: 1 } }), [{ instancePath: '/embedded/decode', message: 'embedded.decode must be >= 1 beside embedded.prefill, not 0' }])
+  t.same(problems({ embedded: { decode: 1, engines: 1 } }), [{ instancePath: '/embedded/prefill', message: 'embedded.prefill must be >= 1 beside embedded.decode, not 0' }])
+  t.same(problems({ embedded: { engines: 0 } }), [{ instancePath: '/embedded/engines', message: 'embedded.engines must be >= 1 without embedded.prefill and embedded.decode, not 0' }])
 })
 
 t.test('attached routes leave out what the application has itself', async t => {
@@ -55,13 +64,14 @@ t.test('messages name path, bound and value', async t => {
     [{ timeout: 5 }, '/timeout', 'unknown option timeout (known here: $schema, embedded, '],
     [{ limits: { bodies: 5 } }, '/limits/bodies', 'unknown option limits.bodies (known here: body, items)'],
     [{ bypass: 'always' }, '/bypass', 'bypass must be one of "auto", "never", not "always"'],
+    [{ routing: { disaggregate: 'sometimes' } }, '/routing/disaggregate', 'routing.disaggregate must be one of "auto", "always", "never", not "sometimes"'],
     [{ retries: 2 }, '/retries', 'retries must be <= 1, not 2'],
     [{ nodes: [{ role: 'hybrid' }] }, '/nodes/0', 'nodes[0].url is missing'],
     [{ nodes: [{ url: 'a:1' }] }, '/nodes/0/url', 'nodes[0].url must be an http:// or https:// URL, not "a:1"'],
     [{ nodes: [{ url: 'http://a:1', role: 'vision' }] }, '/nodes/0/role', 'nodes[0].role must be one of "encoder", "prefill", "decode", "hybrid", not "vision"'],
-    [{ embedded: 'yes' }, '/embedded', 'embedded must be true, false or an object with encoders, engines, backend, model, not "yes"'],
+    [{ embedded: 'yes' }, '/embedded', 'embedded must be true, false or an object with encoders, engines, prefill, decode, backend, model, not "yes"'],
     [{ embedded: { encoders: 99 } }, '/embedded/encoders', 'embedded.encoders must be <= 16, not 99'],
-    [{ embedded: { encoder: 1 } }, '/embedded/encoder', 'unknown option embedded.encoder (known here: encoders, engines, backend, model)'],
+    [{ embedded: { encoder: 1 } }, '/embedded/encoder', 'unknown option embedded.encoder (known here: encoders, engines, prefill, decode, backend, model)'],
     [{ tenant: 5 }, '/tenant', "tenant must be a request header's name or, in code, a function, not 5"],
     [{ allowedNetworks: ['intranet'] }, '/allowedNetworks/0', 'allowedNetworks[0] must be an IP address or a network such as 10.0.0.0/8, not "intranet"'],
     [{ prefix: 'ai' }, '/prefix', 'prefix must be empty or a path that begins with /, not "ai"'],
@@ -107,7 +117,7 @@ t.test('whatever is thrown becomes an error of the table', async t => {
     [new AdapterError('UNAVAILABLE', 'x', { node, cause: epdError('EPD_ERR_UPSTREAM_TIMEOUT') }), 'EPD_ERR_UPSTREAM_TIMEOUT'],
     [new AdapterError('BUSY', 'x', { node, retryAfter: 4 }), 'EPD_ERR_UPSTREAM_BUSY'],
     [new AdapterError('FEATURES_GONE', 'x', { node }), 'EPD_ERR_FEATURES_GONE'],
-    [new AdapterError('KV_GONE', 'x', { node }), 'EPD_ERR_FEATURES_GONE'],
+    [new AdapterError('KV_GONE', 'x', { node }), 'EPD_ERR_KV_GONE'],
     [new AdapterError('REFUSED', 'x', { node }), 'EPD_ERR_LINK_REFUSED'],
     [new AdapterError('REJECTED', 'x', { node }), 'EPD_ERR_UPSTREAM_FAILED'],
     [new BodyError('invalid_json', 'at byte 3', {}), 'EPD_ERR_INVALID_BODY'],

@@ -2,7 +2,7 @@ import { createServer } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
-import { AdapterError, type Adapter, type AdapterNode, type Link, type NodeInfo } from '../../adapters/adapter.ts'
+import { AdapterError, type Adapter, type AdapterNode, type Link, type NodeInfo, type Role } from '../../adapters/adapter.ts'
 import { openai } from '../../adapters/index.ts'
 import { Registry, type RegistryOptions, type RegistrySnapshot } from '../../plugin/registry/index.ts'
 import { Breaker, verdictOf } from '../../plugin/registry/breaker.ts'
@@ -36,6 +36,13 @@ const states = (...wanted: string[]) => (snapshot: RegistrySnapshot): boolean =>
 const refusal = async (promise: Promise<unknown>): Promise<unknown> => await promise.then(() => undefined, (error: unknown) => error)
 const unavailable = (node: string, code = 'ECONNREFUSED'): AdapterError => new AdapterError('UNAVAILABLE', 'gone', { node, cause: Object.assign(new Error(code), { code }) })
 
+const FORMATS: Readonly<Record<Role, Pick<NodeInfo, 'produces' | 'accepts'>>> = {
+  encoder: { produces: ['features:x'], accepts: [] },
+  hybrid: { produces: ['kv:x'], accepts: ['features:x'] },
+  prefill: { produces: ['kv:x'], accepts: ['features:x'] },
+  decode: { produces: [], accepts: ['kv:x'] }
+}
+
 /** Nodes that exist in this map alone. */
 class World {
   readonly infos = new Map<string, Partial<NodeInfo> | Error>()
@@ -52,7 +59,7 @@ class World {
       const info = this.infos.get(node.id)
       if (info === undefined) throw unavailable(node.id)
       if (info instanceof Error) throw info
-      return { status: 'healthy', models: ['m'], role: node.role, backend: 'world', epoch: 1, fingerprint: 'f', vision: 'full', produces: node.role === 'encoder' ? ['features:x'] : [], accepts: node.role === 'encoder' ? [] : ['features:x'], ...info }
+      return { status: 'healthy', models: ['m'], role: node.role, backend: 'world', epoch: 1, fingerprint: 'f', vision: 'full', ...FORMATS[node.role], ...info }
     },
     link: async (a, b): Promise<Link> => {
       this.linking.push(`${a.id}>${b.id}`)
@@ -67,8 +74,10 @@ class World {
 const E = 'http://e:1'
 const E2 = 'http://e:2'
 const PD = 'http://pd:1'
+const P = 'http://p:1'
+const D = 'http://d:1'
 
-function worldWith (t: T, options: Partial<RegistryOptions> = {}): { world: World, registry: Registry, add: (url: string, role: 'encoder' | 'hybrid', info?: Partial<NodeInfo>) => void } {
+function worldWith (t: T, options: Partial<RegistryOptions> = {}): { world: World, registry: Registry, add: (url: string, role: Role, info?: Partial<NodeInfo>) => void } {
   const world = new World()
   const registry = registryFor(t, { adapters: [world.adapter], ...options })
   return {
@@ -228,6 +237,71 @@ t.test('links are made by themselves for every pair that has something to exchan
   t.match(await refusal(registry.ensureLink(E, 'http://model:1')), { code: 'REFUSED', message: /fingerprint/ })
   t.match(await refusal(registry.ensureLink(E, 'http://other:1')), { code: 'REFUSED' })
   t.match(await refusal(registry.ensureLink(E, 'http://nobody')), { code: 'UNAVAILABLE' })
+})
+
+t.test('KV blocks go from prefill to decode nodes of a model, features to whoever prefills', async t => {
+  const { world, registry, add } = worldWith(t)
+  add(E, 'encoder')
+  add(P, 'prefill')
+  add(D, 'decode')
+  add(PD, 'hybrid')
+  add('http://d:2', 'decode', { models: ['other'] })
+  add('http://d:3', 'decode', { fingerprint: 'g' })
+  await registry.waitFor(snapshot => snapshot.link(P, 'http://d:3') === 'refused' && [[E, P], [E, PD], [P, D]].every(([from, to]) => snapshot.link(from!, to!) === 'linked'))
+  t.same(world.linking.sort(), [`${E}>${P}`, `${E}>${PD}`, `${P}>${D}`])
+  t.equal(registry.snapshot().link(P, 'http://d:2'), 'none')
+  t.same(registry.get(P)!.notes, [], 'one link of it works')
+
+  registry.refuseLinks(P, 'names no session')
+  t.equal(registry.snapshot().link(P, D), 'refused')
+  t.same(registry.get(P)!.notes, ['not used by plans: names no session', 'not used by plans: their models or processors differ (fingerprint)'])
+  t.equal(registry.snapshot().link(E, P), 'linked', 'what it takes is another matter')
+  t.match(await refusal(registry.ensureLink(P, D)), { code: 'REFUSED', message: 'names no session' })
+  world.infos.set(P, { epoch: 2 })
+  await registry.waitFor(snapshot => snapshot.link(P, D) === 'linked')
+  registry.refuseLinks('http://nobody', 'x')
+})
+
+t.test('a model is offered when an answer can come of it', async t => {
+  const { world, registry, add } = worldWith(t)
+  const offers = async (models: readonly string[]): Promise<unknown> => await registry.waitFor(snapshot => snapshot.models.join() === models.join())
+  add(E, 'encoder', { models: ['e'] })
+  add(D, 'decode')
+  await registry.waitFor(states('healthy', 'healthy'))
+  await offers([])
+  add(P, 'prefill')
+  await offers(['m'])
+  world.infos.set(P, unavailable(P))
+  await offers([])
+  world.infos.set(D, { standalone: true })
+  await offers(['m'])
+})
+
+t.test('without an epoch a node that was away is another process: its links are made again', async t => {
+  const { world, registry, add } = worldWith(t)
+  add(P, 'prefill', { epoch: undefined })
+  add(D, 'decode', { epoch: undefined })
+  await registry.waitFor(snapshot => snapshot.link(P, D) === 'linked')
+  world.infos.set(P, unavailable(P))
+  await registry.waitFor(states('unhealthy', 'healthy'))
+  world.infos.set(P, { epoch: undefined })
+  await until(() => world.linking.length === 2 && registry.snapshot().link(P, D) === 'linked', 'linked again')
+  registry.add({ url: D, role: 'decode', adapter: 'world' })
+  await until(() => world.linking.length === 3 && registry.snapshot().link(P, D) === 'linked', 'and when one registers again')
+})
+
+t.test('a use that is planned counts as load until it begins', async t => {
+  const { registry, add } = worldWith(t)
+  add(D, 'decode')
+  await registry.waitFor(states('healthy'))
+  const { load } = registry.get(D)!
+  const free = registry.reserve(D, 7)
+  t.match(load, { requests: 1, tokens: 7 })
+  free()
+  free()
+  t.match(load, { requests: 0, tokens: 0 })
+  t.same(registry.status()[D]!.latency, [], 'and tells nothing of its speed')
+  registry.reserve('http://nobody')()
 })
 
 t.test('a restart of either end makes the link again, and ends the old process\'s accounts', async t => {

@@ -4,18 +4,22 @@ import { el, ms, quantile, svg } from './dom.js'
 const STAGES = [
   ['request', 'Request', 'whole'],
   ['encode', 'Encode', 'call to an encoder'],
+  ['handoff', 'Hand-off', 'call to a prefill node'],
   ['generate', 'Generate', 'call to the language model'],
-  ['migrate', 'Migrate', 'pulling features'],
+  ['migrate', 'Migrate', 'pulling blocks'],
   ['prefill', 'Prefill', 'in the engine'],
   ['decode', 'Decode', 'in the engine']
 ]
+/** Charted only where it happens: there may be no prefill nodes. */
+const OPTIONAL = 'handoff'
 const WINDOW_MS = 120_000
 const WIDTH = 240
 const HEIGHT = 56
 
 /** A small chart for each stage: every call a dot, with the median as a line. Logarithmic: stages last 1 ms to 10 s. */
 export function showStages (box, state) {
-  box.replaceChildren(...STAGES.map(([stage, title, note]) => chart(stage, title, note, state.stages[stage] ?? [], state.at)))
+  const charted = STAGES.filter(([stage]) => stage !== OPTIONAL || state.stages[stage]?.length > 0)
+  box.replaceChildren(...charted.map(([stage, title, note]) => chart(stage, title, note, state.stages[stage] ?? [], state.at)))
 }
 
 function chart (stage, title, note, all, now) {

@@ -2,8 +2,8 @@
 import { bytes, count, el, nameNodes, nameOf, percent, shortId, svg } from './dom.js'
 
 const COLUMNS = [['encoder', 'Encode'], ['prefill', 'Prefill'], ['decode', 'Decode'], ['hybrid', 'Prefill + decode']]
-/** Vision tokens or calls that fill a node's bar. */
-const FULL_TOKENS = 4_096
+/** Tokens or calls that fill a node's bar: of encoders vision tokens, of prefill nodes prompt tokens. */
+const FULL_TOKENS = { encoder: 4_096, prefill: 16_384 }
 const FULL_CALLS = 16
 const STATES = { linked: 'linked', linking: 'linking', failed: 'failed', refused: 'refused', none: 'not linked' }
 
@@ -12,7 +12,7 @@ let redraw = () => {}
 const speeds = new Map()
 const seen = new Map()
 
-/** Nodes in columns by role, with the links over which features move. Rebuilt when nodes come and go, else only its numbers change. */
+/** Nodes in columns by role, with the links over which features and KV blocks move. Rebuilt when nodes come and go, else only its numbers change. */
 export function showTopology (box, state) {
   nameNodes(state.nodes)
   for (const link of state.links) noteSpeed(link, state.at)
@@ -64,19 +64,21 @@ function fill (box, node) {
   if (at === null) return
   at.dataset.state = node.state
   at.querySelector('.state').textContent = node.state
-  const share = Math.min(1, node.role === 'encoder' ? node.tokens / FULL_TOKENS : node.requests / FULL_CALLS)
+  const full = FULL_TOKENS[node.role]
+  const share = Math.min(1, full === undefined ? node.requests / FULL_CALLS : node.tokens / full)
   const load = at.querySelector('.load')
   load.firstChild.style.inlineSize = `${Math.round(share * 100)}%`
-  load.setAttribute('aria-label', `load: ${count(node.requests, 'call')}, ${count(node.tokens, 'vision token')}`)
+  load.setAttribute('aria-label', `load: ${count(node.requests, 'call')}, ${count(node.tokens, node.role === 'prefill' ? 'prompt token' : 'vision token')}`)
   const facts = [count(node.requests, 'call')]
   if (node.role === 'encoder') facts.push(count(node.tokens, 'token'), count(node.encoded, 'picture'), node.encoded === 0 ? '' : `${percent(node.cached, node.encoded)} cached`)
-  else if (node.models.length > 0) facts.push(node.models.join(', '))
+  else facts.push(node.role === 'prefill' ? count(node.tokens, 'prompt token') : '', node.models.join(', '))
   at.querySelector('.facts').textContent = facts.filter(Boolean).join(' · ')
   const open = Object.entries(node.breakers).map(([stage, breaker]) => `${stage} breaker ${breaker}`)
   at.querySelector('.notes').textContent = [...open, ...node.notes].join('; ')
 }
 
-function drawLinks (box, { links }) {
+function drawLinks (box, { links, nodes }) {
+  const prefills = new Set(nodes.filter(({ role }) => role === 'prefill').map(({ id }) => id))
   const map = box.querySelector('.map')
   if (map === null) return
   const frame = map.getBoundingClientRect()
@@ -85,16 +87,21 @@ function drawLinks (box, { links }) {
   const drawn = links.flatMap(link => {
     const from = map.querySelector(`[data-id="${CSS.escape(link.from)}"]`)?.getBoundingClientRect()
     const to = map.querySelector(`[data-id="${CSS.escape(link.to)}"]`)?.getBoundingClientRect()
-    return from === undefined || to === undefined ? [] : wire(link, from, to, frame)
+    return from === undefined || to === undefined ? [] : wire(link, wares(link, prefills), from, to, frame)
   })
   wires.replaceChildren(...drawn)
   for (const link of links) {
     const item = box.querySelector(`.links [data-key="${CSS.escape(`${link.from} ${link.to}`)}"]`)
-    if (item !== null) item.textContent = `${nameOf(link.from)} → ${nameOf(link.to)}: ${STATES[link.state] ?? link.state}${link.transport === null ? '' : ` over ${link.transport}`}, ${bytes(link.bytes)} moved${link.reason === null ? '' : ` (${link.reason})`}`
+    if (item !== null) item.textContent = `${nameOf(link.from)} → ${nameOf(link.to)}: ${STATES[link.state] ?? link.state}${link.transport === null ? '' : ` over ${link.transport}`}, ${bytes(link.bytes)}${wares(link, prefills) === 'kv' ? ' of KV blocks' : ''} moved${link.reason === null ? '' : ` (${link.reason})`}`
   }
 }
 
-function wire (link, from, to, frame) {
+/** What moves over a link. */
+function wares ({ from }, prefills) {
+  return prefills.has(from) ? 'kv' : 'features'
+}
+
+function wire (link, kind, from, to, frame) {
   const x1 = from.right - frame.left
   const y1 = from.top + from.height / 2 - frame.top
   const x2 = to.left - frame.left
@@ -104,8 +111,8 @@ function wire (link, from, to, frame) {
   const label = svg('text', { x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 7, 'text-anchor': 'middle' })
   label.textContent = link.state === 'linked' ? bytes(link.bytes) : STATES[link.state] ?? link.state
   return [
-    svg('path', { d: `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`, class: 'wire', 'data-state': state }),
-    svg('path', { d: `M${x2 - 7},${y2 - 4} L${x2},${y2} L${x2 - 7},${y2 + 4}`, class: 'wire head', 'data-state': state }),
+    svg('path', { d: `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`, class: 'wire', 'data-state': state, 'data-kind': kind }),
+    svg('path', { d: `M${x2 - 7},${y2 - 4} L${x2},${y2} L${x2 - 7},${y2 + 4}`, class: 'wire head', 'data-state': state, 'data-kind': kind }),
     label
   ]
 }

@@ -1,0 +1,64 @@
+import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
+import { requestOk } from '../http.ts'
+import { health } from '../lmdeploy.ts'
+import { CHAT, prefillEdits, PROXY_HEADERS } from './division.ts'
+import { freeSession, namingOf, newSessionId, sessionOf, UNNAMED, type PrefillAnswer } from './sessions.ts'
+
+/** LMDeploy's MigrationProtocol. */
+const RDMA = 2
+
+function undivided ({ node }: PrefillJob, reason: string): AdapterError {
+  return new AdapterError('KV_GONE', `${node.id} can't share this request: ${reason}`, { node: node.id, undivided: true })
+}
+
+/**
+ * P of a real LMDeploy. What D needs is spread over its answer, and which session to free depends on its version; of a
+ * completion some versions tell another number than the right one, and then one node must serve it.
+ */
+export async function prefillLmdeploy (job: PrefillJob, call: Call): Promise<Handoff> {
+  const { node, body, path = CHAT } = job
+  const naming = await namingOf(node, body.model, call)
+  if (naming === 'none') throw new AdapterError('REFUSED', `${node.id}: ${UNNAMED}`, { node: node.id })
+  if (naming === 'numbered' && !path.startsWith(CHAT)) throw undivided(job, 'of a completion it does not name the session')
+  const { set, remove } = prefillEdits(body, path)
+  const session = naming === 'set' ? newSessionId() : undefined
+  // A session of the client's own would be occupied until D has taken it over.
+  const edits = session === undefined ? { set, remove: [...remove, 'session_id'] } : { set: { ...set, session_id: String(session) }, remove }
+  const answer = await requestOk(node, { method: 'POST', path, slices: body.splice(edits), headers: PROXY_HEADERS, timeout: 0 }, call, failure =>
+    // Not an error of its own wording: its code has failed (IndexError) at a first token that ends the answer.
+    failure.statusCode === 500 && failure.error.message === undefined ? undivided(job, 'its first token ends the answer') : undefined
+  ).catch(async (error: unknown) => {
+    if (AdapterError.is(error) && error.undivided) {
+      await health(node, call)
+      if (session !== undefined) await freeSession(node, session, call)
+    }
+    throw error
+  })
+  return await handoffOf(job, answer as PrefillAnswer, call)
+}
+
+async function handoffOf (job: PrefillJob, answer: PrefillAnswer, call: Call): Promise<Handoff> {
+  const { node } = job
+  const session = sessionOf(answer)
+  if (session === undefined) throw new AdapterError('REFUSED', `${node.id}: ${UNNAMED}`, { node: node.id })
+  const { cache_block_ids: blocks, remote_token_ids: tokens, usage } = answer
+  if (!Array.isArray(blocks) || !Array.isArray(tokens) || tokens.length === 0) {
+    await freeSession(node, session, call)
+    throw Array.isArray(blocks) ? undivided(job, 'it has sampled no token') : new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without cache_block_ids`, { node: node.id })
+  }
+  const cached = usage?.prompt_tokens_details?.cached_tokens
+  return {
+    node: node.id,
+    lease: `session ${session}`,
+    wire: {
+      protocol: RDMA,
+      remote_engine_id: node.id,
+      remote_session_id: session,
+      remote_token_id: tokens.at(-1) as unknown,
+      remote_block_ids: blocks as unknown[],
+      is_dummy_prefill: false
+    },
+    tokens: typeof usage?.prompt_tokens === 'number' ? usage.prompt_tokens : undefined,
+    cached: typeof cached === 'number' ? cached : undefined
+  }
+}

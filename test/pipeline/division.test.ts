@@ -1,0 +1,354 @@
+import { request as httpRequest } from 'node:http'
+import t, { type Test } from 'tap'
+import { AdapterError, type Adapter } from '../../adapters/adapter.ts'
+import { requestOk } from '../../adapters/http.ts'
+import type { EpdOptions } from '../../plugin/index.ts'
+import { fakeAdapter, FakeNode, type FakeNodeOptions } from '../helper/fake-node.ts'
+import { buildGateway, chat, pictureUrl, post, type FakeGateway } from '../helper/fake-gateway.ts'
+import { until } from '../helper/until.ts'
+
+/** Prefill and decode on two nodes: P -> D and E -> P -> D. */
+
+interface Setup {
+  readonly encoders?: number
+  readonly prefills?: number
+  readonly decodes?: number
+  readonly hybrids?: number
+  readonly prefill?: FakeNodeOptions
+  readonly decode?: FakeNodeOptions
+  readonly options?: EpdOptions
+}
+
+interface Fixture extends FakeGateway {
+  readonly encoders: FakeNode[]
+  readonly prefills: FakeNode[]
+  readonly decodes: FakeNode[]
+  readonly hybrids: FakeNode[]
+  ask (...urls: string[]): Promise<Response>
+}
+
+async function fixture (t: Test, { encoders = 0, prefills = 1, decodes = 1, hybrids = 0, prefill = {}, decode = {}, options = {} }: Setup = {}): Promise<Fixture> {
+  const start = async (count: number, node: FakeNodeOptions): Promise<FakeNode[]> => await Promise.all(Array.from({ length: count }, () => FakeNode.start(t, node)))
+  const found = {
+    encoders: await start(encoders, { role: 'encoder' }),
+    prefills: await start(prefills, { ...prefill, role: 'prefill' }),
+    decodes: await start(decodes, { ...decode, role: 'decode' }),
+    hybrids: await start(hybrids, { vision: 'full' })
+  }
+  const gateway = await buildGateway(t, { nodes: Object.values(found).flat(), options: { bypass: 'never', ...options } })
+  return { ...gateway, ...found, ask: (...urls) => post(`${gateway.url}/v1/chat/completions`, chat('?', ...urls)) }
+}
+
+/** Nothing is left of any request. */
+async function atRest (f: Fixture): Promise<void> {
+  const { gateway } = f.app.epd
+  await until(() => gateway.inFlight === 0 && gateway.deadlines.size === 0, 'the gateway is at rest')
+  await until(() => gateway.registry.snapshot().nodes.every(node => node.load.requests === 0 && node.load.tokens === 0), 'no node has load')
+  await until(() => f.prefills.every(node => node.handoffs.size === 0), 'no KV blocks are kept')
+}
+
+/** Leases of KV blocks that a prefill node was told to free, once for each time. */
+const freed = (f: Fixture): string[] => f.prefills.flatMap(node => node.released)
+
+t.test('text goes P -> D: D takes over under P\'s lease, and nobody frees what D has', async t => {
+  const f = await fixture(t)
+  const answer = await f.ask()
+  t.equal(answer.status, 200)
+  t.equal(answer.headers.get('x-epd-plan'), 'p-d')
+  t.equal(answer.headers.get('x-epd-reason'), 'no node does both')
+  t.match(await answer.json(), { choices: [{ message: { content: 'hello' } }] })
+  const [p, d] = [f.prefills[0]!, f.decodes[0]!]
+  t.match(p.prefills[0]!.body, { decode: d.url, path: '/v1/chat/completions', features: [] })
+  t.match(d.generations[0]!.body.handoff, { node: p.url })
+  t.match(p.prefills[0]!.headers['x-request-id'], /\.p$/)
+  t.match(d.generations[0]!.headers['x-request-id'], /[^p]$/)
+  await atRest(f)
+  t.same(freed(f), [])
+})
+
+t.test('a picture goes E -> P -> D: features to P, not to D', async t => {
+  const f = await fixture(t, { encoders: 1 })
+  const answer = await f.ask(pictureUrl('a'))
+  t.equal(answer.headers.get('x-epd-plan'), 'e-p-d')
+  t.equal(answer.headers.get('x-epd-encoders'), f.encoders[0]!.url)
+  t.equal(f.prefills[0]!.prefills[0]!.body.features.length, 1)
+  t.equal(f.decodes[0]!.generations[0]!.body.features, undefined)
+  t.equal(f.app.epd.gateway.registry.snapshot().link(f.encoders[0]!.url, f.prefills[0]!.url), 'linked')
+  await atRest(f)
+  t.same([...freed(f), ...f.encoders[0]!.released], [])
+})
+
+for (const how of ['reset', 'failed', 'busy', 'killed'] as const) {
+  t.test(`D is ${how} before its first byte: the answer comes from another pair, P's blocks are freed once`, async t => {
+    const f = await fixture(t, { decodes: 2 })
+    const first = f.decodes[0]!
+    let release!: () => void
+    first.generateFaults.push(how === 'killed' ? { hold: new Promise<void>(resolve => { release = resolve }) } : how)
+    const asked = f.ask()
+    if (how === 'killed') {
+      await until(() => first.generations.length === 1, 'D has been called')
+      await first.close()
+      release()
+    }
+    const answer = await asked
+    t.equal(answer.status, 200)
+    t.equal(answer.headers.get('x-epd-plan'), 'p-d')
+    t.equal(f.decodes[1]!.generations.length, 1)
+    t.equal(f.prefills[0]!.prefills.length, 2, 'the whole request again')
+    t.equal(f.app.epd.gateway.stats.retries, 1)
+    await until(() => f.app.epd.gateway.inFlight === 0 && freed(f).length === 1, 'the lease of the first attempt is freed')
+    await f.app.close()
+    t.same(freed(f), ['kv-' + new URL(f.prefills[0]!.url).port + '-1'], 'and nothing else is')
+  })
+}
+
+t.test('P is killed after its answer: D can\'t pull, the whole request goes to another P', async t => {
+  const f = await fixture(t, { prefills: 2 })
+  const [p, other] = f.prefills as [FakeNode, FakeNode]
+  let release!: () => void
+  f.decodes[0]!.generateFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) })
+  const asked = f.ask()
+  await until(() => f.decodes[0]!.generations.length === 1, 'D has been called')
+  await p.close()
+  release()
+  const answer = await asked
+  t.equal(answer.status, 200)
+  t.equal(other.prefills.length, 1)
+  t.equal(f.decodes[0]!.generations.length, 2)
+  await atRest({ ...f, prefills: [other] })
+  t.same(other.released, [])
+})
+
+t.test('KV blocks that are gone: the link is made again, the request starts again once, then the client is told', async t => {
+  const f = await fixture(t)
+  const p = f.prefills[0]!
+  const forget = async (nth: number): Promise<void> => {
+    let release!: () => void
+    f.decodes[0]!.generateFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) })
+    await until(() => f.decodes[0]!.generations.length === nth, 'D has been called')
+    p.handoffs.clear()
+    release()
+  }
+  const asked = f.ask()
+  await forget(1)
+  t.equal((await asked).status, 200)
+  t.equal(p.prefills.length, 2)
+  t.ok(f.decodes[0]!.calls('/link').length > 1, 'linked again')
+
+  const again = f.ask()
+  await forget(3)
+  await forget(4)
+  const failed = await again
+  t.equal(failed.status, 503)
+  t.match(await failed.json(), { error: { code: 'kv_gone' } })
+  t.ok(failed.headers.get('retry-after'))
+  await atRest(f)
+})
+
+for (const fault of ['reset', 'failed', 'busy'] as const) {
+  t.test(`P is ${fault}: another P takes the request, features and all`, async t => {
+    const f = await fixture(t, { encoders: 1, prefills: 2 })
+    f.prefills[0]!.prefillFaults.push(fault)
+    const answer = await f.ask(pictureUrl('a'))
+    t.equal(answer.status, 200)
+    t.equal(f.prefills[1]!.prefills.length, 1)
+    t.equal(f.decodes[0]!.generations.length, 1)
+    await until(() => f.encoders[0]!.released.length === 1, 'the features of the first attempt are released')
+    await atRest(f)
+  })
+}
+
+t.test('a P that hangs counts as dead after its timeout and is told to abort', async t => {
+  const f = await fixture(t, { prefills: 2, options: { timeouts: { prefill: 100 } } })
+  f.prefills[0]!.prefillFaults.push('silence')
+  const answer = await f.ask()
+  t.equal(answer.status, 200)
+  t.equal(f.prefills[1]!.prefills.length, 1)
+  await until(() => f.prefills[0]!.abortedRequests.length === 1, 'the hanging node was told')
+  t.equal(f.prefills[0]!.abortedRequests[0], f.prefills[0]!.prefills[0]!.headers['x-request-id'])
+
+  for (const p of f.prefills) p.prefillFaults.push('silence')
+  const failed = await f.ask()
+  t.equal(failed.status, 504)
+  t.match(await failed.json(), { error: { code: 'upstream_timeout' } })
+  await atRest(f)
+})
+
+t.test('P\'s own 4xx comes through as it is; features that P could not pull start again at the plan', async t => {
+  const f = await fixture(t, { encoders: 1 })
+  f.prefills[0]!.prefillFaults.push('rejected')
+  const answer = await f.ask(pictureUrl('a'))
+  t.equal(answer.status, 400)
+  t.match(await answer.json(), { error: { code: 'invalid_media' } })
+  t.equal(f.prefills[0]!.prefills.length, 1)
+  f.prefills[0]!.prefillFaults.push('gone')
+  t.equal((await f.ask(pictureUrl('a'))).status, 200)
+  t.equal(f.prefills[0]!.prefills.length, 3)
+  await atRest(f)
+})
+
+t.test('D\'s own 4xx comes through, and P\'s blocks are freed once', async t => {
+  const f = await fixture(t)
+  f.decodes[0]!.generateFaults.push('rejected')
+  t.equal((await f.ask()).status, 400)
+  await atRest(f)
+  t.equal(freed(f).length, 1)
+})
+
+t.test('encoders fail: P encodes by itself when it can see', async t => {
+  const f = await fixture(t, { encoders: 1, prefill: { vision: 'full' } })
+  f.encoders[0]!.encodeFaults.push('failed')
+  const answer = await f.ask(pictureUrl('a'))
+  t.equal(answer.headers.get('x-epd-plan'), 'p-d')
+  t.equal(answer.headers.get('x-epd-reason'), 'encoders failed')
+  t.same(f.prefills[0]!.prefills[0]!.body.features, [])
+  const blind = await fixture(t, { encoders: 1 })
+  blind.encoders[0]!.encodeFaults.push('failed')
+  t.equal((await blind.ask(pictureUrl('a'))).status, 503)
+})
+
+t.test('a client that leaves frees everything once, wherever its request is', async t => {
+  const f = await fixture(t)
+  const [p, d] = [f.prefills[0]!, f.decodes[0]!]
+  const leave = async (stream: boolean, ready: () => unknown): Promise<void> => {
+    const { hostname, port } = new URL(f.url)
+    const request = httpRequest({ hostname, port, path: '/v1/chat/completions', method: 'POST', headers: { 'content-type': 'application/json' } })
+    request.on('error', () => {})
+    request.end(JSON.stringify({ ...chat('?'), stream }))
+    await until(ready, 'the request is where it should be')
+    const start = performance.now()
+    request.destroy()
+    await until(() => f.app.epd.gateway.inFlight === 0, 'the request has ended')
+    t.ok(performance.now() - start < 100)
+  }
+
+  p.prefillFaults.push('silence')
+  await leave(false, () => p.prefills.length === 1)
+  await until(() => p.prefills[0]!.aborted && p.abortedRequests.length === 1, 'P was told')
+  t.equal(d.generations.length, 0)
+
+  d.generateFaults.push('silence')
+  await leave(false, () => d.generations.length === 1)
+  await until(() => p.released.length === 1 && p.handoffs.size === 0, 'P\'s blocks are freed')
+  await until(() => d.generations[0]!.aborted && d.abortedRequests.length === 1, 'D was told')
+
+  d.generateFaults.push('pause')
+  await leave(true, () => d.generations.length === 2 && p.handoffs.size === 0)
+  await until(() => d.generations[1]!.aborted, 'the stream was broken off')
+  await atRest(f)
+  t.equal(p.released.length, 1, 'what D has pulled is not freed again')
+})
+
+t.test('what two nodes can\'t share goes to one that does both, or is refused by name', async t => {
+  const f = await fixture(t, { hybrids: 1, options: { routing: { disaggregate: 'always' } } })
+  const bodies: Array<[string, object, string]> = [
+    ['/v1/chat/completions', { ...chat('?'), n: 2 }, 'n'],
+    ['/v1/completions', { model: 'vlm', prompt: 'x', best_of: 3 }, 'best_of'],
+    ['/v1/completions', { model: 'vlm', prompt: ['x', 'y'] }, 'prompt']
+  ]
+  for (const [path, body] of bodies) t.equal((await post(f.url + path, body)).headers.get('x-epd-plan'), 'pd', JSON.stringify(body))
+  for (const body of [{ prompt: ['x'] }, { prompt: [1, 2, 3] }, { prompt: 'x', n: 1 }]) {
+    t.equal((await post(`${f.url}/v1/completions`, { model: 'vlm', ...body })).headers.get('x-epd-plan'), 'p-d', JSON.stringify(body))
+  }
+  t.equal((await post(`${f.url}/v1/responses`, { model: 'vlm', input: 'x' })).headers.get('x-epd-reason'), 'text only, this route')
+  t.equal(f.hybrids[0]!.generations.length, 4)
+
+  const apart = await fixture(t)
+  for (const [path, body, param] of bodies) {
+    const answer = await post(apart.url + path, body)
+    t.equal(answer.status, 400)
+    t.match(await answer.json(), { error: { type: 'invalid_request_error', code: 'unsupported_value', param, message: /needs a node that does both/ } })
+  }
+  t.match(await (await post(`${apart.url}/v1/responses`, { model: 'vlm', input: 'x' })).json(), { error: { code: 'unsupported_value', param: null } })
+  t.equal((await fetch(`${apart.url}/v1/files`)).status, 200, 'a request that names no model finds a node')
+  t.equal((await fetch(`${apart.url}/health`)).status, 200)
+})
+
+/** As the fake's, but the hand-off is there before P is done. */
+function early (t: Test, settled: (work: Promise<void>) => Promise<void> = work => work): Adapter {
+  return {
+    ...fakeAdapter,
+    name: 'early',
+    async prefill ({ node, decode }, call) {
+      const lease = `kv-${new URL(node.url).port}-1`
+      const work = requestOk(node, { method: 'POST', path: '/prefill', timeout: 0, json: { decode: decode.id } }, call).then(() => {})
+      return { handoff: { node: node.id, lease, wire: {} }, settled: settled(work) }
+    }
+  }
+}
+
+async function earlyFixture (t: Test, decodes: number, options: EpdOptions = {}): Promise<Omit<Fixture, 'encoders' | 'hybrids'>> {
+  const adapter = early(t)
+  const prefills = [await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'prefill' })]
+  const ds = await Promise.all(Array.from({ length: decodes }, () => FakeNode.start(t, { role: 'decode' })))
+  const nodes = [...prefills, ...ds]
+  const gateway = await buildGateway(t, { nodes, options: { adapters: [adapter], nodes: nodes.map(({ url, role }) => ({ url, role, adapter: 'early' })), ...options } })
+  return { ...gateway, prefills, decodes: ds, ask: () => post(`${gateway.url}/v1/chat/completions`, chat('?')) }
+}
+
+t.test('an adapter that hands off early has P and D work at the same time', async t => {
+  const f = await earlyFixture(t, 2)
+  let release!: () => void
+  const hold = new Promise<void>(resolve => { release = resolve })
+  f.prefills[0]!.prefillFaults.push({ hold })
+  f.decodes[0]!.generateFaults.push({ hold })
+  const asked = f.ask()
+  await until(() => f.prefills[0]!.prefills.length === 1 && f.decodes[0]!.generations.length === 1, 'both are at it')
+  t.equal(f.app.epd.gateway.registry.get(f.prefills[0]!.url)!.load.requests, 1)
+  f.prefills[0]!.handoffs.add(f.decodes[0]!.generations[0]!.body.handoff.lease)
+  release()
+  t.equal((await asked).status, 200)
+  await until(() => f.app.epd.gateway.registry.snapshot().nodes.every(node => node.load.requests === 0), 'no node has load')
+})
+
+t.test('P fails while D waits for it: D is called off and not blamed, another P takes the request', async t => {
+  const f = await earlyFixture(t, 1)
+  let release!: () => void
+  f.prefills[0]!.prefillFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) }, 'failed')
+  f.decodes[0]!.generateFaults.push('silence')
+  f.prefills[1]!.handoffs.add(`kv-${new URL(f.prefills[1]!.url).port}-1`)
+  const asked = f.ask()
+  await until(() => f.decodes[0]!.generations.length === 1, 'D has been called')
+  await f.prefills[0]!.close()
+  release()
+  t.equal((await asked).status, 200)
+  t.equal(f.prefills[1]!.prefills.length, 1)
+  t.ok(f.decodes[0]!.generations[0]!.aborted)
+  t.equal(f.app.epd.gateway.registry.get(f.decodes[0]!.url)!.breakers.decode, 'closed')
+})
+
+t.test('D fails while P is at it: P is called off', async t => {
+  const f = await earlyFixture(t, 2)
+  f.prefills[0]!.prefillFaults.push('silence')
+  f.decodes[0]!.generateFaults.push('failed')
+  for (const p of f.prefills) p.handoffs.add(`kv-${new URL(p.url).port}-1`)
+  t.equal((await f.ask()).status, 200)
+  await until(() => f.prefills[0]!.prefills[0]!.aborted && f.prefills[0]!.abortedRequests.length === 1, 'P was told')
+  await until(() => f.prefills.flatMap(p => p.released).length === 1, 'its hand-off is freed once')
+})
+
+t.test('a P that can work with nobody has its links refused, and the request goes elsewhere', async t => {
+  const adapter: Adapter = { ...fakeAdapter, name: 'odd', prefill: async ({ node }) => { throw new AdapterError('REFUSED', 'names no session', { node: node.id }) } }
+  const [p, d, hybrid] = [await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'decode' }), await FakeNode.start(t)]
+  const nodes = [p, d, hybrid].map(({ url, role }) => ({ url, role, adapter: 'odd' }))
+  const { app, url } = await buildGateway(t, { nodes: [p, d, hybrid], options: { adapters: [adapter], nodes, routing: { disaggregate: 'always' } } })
+  const answer = await post(`${url}/v1/chat/completions`, chat('?'))
+  t.equal(answer.status, 200)
+  t.equal(answer.headers.get('x-epd-plan'), 'pd')
+  const status = app.epd.nodes.status()[p.url]!
+  t.match(status.links[d.url], { state: 'refused', reason: 'names no session' })
+  t.match(status.notes, ['not used by plans: names no session'])
+  t.equal((await post(`${url}/v1/chat/completions`, chat('?'))).headers.get('x-epd-reason'), 'text only, no decode node fits a prefill node')
+})
+
+t.test('a request that P finds it can\'t share costs no retry', async t => {
+  const adapter: Adapter = { ...fakeAdapter, name: 'odd', prefill: async ({ node }) => { throw new AdapterError('KV_GONE', 'first token is last', { node: node.id, undivided: true }) } }
+  const [p, d] = [await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'decode', standalone: true })]
+  const nodes = [p, d].map(({ url, role }) => ({ url, role, adapter: 'odd' }))
+  const { app, url } = await buildGateway(t, { nodes: [p, d], options: { adapters: [adapter], nodes, retries: 0 } })
+  const answer = await post(`${url}/v1/chat/completions`, chat('?'))
+  t.equal(answer.status, 200)
+  t.equal(answer.headers.get('x-epd-plan'), 'pd')
+  t.equal(d.generations[0]!.body.handoff, undefined)
+  t.equal(app.epd.nodes.get(p.url)!.breakers.prefill, 'closed')
+})
