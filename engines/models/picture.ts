@@ -4,6 +4,7 @@
  */
 import type { Sharp, SharpOptions } from 'sharp'
 import { loadOptional } from '../optional.ts'
+import { enlarge } from './enlarge.ts'
 import { PictureError, type PictureSize } from './family.ts'
 import { sniffPicture } from './sniff.ts'
 
@@ -74,9 +75,13 @@ export async function openPicture (bytes: Uint8Array): Promise<Picture> {
   // The limit is checked below on the header's figures; sharp itself would only notice when it decodes.
   const header = await sharp(bytes, { ...input, limitInputPixels: false }).metadata().catch((err: unknown) => { throw pictureError(err) })
   checkSize(header.width, header.pageHeight ?? header.height)
-  const { width, height } = header.autoOrient
+  const { width, height: whole } = header.autoOrient
+  const own: PictureSize = { width, height: header.pageHeight ?? whole }
   return {
-    size: { width, height: header.pageHeight ?? height },
-    resize: size => render(sharp(bytes, input), size, header.hasAlpha === true)
+    size: own,
+    resize: async size => {
+      const shrunk = { width: Math.min(own.width, size.width), height: Math.min(own.height, size.height) }
+      return enlarge(await render(sharp(bytes, input), shrunk, header.hasAlpha === true), shrunk, size)
+    }
   }
 }
