@@ -12,6 +12,8 @@ export interface Batchable {
   readonly units: number
   /** Items with different keys never share a run: their inputs do not join. */
   readonly key: string
+  /** Never shares a run with any other. */
+  readonly alone?: boolean | undefined
 }
 
 /** Share of a run's usual time worth waiting for company. */
@@ -61,7 +63,7 @@ export class Batcher<T extends Batchable> {
     if (this.#running || this.#queue.size === 0) return
     const windowMs = Math.min(this.#limits.maxWindowMs, this.#meanRunMs * WINDOW_SHARE)
     const batch = this.#next()
-    const full = batch.length < this.#queue.size || batch.length >= this.#limits.maxItems
+    const full = batch.length < this.#queue.size || batch.length >= this.#limits.maxItems || batch[0]?.alone === true
     if (full || windowMs <= 0 || this.#expected() === 0) return this.#start()
     this.#timer ??= setTimeout(() => this.#start(), windowMs)
   }
@@ -72,7 +74,7 @@ export class Batcher<T extends Batchable> {
     let units = 0
     for (const item of this.#queue) {
       const [first] = batch
-      if (first !== undefined && (batch.length >= this.#limits.maxItems || units + item.units > this.#limits.maxUnits || item.key !== first.key)) break
+      if (first !== undefined && (first.alone === true || item.alone === true || batch.length >= this.#limits.maxItems || units + item.units > this.#limits.maxUnits || item.key !== first.key)) break
       batch.push(item)
       units += item.units
     }

@@ -40,6 +40,7 @@ interface Job {
   readonly entry: FeatureEntry
   readonly units: number
   readonly key: string
+  readonly alone: boolean | undefined
   readonly span: Span
   readonly queuedAt: number
   resolve (): void
@@ -107,7 +108,7 @@ export class EncodeStage {
     let onAbort = (): void => {}
     try {
       await new Promise<void>((resolve, reject) => {
-        const job: Job = { prepared, entry, units: prepared.units, key: joinKey(prepared), span, queuedAt: performance.now(), resolve, reject }
+        const job: Job = { prepared, entry, units: prepared.units, key: joinKey(prepared), alone: prepared.alone, span, queuedAt: performance.now(), resolve, reject }
         onAbort = () => { if (this.#batcher.drop(job)) reject(signal.reason) }
         signal.addEventListener('abort', onAbort, { once: true })
         this.#batcher.add(job)

@@ -1,8 +1,9 @@
 import { ModelError, type Json, type ModelFamily } from './family.ts'
 import { internvl } from './internvl.ts'
+import { qwen2vl } from './qwen2-vl.ts'
 
 /** Every model family engines know. */
-export const families: readonly ModelFamily[] = [internvl]
+export const families: readonly ModelFamily[] = [internvl, qwen2vl]
 
 /** @throws ModelError when no family takes this `model_type`. */
 export function familyFor (config: Json): ModelFamily {

@@ -1,6 +1,6 @@
 /**
  * What a model family is. Engines know models by this file only: a family turns a picture into the vision program's
- * inputs, says how a prompt is laid out around it, and gives position ids. One family, one file, listed in index.ts.
+ * inputs, says how a prompt is laid out around it, and gives position ids. One family, one file, listed in families.ts.
  *
  * Three kinds of model shaped it. InternVL: tiles, tokens a multiple of the tiles, one span per picture, plain positions.
  * Qwen2-VL: patches plus `image_grid_thw` as a second input, tokens by resolution, three-axis positions (M-RoPE).
@@ -47,8 +47,10 @@ export interface VisionInput {
 /** An item ready for the vision graph. Its features are the next `numTokens` rows of the output. */
 export interface PreparedItem extends ItemShape {
   readonly inputs: readonly VisionInput[]
-  /** Share of a batch in the family's unit of work (InternVL: tiles); engines bound the sum per run. */
+  /** Share of a batch in the family's unit of work (InternVL: tiles, Qwen2-VL: pictures); engines bound the sum per run. */
   readonly units: number
+  /** The graph takes one item a run: this one shares a run with no other. */
+  readonly alone?: boolean
 }
 
 /** What an item's place in a prompt needs to know of it. */

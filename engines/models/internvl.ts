@@ -3,11 +3,12 @@
  * added when there is more than one tile, and every tile becomes the same number of tokens.
  */
 import { ModelError, type FamilyModel, type ItemShape, type ModelFamily, type ModelSource, type PictureSize, type PixelSettings, type PreparedItem } from './family.ts'
-import { finite, flag, perChannel, pictureSize, positiveInteger } from './fields.ts'
+import { finite, flag, pictureSize, positiveInteger } from './fields.ts'
+import { makePixels, pixelTensor, readNormaliser, type Normaliser } from './normaliser.ts'
 import { sequentialPositions } from './positions.ts'
 import { openPicture } from './picture.ts'
-import { expandContiguous } from './prompt.ts'
-import { makeNormaliser, makePixels, writeTiles, type Normaliser } from './tiles.ts'
+import { expandContiguous, readImageToken } from './prompt.ts'
+import { writeTiles } from './tiles.ts'
 
 const PREPROCESSOR = 'preprocessor_config.json'
 /** A request may ask for more tiles than the model's default, but not without end. */
@@ -76,15 +77,7 @@ function readPlan (source: ModelSource): TilePlan {
   const { config, preprocessor, vision } = source
   const tile = pictureSize(preprocessor.size ?? preprocessor.crop_size ?? (config.vision_config as { image_size?: unknown } | undefined)?.image_size)
   if (tile === undefined) throw new ModelError(`${PREPROCESSOR}: "size" must give the height and width of a tile`)
-  const pixels = vision?.inputs[0]
-  const pixelType = pixels?.type ?? 'float32'
-  if (pixelType !== 'float32' && pixelType !== 'float16') {
-    throw new ModelError(`onnx/vision_encoder.onnx takes ${pixelType} pixels; float32 and float16 are supported`)
-  }
-  const rescale = flag(preprocessor, 'do_rescale', true) ? finite(preprocessor, 'rescale_factor', PREPROCESSOR, 1 / 255) : 1
-  const normalised = flag(preprocessor, 'do_normalize', true)
-  const mean = normalised ? perChannel(preprocessor, 'image_mean', PREPROCESSOR, IMAGENET_MEAN) : [0, 0, 0]
-  const std = normalised ? perChannel(preprocessor, 'image_std', PREPROCESSOR, IMAGENET_STD) : [1, 1, 1]
+  const inputName = vision?.inputs[0]?.name ?? 'pixel_values'
   // `crop_to_patches` is not read: published folders say false there, and InternVL's processor overrides it for pictures.
   return {
     tile,
@@ -92,8 +85,8 @@ function readPlan (source: ModelSource): TilePlan {
     minTiles: positiveInteger(preprocessor, 'min_patches', PREPROCESSOR, positiveInteger(config, 'min_dynamic_patch', 'config.json', 1)),
     maxTiles: positiveInteger(preprocessor, 'max_patches', PREPROCESSOR, positiveInteger(config, 'max_dynamic_patch', 'config.json', 12)),
     thumbnail: flag(preprocessor, 'use_thumbnail', flag(config, 'use_thumbnail', true)),
-    normaliser: makeNormaliser(pixelType, rescale, mean, std),
-    inputName: pixels?.name ?? 'pixel_values'
+    normaliser: readNormaliser(source, inputName, IMAGENET_MEAN, IMAGENET_STD),
+    inputName
   }
 }
 
@@ -122,16 +115,12 @@ async function prepare (plan: TilePlan, bytes: Uint8Array, settings: PixelSettin
   const pixels = makePixels(normaliser, tiles * 3 * tile.height * tile.width)
   const end = writeTiles(canvas as Uint8Array, { columns, rows }, tile, normaliser, pixels, 0)
   if (thumbnail !== undefined) writeTiles(thumbnail, { columns: 1, rows: 1 }, tile, normaliser, pixels, end)
-  const tensor = pixels instanceof Float32Array ? { type: 'float32' as const, dims, data: pixels } : { type: 'float16' as const, dims, data: pixels }
-  return { grid, numTokens, units: tiles, inputs: [{ name: plan.inputName, batchAxis: 0, tensor }] }
+  return { grid, numTokens, units: tiles, inputs: [{ name: plan.inputName, batchAxis: 0, tensor: pixelTensor(pixels, dims) }] }
 }
 
 function open (source: ModelSource): FamilyModel {
   const plan = readPlan(source)
-  const imageTokenId = source.config.image_token_id ?? source.config.img_context_token_id ?? source.specialTokens['<IMG_CONTEXT>']
-  if (typeof imageTokenId !== 'number') throw new ModelError('config.json: "image_token_id" must be a number')
-  const imageToken = Object.entries(source.specialTokens).find(([, id]) => id === imageTokenId)?.[0]
-  if (imageToken === undefined) throw new ModelError(`tokenizer.json: no added token has the id ${imageTokenId} of config.json's image_token_id`)
+  const { imageTokenId, imageToken } = readImageToken(source, source.config.image_token_id ?? source.config.img_context_token_id ?? source.specialTokens['<IMG_CONTEXT>'])
   const markers = { start: source.specialTokens['<img>'], end: source.specialTokens['</img>'] }
   return {
     imageTokenId,

@@ -1,8 +1,19 @@
-import type { MediaSpan, PlacedItem, PromptLayout } from './family.ts'
+import { ModelError, type FamilyModel, type MediaSpan, type ModelSource, type PlacedItem, type PromptLayout } from './family.ts'
 
 /** A prompt whose placeholders and media items differ in number. */
 export class PlaceholderError extends Error {
   override readonly name = 'PlaceholderError'
+}
+
+/**
+ * The placeholder with the id `id`, which config.json or else the family's usual token gives, and its text.
+ * @throws ModelError when there is none, or tokenizer.json does not know it.
+ */
+export function readImageToken (source: ModelSource, id: unknown): Pick<FamilyModel, 'imageTokenId' | 'imageToken'> {
+  if (typeof id !== 'number') throw new ModelError('config.json: "image_token_id" must be a number')
+  const imageToken = Object.entries(source.specialTokens).find(([, known]) => known === id)?.[0]
+  if (imageToken === undefined) throw new ModelError(`tokenizer.json: no added token has the id ${id} of config.json's image_token_id`)
+  return { imageTokenId: id, imageToken }
 }
 
 /**

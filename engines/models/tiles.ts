@@ -1,28 +1,6 @@
-/** Cutting a resized picture into tiles and normalising them: the part of preprocessing that is plain arithmetic. */
-import { toFloat16 } from '../runtime/float16.ts'
+/** Cutting a resized picture into tiles. */
 import type { PictureSize } from './family.ts'
-
-/** Per channel, the value of each of the 256 levels: `(v * rescale - mean) / std`, in the element type of the graph. */
-export interface Normaliser {
-  readonly type: 'float32' | 'float16'
-  readonly tables: ReadonlyArray<Float32Array | Uint16Array>
-}
-
-export type PixelArray = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>
-
-export function makeNormaliser (type: 'float32' | 'float16', rescale: number, mean: readonly number[], std: readonly number[]): Normaliser {
-  const tables = mean.map((m, channel) => {
-    // Rounded after each operation, as single-precision preprocessors do it.
-    const level = (v: number): number => Math.fround(Math.fround(Math.fround(v * rescale) - Math.fround(m)) / Math.fround(std[channel] ?? 1))
-    const values = Float32Array.from({ length: 256 }, (_, v) => level(v))
-    return type === 'float32' ? values : Uint16Array.from(values, toFloat16)
-  })
-  return { type, tables }
-}
-
-export function makePixels (normaliser: Normaliser, length: number): PixelArray {
-  return normaliser.type === 'float32' ? new Float32Array(length) : new Uint16Array(length)
-}
+import type { Normaliser, PixelArray } from './normaliser.ts'
 
 /**
  * Writes the tiles of `rgb`, a picture of `grid` tiles, row by row into `out` from element `offset`: each as three

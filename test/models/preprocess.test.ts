@@ -196,7 +196,7 @@ t.test('a model folder is read without its decoder, and by name when something i
 
 t.test('a configuration that can\'t be right is refused by file and field', async t => {
   const cases: Array<[string, (json: Record<string, unknown>) => void, RegExp]> = [
-    ['config.json', c => { c.model_type = 'llava' }, /model_type "llava" is none of those engines know \(internvl, internvl_chat\)/],
+    ['config.json', c => { c.model_type = 'llava' }, /model_type "llava" is none of those engines know \(internvl, internvl_chat, qwen2_vl\)/],
     ['config.json', c => { c.text_config = 3 }, /config\.json: "text_config" must be an object/],
     ['config.json', c => { (c.text_config as Record<string, unknown>).vocab_size = 0 }, /"vocab_size" must be a positive integer/],
     ['config.json', c => { c.image_token_id = 63 }, /no added token has the id 63/],

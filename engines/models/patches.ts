@@ -1,0 +1,48 @@
+/** Cutting a resized picture into patches as Qwen-VL's vision encoder takes them. */
+import type { PictureSize } from './family.ts'
+import type { Normaliser, PixelArray } from './normaliser.ts'
+
+export interface PatchLayout {
+  /** Side of a patch, pixels. */
+  readonly patch: number
+  /** Patches in a row and in a column that become one token together. */
+  readonly merge: number
+  /** Frames in a patch; a picture repeats itself. */
+  readonly frames: number
+}
+
+/** Numbers in one patch. */
+export function patchLength ({ patch, frames }: PatchLayout): number {
+  return 3 * frames * patch * patch
+}
+
+/**
+ * Writes the patches of `rgb` to `out`, one row of numbers each: those that are merged stand together, square by square,
+ * row by row. In a patch come the channels, in a channel the frames, in a frame the lines.
+ */
+export function writePatches (rgb: Uint8Array, size: PictureSize, layout: PatchLayout, normaliser: Normaliser, out: PixelArray): void {
+  const { patch, merge, frames } = layout
+  const rows = size.height / patch
+  const columns = size.width / patch
+  let at = 0
+  for (let top = 0; top < rows; top += merge) {
+    for (let left = 0; left < columns; left += merge) {
+      for (let inner = 0; inner < merge * merge; inner++) {
+        const y = (top + Math.floor(inner / merge)) * patch
+        const x = (left + inner % merge) * patch
+        for (let channel = 0; channel < 3; channel++) at = writeFrames(rgb, (y * size.width + x) * 3 + channel, size.width, patch, frames, normaliser.tables[channel] as Float32Array, out, at)
+      }
+    }
+  }
+}
+
+/** One channel of one patch, which begins at `from`, as often as there are frames. Returns the element after the last. */
+function writeFrames (rgb: Uint8Array, from: number, width: number, patch: number, frames: number, table: Float32Array | Uint16Array, out: PixelArray, to: number): number {
+  let at = to
+  for (let line = 0; line < patch; line++) {
+    for (let column = 0, source = from + line * width * 3; column < patch; column++, source += 3) out[at++] = table[rgb[source] as number] as number
+  }
+  const plane = at - to
+  for (let frame = 1; frame < frames; frame++, at += plane) out.copyWithin(at, to, to + plane)
+  return at
+}
