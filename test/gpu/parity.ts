@@ -1,12 +1,12 @@
 /**
  * `npm run test:gpu`: what engines compute on CUDA is what they compute on the CPU. Features are compared as numbers,
- * answers as text, for an engine that encodes itself and for an encoder with a language engine behind it.
+ * answers as text: of both backends, by an engine that encodes itself, and by several that pull from each other.
  */
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import { BlockPool, FeatureCache } from '../../engines/cache/index.ts'
 import { EngineCounters } from '../../engines/counters.ts'
 import { EncodeStage } from '../../engines/encoder/encode-stage.ts'
-import { shippedModel, startEngine, type ApiServer } from '../../engines/index.ts'
+import { shippedModel, startEngine, type ApiServer, type StartEngineOptions } from '../../engines/index.ts'
 import { featureBlockShape, featureBlocksFor, loadModel, type LoadedModel, type PreparedItem } from '../../engines/models/index.ts'
 import { fromFloat16, type Device } from '../../engines/runtime/index.ts'
 import { table } from '../bench/report.ts'
@@ -75,9 +75,12 @@ async function post (url: string, path: string, body: object): Promise<Record<st
   return json
 }
 
-function engine (role: 'encoder' | 'hybrid', device: Device, vision: boolean): Promise<ApiServer> {
+type Role = StartEngineOptions['role']
+type Backend = StartEngineOptions['backend']
+
+function engine (role: Role, device: Device, vision: boolean, backend: Backend = 'pytorch'): Promise<ApiServer> {
   return startEngine({
-    role, backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port: 0, device, vision, media: { allowPrivate: false, allowedDomains: [] }, logger: false
+    role, backend, modelDir: shippedModel(), host: '127.0.0.1', port: 0, device, vision, media: { allowPrivate: false, allowedDomains: [] }, logger: false
   })
 }
 
@@ -92,8 +95,8 @@ function textOf (answer: Record<string, unknown>): string {
   return choice?.message.content ?? ''
 }
 
-async function answersOf (device: Device, asked: readonly Asked[]): Promise<string[]> {
-  const server = await engine('hybrid', device, true)
+async function answersOf (device: Device, asked: readonly Asked[], backend: Backend = 'pytorch'): Promise<string[]> {
+  const server = await engine('hybrid', device, true, backend)
   try {
     return await Promise.all(asked.map(async one => textOf(await post(server.url, '/v1/chat/completions', requestOf(one)))))
   } finally {
@@ -101,29 +104,48 @@ async function answersOf (device: Device, asked: readonly Asked[]): Promise<stri
   }
 }
 
-/** Links the language engine to the encoder by the two calls a gateway makes. */
-async function link (encoder: ApiServer, language: ApiServer): Promise<void> {
-  const made = await post(encoder.url, '/distserve/p2p_initialize', { local_engine_id: encoder.url, remote_engine_id: language.url, protocol: 1 })
-  const linked = await post(language.url, '/distserve/p2p_connect', {
-    remote_engine_id: encoder.url, protocol: 1, remote_engine_endpoint_info: made.engine_endpoint_info, remote_kvtransfer_endpoint_info: made.kvtransfer_endpoint_info
+/** Links the consumer to the producer by the two calls a gateway makes. */
+async function link (producer: ApiServer, consumer: ApiServer): Promise<void> {
+  const made = await post(producer.url, '/distserve/p2p_initialize', { local_engine_id: producer.url, remote_engine_id: consumer.url, protocol: 1 })
+  const linked = await post(consumer.url, '/distserve/p2p_connect', {
+    remote_engine_id: producer.url, protocol: 1, remote_engine_endpoint_info: made.engine_endpoint_info, remote_kvtransfer_endpoint_info: made.kvtransfer_endpoint_info
   })
   if (linked.status !== 1) throw new Error(`the engines can't be linked: ${String(linked.message)}`)
 }
 
+/** The request as a gateway sends it on once the encoder has answered: a lease in the picture's place. */
+async function encoded (encoder: ApiServer, one: Asked): Promise<object> {
+  const { encoder_result: results } = await post(encoder.url, '/v1/chat/completions', { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: one.url } }] }] })
+  const [{ lease }] = results as [{ lease: string }]
+  return { ...requestOf({ ...one, url: `epd:${lease}` }), encoder_result: results }
+}
+
 /** Encoder and language engine as two engines, features over the link. */
-async function answersByEpd (device: Device, asked: readonly Asked[]): Promise<string[]> {
+async function answersByEpd (device: Device, asked: readonly Asked[], backend: Backend = 'pytorch'): Promise<string[]> {
   const encoder = await engine('encoder', device, true)
-  const language = await engine('hybrid', device, false)
+  const language = await engine('hybrid', device, false, backend)
   try {
     await link(encoder, language)
-    return await Promise.all(asked.map(async one => {
-      const request = requestOf(one)
-      const { encoder_result: results } = await post(encoder.url, '/v1/chat/completions', { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: one.url } }] }] })
-      const [{ lease }] = results as [{ lease: string }]
-      return textOf(await post(language.url, '/v1/chat/completions', { ...requestOf({ ...one, url: `epd:${lease}` }), max_tokens: request.max_tokens, encoder_result: results }))
-    }))
+    return await Promise.all(asked.map(async one => textOf(await post(language.url, '/v1/chat/completions', await encoded(encoder, one)))))
   } finally {
     await Promise.all([encoder.close(), language.close()])
+  }
+}
+
+/** E -> P -> D: features and then keys and values over the link. */
+async function answersByHandoff (device: Device, asked: readonly Asked[]): Promise<string[]> {
+  const encoder = await engine('encoder', device, true)
+  const prefill = await engine('prefill', device, false)
+  const decode = await engine('decode', device, false)
+  try {
+    await link(encoder, prefill)
+    await link(prefill, decode)
+    return await Promise.all(asked.map(async one => {
+      const { migration_request: handoff } = await post(prefill.url, '/v1/chat/completions', { ...await encoded(encoder, one), max_tokens: 1, with_cache: true, preserve_cache: true })
+      return textOf(await post(decode.url, '/v1/chat/completions', { ...requestOf({ ...one, url: 'epd:handed-over' }), migration_request: handoff }))
+    }))
+  } finally {
+    await Promise.all([encoder.close(), prefill.close(), decode.close()])
   }
 }
 
@@ -153,7 +175,10 @@ for (const fused of [false, true]) {
 const asked = scenes.flatMap((scene, i) => questionsFor(scene, random).slice(0, 3).map(({ text }) => ({ url: dataUrl(pictures[i] as Buffer), question: text })))
 const cpuAnswers = await answersOf('cpu', asked)
 checks.push(compareAnswers('answers, engine encodes itself', cpuAnswers, await answersOf(options.device, asked), asked))
-checks.push(compareAnswers('answers, encoder and language engine', cpuAnswers, await answersByEpd(options.device, asked), asked))
+checks.push(compareAnswers('answers, E -> PD', cpuAnswers, await answersByEpd(options.device, asked), asked))
+checks.push(compareAnswers('answers, E -> P -> D', cpuAnswers, await answersByHandoff(options.device, asked), asked))
+checks.push(compareAnswers('answers, TurboMind-like engine encodes itself', cpuAnswers, await answersOf(options.device, asked, 'turbomind'), asked))
+checks.push(compareAnswers('answers, E -> TurboMind-like engine', cpuAnswers, await answersByEpd(options.device, asked, 'turbomind'), asked))
 
 console.log(table(['check', 'found', 'wanted', ''], checks.map(({ what, found, wanted, ok }) => [what, found, wanted, ok ? 'ok' : 'FAILED'])))
 process.exitCode = checks.every(check => check.ok) ? 0 : 1

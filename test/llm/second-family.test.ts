@@ -70,7 +70,8 @@ const HOUSES: Readonly<Record<string, (t: Test) => Promise<House>>> = {
   'hybrid in chunks of 16 tokens, with few blocks': async t => alone(await startLlm(t, { modelDir, kvBlocks: 20 }, { maxPrefillTokens: 16 })),
   'E -> PD': async t => await behindEncoder(t, await startLlm(t, { modelDir, vision: false })),
   'E -> TurboMind-like PD': async t => await behindEncoder(t, await startTurbomind(t, { modelDir, vision: false, maxBatchSize: 3, kvBlocks: 4, maxPrefillTokens: 16 })),
-  'E -> PD behind a gateway': async t => await behindGateway(t, ['encoder', 'hybrid'], 'e-pd')
+  'E -> PD behind a gateway': async t => await behindGateway(t, ['encoder', 'hybrid'], 'e-pd'),
+  'E -> P -> D behind a gateway': async t => await behindGateway(t, ['encoder', 'prefill', 'decode'], 'e-p-d')
 }
 
 const { tokenizer } = await loadTokenizer(modelDir)

@@ -1,0 +1,137 @@
+/** The same engines, cut up differently: latency of text and picture requests side by side, over the same number of processes. */
+import { spawn, type ChildProcess } from 'node:child_process'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import { drawScene } from '../helper/scenes.ts'
+import { until } from '../helper/until.ts'
+import { quantile, table, type BenchContext } from './report.ts'
+
+export const name = 'topologies'
+
+const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
+const PROCESSES = 3
+const PICTURES = 4
+/** Who asks in a closed loop: these many clients for text, these for pictures. */
+const CLIENTS = { text: 6, pictures: 2 }
+const TOKENS = { text: 64, pictures: 16 }
+
+interface Topology { readonly title: string, readonly embedded: Readonly<Record<string, number>>, readonly plans: { readonly text: string, readonly pictures: string } }
+
+const TOPOLOGIES: readonly Topology[] = [
+  { title: '3 hybrid', embedded: { encoders: 0, engines: 3 }, plans: { text: 'pd', pictures: 'hybrid' } },
+  { title: '1 E + 2 PD', embedded: { encoders: 1, engines: 2 }, plans: { text: 'pd', pictures: 'e-pd' } },
+  { title: '1 P + 2 D, P encodes', embedded: { encoders: 0, engines: 0, prefill: 1, decode: 2 }, plans: { text: 'p-d', pictures: 'p-d' } },
+  { title: '1 E + 1 P + 1 D', embedded: { encoders: 1, engines: 0, prefill: 1, decode: 1 }, plans: { text: 'p-d', pictures: 'e-p-d' } }
+]
+
+type Kind = keyof typeof CLIENTS
+
+/** Milliseconds of one kind of request, in one topology. */
+interface Times { readonly first: number[], readonly gaps: number[] }
+
+interface Side { readonly topology: Topology, readonly gateway: ChildProcess, readonly url: string, readonly times: Record<Kind, Times>, tokens: number, seconds: number }
+
+async function serve (folder: string, topology: Topology): Promise<Side> {
+  const config = join(folder, `${topology.title.replaceAll(/\W+/g, '-')}.json`)
+  await writeFile(config, JSON.stringify({ embedded: topology.embedded, bypass: 'never' }))
+  const gateway = spawn(process.execPath, [MAIN, 'serve', '--config', config, '--port', '0', '--log-level', 'error'], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const url = await new Promise<string>((resolve, reject) => {
+    createInterface({ input: gateway.stdout }).on('line', line => {
+      const found = /^listening on (\S+)$/.exec(line)
+      if (found !== null) resolve(found[1]!)
+    })
+    gateway.once('exit', code => { reject(new Error(`the gateway of ${topology.title} ended with ${code}`)) })
+  })
+  return { topology, gateway, url, times: { text: { first: [], gaps: [] }, pictures: { first: [], gaps: [] } }, tokens: 0, seconds: 0 }
+}
+
+async function stop ({ gateway }: Side): Promise<void> {
+  if (gateway.exitCode !== null) return
+  const exited = new Promise(resolve => gateway.once('exit', resolve))
+  gateway.kill('SIGTERM')
+  await exited
+}
+
+/** Asks once and takes down when events came. */
+async function ask ({ url, topology, times }: Side, kind: Kind, urls: readonly string[], id: number): Promise<number> {
+  const content = [...urls.map(picture => ({ type: 'image_url', image_url: { url: picture } })), { type: 'text', text: `${id}. How many shapes are there in all pictures? ` + 'Take your time. '.repeat(6) }]
+  const body = { model: 'tiny-internvl', temperature: 0, stream: true, ignore_eos: true, max_tokens: TOKENS[kind], messages: [{ role: 'user', content }] }
+  const start = performance.now()
+  const response = await fetch(`${url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) })
+  const plan = response.headers.get('x-epd-plan')
+  if (response.status !== 200 || plan !== topology.plans[kind]) throw new Error(`${topology.title}: ${response.status}, plan ${plan}, ${(await response.text()).slice(0, 300)}`)
+  let before: number | undefined
+  let events = 0
+  for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
+    const now = performance.now()
+    const tokens = Buffer.from(chunk).toString('latin1').split('"content":"').length - 1
+    if (tokens === 0) continue
+    if (before === undefined) times[kind].first.push(now - start)
+    else for (let i = 0; i < tokens; i++) times[kind].gaps.push((now - before) / tokens)
+    before = now
+    events += tokens
+  }
+  return events
+}
+
+async function round (side: Side, draw: (n: number) => readonly string[], perClient: number): Promise<void> {
+  const start = performance.now()
+  const kinds = (Object.keys(CLIENTS) as Kind[]).flatMap(kind => Array.from({ length: CLIENTS[kind] }, () => kind))
+  await Promise.all(kinds.map(async (kind, client) => {
+    for (let i = 0; i < perClient; i++) {
+      const n = client * perClient + i
+      side.tokens += await ask(side, kind, kind === 'text' ? [] : draw(n), n)
+    }
+  }))
+  side.seconds += (performance.now() - start) / 1000
+}
+
+function forget (side: Side): void {
+  for (const { first, gaps } of Object.values(side.times)) first.length = gaps.length = 0
+  side.tokens = side.seconds = 0
+}
+
+/** Pictures and prompts of an earlier round must not be found. */
+async function clearCaches ({ url }: Side): Promise<void> {
+  const nodes = Object.keys(await (await fetch(`${url}/nodes/status`)).json() as object)
+  await Promise.all(nodes.map(node => fetch(`${node}/distserve/clear_cache`, { method: 'POST' })))
+}
+
+function rowOf ({ topology, times, tokens, seconds }: Side): Array<string | number> {
+  const both = (values: readonly number[]): string => `${quantile(values, 0.5).toFixed(1)} / ${quantile(values, 0.99).toFixed(0)}`
+  return [topology.title, both(times.text.first), both(times.text.gaps), both(times.pictures.first), both(times.pictures.gaps), tokens / seconds]
+}
+
+export async function run (context: BenchContext): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'epd-bench-'))
+  const sides: Side[] = []
+  try {
+    for (const topology of TOPOLOGIES) sides.push(await serve(folder, topology))
+    const perClient = context.quick ? 2 : 4
+    const clients = CLIENTS.text + CLIENTS.pictures
+    const pictures = await Promise.all(Array.from({ length: clients * perClient * PICTURES }, (_, seed) => drawScene(5000 + seed)))
+    const draw = (n: number): readonly string[] => pictures.slice(n * PICTURES, (n + 1) * PICTURES)
+    for (let i = -1; i < context.rounds; i++) {
+      for (const side of sides) {
+        if (i === 0) forget(side)
+        await clearCaches(side)
+        await round(side, draw, perClient)
+        // What is still being ended belongs to this side's time, not to the next one's.
+        await until(async () => Object.values(await (await fetch(`${side.url}/nodes/status`)).json() as Record<string, { unfinished: number }>).every(node => node.unfinished === 0), 'nothing is in flight')
+      }
+      context.log(`  round ${i + 1}`)
+    }
+    return [
+      '## Topologies',
+      `${PROCESSES} engine processes of the shipped model each time, cut up differently, behind the gateway; ${CLIENTS.text} clients ask text questions (${TOKENS.text} tokens of answer) and ${CLIENTS.pictures} ask about ${PICTURES} pictures at a time ` +
+        `(${TOKENS.pictures} tokens), each as soon as its last answer has ended; no picture or prompt is found in a cache. Milliseconds, p50 / p99: time to first token (TTFT) and between tokens (ITL), as the client sees them.`,
+      table(['engines', 'text TTFT', 'text ITL', 'pictures TTFT', 'pictures ITL', 'tokens/s in all'], sides.map(rowOf))
+    ].join('\n\n')
+  } finally {
+    await Promise.all(sides.map(stop))
+    await rm(folder, { recursive: true })
+  }
+}

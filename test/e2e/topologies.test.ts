@@ -1,0 +1,101 @@
+/** The same requests over every topology and both backends, through the gateway: the tokens must not tell which way they came. */
+import Fastify from 'fastify'
+import t from 'tap'
+import { shippedModel, startEngine, type StartEngineOptions } from '../../engines/server/index.ts'
+import epd from '../../plugin/index.ts'
+import type { Completion } from '../llm/harness.ts'
+import { bodyOf, mixedRequests, outcome, type MixedRequest } from '../llm/mixed-requests.ts'
+import { metric } from '../helper/metrics.ts'
+import { until } from '../helper/until.ts'
+
+const FULL = process.env.EPD_TEST_FULL === '1'
+const REQUESTS = FULL ? 100 : 10
+const DISTINCT_PICTURES = FULL ? 24 : 5
+/** Requests in flight at a time: enough for batches of every size, few enough for two cores. */
+const AT_ONCE = 8
+
+type Engine = Awaited<ReturnType<typeof startEngine>>
+
+async function start (options: Partial<StartEngineOptions> & Pick<StartEngineOptions, 'role'>): Promise<Engine> {
+  const engine = await startEngine({
+    backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port: 0, device: 'cpu', threads: 1, vision: true, media: { allowPrivate: false, allowedDomains: [] }, ...options
+  })
+  t.teardown(() => engine.close())
+  return engine
+}
+
+/** A gateway that knows these engines and no others, every pair that belongs together linked. */
+async function gatewayOver (...engines: readonly Engine[]): Promise<string> {
+  const app = Fastify({ forceCloseConnections: true })
+  t.teardown(() => app.close())
+  await app.register(epd, { nodes: engines.map(({ url, engine: { role, backend } }) => ({ url, role, adapter: backend })), bypass: 'never' })
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  await app.epd.nodes.waitFor(({ nodes, link }) => {
+    const linked = (from: string, to: string): boolean => nodes.every(a => a.role !== from || nodes.every(b => b.role !== to || link(a.id, b.id) === 'linked'))
+    return nodes.every(node => node.state === 'healthy') && linked('encoder', 'hybrid') && linked('encoder', 'prefill') && linked('prefill', 'decode')
+  }, { signal: AbortSignal.timeout(20_000) })
+  return url
+}
+
+interface Answer { readonly plan: string | null, readonly encoders: string | null, readonly outcome: string }
+
+async function ask (gateway: string, request: MixedRequest): Promise<Answer> {
+  const response = await fetch(`${gateway}/v1/chat/completions`, {
+    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', ...bodyOf(request) })
+  })
+  const body = await response.json() as Completion
+  return { plan: response.headers.get('x-epd-plan'), encoders: response.headers.get('x-epd-encoders'), outcome: response.status === 200 ? outcome(body) : JSON.stringify(body) }
+}
+
+async function askAll (gateway: string, requests: readonly MixedRequest[]): Promise<Answer[]> {
+  const answers: Answer[] = []
+  for (let i = 0; i < requests.length; i += AT_ONCE) answers.push(...await Promise.all(requests.slice(i, i + AT_ONCE).map(request => ask(gateway, request))))
+  return answers
+}
+
+const [encoder, hybrid, prefill, decode, turbomind] = await Promise.all([
+  start({ role: 'encoder' }),
+  start({ role: 'hybrid' }),
+  start({ role: 'prefill' }),
+  start({ role: 'decode' }),
+  start({ role: 'hybrid', backend: 'turbomind' })
+])
+const requests = await mixedRequests(REQUESTS, DISTINCT_PICTURES)
+const expected = (await askAll(await gatewayOver(hybrid), requests)).map(answer => answer.outcome)
+t.ok(new Set(expected).size > REQUESTS / 3, 'the answers differ from each other')
+
+const topologies = [
+  { title: 'E -> PD', engines: [encoder, hybrid], text: 'pd', pictures: 'e-pd' },
+  { title: 'P -> D, P encodes', engines: [prefill, decode], text: 'p-d', pictures: 'p-d' },
+  { title: 'E -> P -> D', engines: [encoder, prefill, decode], text: 'p-d', pictures: 'e-p-d' },
+  { title: 'TurboMind-like, encodes itself', engines: [turbomind], text: 'pd', pictures: 'hybrid' },
+  { title: 'E -> TurboMind-like', engines: [encoder, turbomind], text: 'pd', pictures: 'e-pd' }
+]
+
+for (const { title, engines, text, pictures } of topologies) {
+  await t.test(`${title}: the tokens are those of a hybrid engine`, async t => {
+    // What an earlier topology has left behind must not answer for this one.
+    for (const { url } of engines) await fetch(`${url}/distserve/clear_cache`, { method: 'POST' })
+    const answers = await askAll(await gatewayOver(...engines), requests)
+    t.same(answers.map(answer => answer.outcome), expected)
+    t.same(answers.map(answer => answer.plan), requests.map(({ urls }) => urls.length === 0 ? text : pictures))
+    const encodes = engines.includes(encoder)
+    t.same(answers.map(answer => answer.encoders), requests.map(({ urls }) => urls.length === 0 || !encodes ? null : urls.map(() => encoder.url).join(',')))
+  })
+}
+
+t.test('and every engine is at rest', async t => {
+  for (const { url } of [encoder, hybrid, prefill, decode, turbomind]) {
+    const read = async (): Promise<(name: string) => number> => {
+      const text = await (await fetch(`${url}/metrics`)).text()
+      return name => metric(text, `epd_${name}`) ?? 0
+    }
+    await until(async () => {
+      const value = await read()
+      return value('leases_open') === 0 && ['feature', 'kv'].every(pool => value(`${pool}_blocks_free`) + value(`${pool}_blocks_cached`) === value(`${pool}_blocks_total`))
+    }, `${url} is at rest`)
+    await fetch(`${url}/distserve/clear_cache`, { method: 'POST' })
+    const value = await read()
+    t.same(['feature', 'kv'].map(pool => value(`${pool}_blocks_free`)), ['feature', 'kv'].map(pool => value(`${pool}_blocks_total`)))
+  }
+})
