@@ -6,7 +6,7 @@ import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
 
 type Command =
-  | { op: 'open', endpoint: P2PEndpointInfo }
+  | { op: 'open', endpoint?: P2PEndpointInfo, role?: 'hybrid' | 'prefill' | 'decode' }
   | { op: 'ask', body: object }
   | { op: 'gauges' }
   | { op: 'close' }
@@ -18,7 +18,7 @@ async function run (command: Command): Promise<object> {
   if (command.op === 'open') {
     engine = await createLlmEngine({
       engineId: 'http://llm-child',
-      role: 'hybrid',
+      role: command.role ?? 'hybrid',
       backend: 'pytorch',
       modelDir: tinyModelDir,
       host: '127.0.0.1',
@@ -29,14 +29,14 @@ async function run (command: Command): Promise<object> {
       log
     })
     await engine.ready
-    await engine.p2p.connect(command.endpoint)
-    return {}
+    if (command.endpoint !== undefined) await engine.p2p.connect(command.endpoint)
+    return { endpoint: engine.p2p.endpoint }
   }
   if (engine === undefined) throw new Error('not open')
   if (command.op === 'gauges') return { gauges: engine.gauges(), sequences: engine.sequences() }
   if (command.op === 'ask') {
-    const { status } = await engine.chat({ body: command.body, signal: new AbortController().signal, requestId: 'r', context: ROOT_CONTEXT })
-    return { status }
+    const answer = await engine.chat({ body: command.body, signal: new AbortController().signal, requestId: 'r', context: ROOT_CONTEXT })
+    return { status: answer.status, json: 'json' in answer ? answer.json : undefined }
   }
   await engine.close()
   process.disconnect()
