@@ -100,10 +100,11 @@ function endpointInfoOf (body: Json): string {
   throw missing('remote_kvtransfer_endpoint_info[0].endpoint_info', 'a string')
 }
 
+/** The lease if it is named: session numbers begin anew with each process, so that of a former one may be somebody else's now. */
 function leaseOf (body: Json): number | string {
   const { remote_session_id: session, lease } = body
-  if (Number.isSafeInteger(session)) return session as number
   if (typeof lease === 'string' && lease !== '') return lease
+  if (Number.isSafeInteger(session)) return session as number
   throw missing('remote_session_id', 'an integer (or send lease, a string)')
 }
 

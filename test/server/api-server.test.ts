@@ -256,10 +256,10 @@ t.test('distserve speaks the shapes of LMDeploy', async t => {
   t.strictSame(engine.linkTraces, [traceparent], 'the link\'s first message belongs to the caller\'s trace')
   t.strictSame((await post('/distserve/p2p_drop_connect', { engine_id: engine.url, remote_engine_id: 'http://pd:1' })).json, { success: true })
   t.strictSame(engine.dropped, ['http://really-pd:1'], 'the peer is dropped by the name it calls itself')
-  for (const body of [{ remote_engine_id: engine.url, remote_session_id: 17 }, { remote_engine_id: engine.url, lease: 'b7c1' }]) {
+  for (const body of [{ remote_session_id: 17 }, { lease: 'b7c1' }, { remote_engine_id: engine.url, remote_session_id: 18, lease: 'b7c2' }]) {
     t.strictSame((await post('/distserve/free_cache', body)).json, { status: 'SUCCESS' })
   }
-  t.strictSame(engine.ended, [17, 'b7c1'])
+  t.strictSame(engine.ended, [17, 'b7c1', 'b7c2'], 'the lease says more than the session, which a restarted engine gives to another')
   t.strictSame((await post('/distserve/clear_cache', {})).json, { status: 'SUCCESS' })
   t.equal(engine.cleared, 1)
 })

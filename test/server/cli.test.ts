@@ -16,6 +16,8 @@ t.test('a mistake in the flags is told with the flag and what would be right', a
     [['--role', 'encoder', '--device', 'tpu'], /--device must be cpu, cuda or cuda:N/],
     [['--role', 'encoder', '--proxy-url', 'localhost'], /--proxy-url must be an http or https URL/],
     [['--role', 'encoder', '--no-vision'], /--no-vision makes no sense/],
+    [['--role', 'decode', '--no-vision'], /never opens the vision encoder/],
+    [['--role', 'decode', '--feature-blocks', '8'], /--feature-blocks makes no sense with --role decode/],
     [['--role', 'hybrid', '--host', '0.0.0.0', '--proxy-url', 'http://gw:1'], /--public-url/],
     [['--role', 'hybrid', '--curve-public-key-file', '/dev/null'], /go together/],
     [['--role', 'hybrid', '--curve-allowed-keys-file', '/dev/null'], /needs --curve-public-key-file/],
