@@ -131,6 +131,7 @@ export function infoOfOurs (info: EngineInfoWire, status: NodeInfo['status'], id
     accepts: info.accepts ?? [],
     vision: node.vision ?? vision,
     maxPrefillTokens: node.maxPrefillTokens,
+    standalone: role === 'decode' ? true : undefined,
     notes: roleNotes(role, node.role),
     details: { ours: true, engine: info }
   }

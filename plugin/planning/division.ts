@@ -66,7 +66,7 @@ export function beginners (request: RequestView, pool: Pools, snapshot: Registry
 
   let order: Beginners[]
   if (disaggregate === 'never') order = [whole('disaggregation is off')]
-  else if (undivided !== undefined) order = [whole(undivided.what), alone(undivided.what)]
+  else if (undivided !== undefined) order = undivided.asked ? [whole(undivided.what)] : [whole(undivided.what), alone(undivided.what)]
   else if (nodes.length === 0) order = [whole(why), alone(why)]
   else if (disaggregate === 'always') order = [divided('always'), whole('always')]
   else if (hybrids.length === 0) order = [divided(pool.hybrids.length === 0 ? 'no node does both' : 'no healthy node does both')]

@@ -1,6 +1,7 @@
 /** The embedded default as a newcomer meets it: demo, serve, an engine that dies, the end. */
 import t from 'tap'
 import { runCli, startCli } from '../helper/cli.ts'
+import { listenerPid } from '../helper/listener.ts'
 import { drawPicture, drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
 
@@ -123,18 +124,4 @@ function gone (pid: number): boolean {
   } catch {
     return true
   }
-}
-
-/** The process that listens on a loopback port. */
-async function listenerPid (port: number): Promise<number> {
-  const { readdir, readFile, readlink } = await import('node:fs/promises')
-  const hex = port.toString(16).toUpperCase().padStart(4, '0')
-  const line = (await readFile('/proc/net/tcp', 'utf8')).split('\n').find(entry => entry.includes(`:${hex} 00000000:0000 0A`))
-  const inode = line!.trim().split(/\s+/)[9]
-  for (const pid of (await readdir('/proc')).filter(name => /^\d+$/.test(name))) {
-    const fds = await readdir(`/proc/${pid}/fd`).catch(() => [])
-    const links = await Promise.all(fds.map(fd => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')))
-    if (links.includes(`socket:[${inode}]`)) return Number(pid)
-  }
-  throw new Error(`nobody listens on port ${port}`)
 }

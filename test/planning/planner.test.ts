@@ -147,7 +147,7 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['what can\'t be shared', 'pd pd1: text only, n greater than 1', [many, snapshot([...pd, PD('pd1')]), with_('always')]],
     ['nobody does both', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [many, snapshot(pd), options()]],
     ['nobody well does both', 'EPD_ERR_NO_NODE: none of 1 nodes that do both is healthy', [many, snapshot([...pd, PD('pd1', { state: 'draining' })]), options()]],
-    ['a D that can do without', 'pd d1: text only, n greater than 1', [many, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
+    ['not even a D that can do without P', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [many, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
     ['found out by trying', 'pd d1: text only, not to be shared', [tried, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
     ['found out by trying, and nobody does both', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [tried, snapshot(pd), options()]],
     ['all P are ill, and D can do without', 'pd d1: text only, no healthy prefill node', [long, snapshot([P('p1', { state: 'unhealthy' }), D('d1', { standalone: true })]), options()]],
@@ -165,7 +165,7 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['nobody sees', 'EPD_ERR_NO_ENCODER: no encoder', [picture, snapshot([...pd, PD('pd1')]), never]],
     ['a blind hybrid leaves it to P', 'p-d p1>d1: no encoder, short prompt', [{ ...picture, promptTokens: 5 }, snapshot([P('p1', { vision: 'full' }), D('d1'), PD('pd1')]), never]],
     ['the P that encoders can feed', 'e-p-d p2>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), P('p1'), P('p2', { tokens: 9_000 }), D('d1')], { 'e1>p1': 'refused' }), options()]],
-    ['a D alone takes no pictures', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [{ ...picture, undivided: many.undivided }, snapshot([E('e1'), P('p1'), D('d1', { standalone: true })]), options()]]
+    ['a D alone takes no pictures', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [{ ...picture, undivided: tried.undivided }, snapshot([E('e1'), P('p1'), D('d1', { standalone: true })]), options()]]
   ]
   for (const [name, expected, args] of rows) t.equal(brief(planRequest(...args)), expected, name)
   t.equal(plan(picture, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), never).fallback, true)
