@@ -1,5 +1,5 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
-import { context, createContextKey, isSpanContextValid, propagation, trace, type Context } from '@opentelemetry/api'
+import { context, createContextKey, propagation, trace, type Context } from '@opentelemetry/api'
 
 /** Marks contexts made here, so that only this gateway's own upstream calls are looked at. */
 const kOurs = createContextKey('fastify-epd.upstream')
@@ -53,8 +53,8 @@ class ChainedContext implements Context {
  */
 export function propagationHeaders (from: Context, incoming: IncomingHeaders): Record<string, string> {
   const headers: Record<string, string> = {}
-  const span = trace.getSpanContext(from)
-  if (span !== undefined && isSpanContextValid(span)) propagation.inject(from, headers)
+  // Propagators check by themselves that the span is a valid one.
+  if (trace.getSpanContext(from) !== undefined) propagation.inject(from, headers)
   if (headers.traceparent === undefined) forward(incoming, headers)
   return headers
 }
