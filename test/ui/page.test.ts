@@ -3,8 +3,11 @@ import { join } from 'node:path'
 import type { Browser, Page } from 'playwright-core'
 import t from 'tap'
 import { PACKAGE_ROOT } from '../../plugin/version.ts'
+import { TraceStore } from '../../plugin/index.ts'
 import { openBrowser } from '../helper/chromium.ts'
 import { startCli, type CliServer } from '../helper/cli.ts'
+import { buildGateway } from '../helper/fake-gateway.ts'
+import { FakeNode } from '../helper/fake-node.ts'
 import { tempFile } from '../helper/temp.ts'
 import { until } from '../helper/until.ts'
 import { startLoad } from './load.ts'
@@ -42,6 +45,34 @@ async function suite (browser: Browser): Promise<void> {
     await until(() => page.evaluate(`document.querySelector('#requests [role=option]').dataset.trace !== '${first}'`), 'the page shows it')
     t.pass('new requests come in by themselves')
     await page.screenshot({ path: join(SHOTS, 'light-1280.png') })
+    t.strictSame(problems, [])
+    await page.context().close()
+  })
+
+  t.test('prefill and decode nodes have columns of their own, with the KV blocks that move between them', async t => {
+    const nodes = await Promise.all((['encoder', 'prefill', 'prefill', 'decode', 'hybrid'] as const).map(role => FakeNode.start(t, { role })))
+    const store = new TraceStore()
+    const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store } } })
+    const p = nodes[1]!.url
+    const span = (name: string, n: number, attributes: Record<string, string | number>): void => {
+      store.add({ traceId: '1'.repeat(32), spanId: String(n).repeat(16), parentSpanId: n === 1 ? undefined : '1'.repeat(16), name, kind: 'internal', start: [Date.now() / 1e3, n * 1e6], end: [Date.now() / 1e3, (10 - n) * 1e6], attributes, status: 'unset', service: 's' })
+    }
+    span('chat vlm', 1, { 'gen_ai.operation.name': 'chat', 'epd.items': 1, 'epd.topology': 'e-p-d', 'epd.reason': '1 item on 1 encoder, long prompt' })
+    span('epd.prefill', 2, { 'epd.node': p, 'epd.tokens': 1_500 })
+    const { page, problems } = await open(browser, { url }, { width: 1280, height: 860 })
+    await page.waitForSelector('.wire[data-kind=kv][data-state=linked]')
+    t.strictSame(await page.locator('.column h3').allTextContents(), ['Encode', 'Prefill', 'Decode', 'Prefill + decode'])
+    t.strictSame(await page.locator('.node b').allTextContents(), ['E1', 'P1', 'P2', 'D1', 'PD1'])
+    t.match(await page.locator('.node[data-role=prefill] .facts').first().textContent(), '0 calls · 0 prompt tokens · vlm')
+    const links = await page.locator('.links li').allTextContents()
+    t.ok(links.includes('P1 → D1: linked over fake, 0 B of KV blocks moved'))
+    t.ok(links.includes('E1 → P2: linked over fake, 0 B moved'))
+    t.equal(await page.locator('#detail .why .plan').textContent(), 'e-p-d')
+    t.match(await page.locator('#detail .span[data-role=prefill]').textContent(), /epd\.prefill.*P1 · 1500 tokens/)
+    t.match(await page.locator('.stage[data-stage=handoff] p').textContent(), /^p50/)
+    await page.screenshot({ path: join(SHOTS, 'prefill-decode-1280.png') })
+    await page.setViewportSize({ width: 390, height: 844 })
+    t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     t.strictSame(problems, [])
     await page.context().close()
   })
@@ -136,7 +167,7 @@ async function shows (page: Page, trace: string | null): Promise<void> {
 }
 
 /** Opens the page and notes what goes wrong in it: errors, blocked loads, requests to anywhere else. */
-async function open (browser: Browser, { url }: CliServer, { width, height, dark = false }: { width: number, height: number, dark?: boolean }): Promise<{ page: Page, problems: string[] }> {
+async function open (browser: Browser, { url }: Pick<CliServer, 'url'>, { width, height, dark = false }: { width: number, height: number, dark?: boolean }): Promise<{ page: Page, problems: string[] }> {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? 'dark' : 'light' })
   const page = await context.newPage()
   const problems: string[] = []
