@@ -124,14 +124,15 @@ t.test('the feed tells prefill and decode nodes apart, what moves between them, 
   const store = new TraceStore()
   const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
   await (await post(url + PATH, chat('?', pictureUrl(1)))).arrayBuffer()
-  app.epd.gateway.noteSpan({ traceId: '1'.repeat(32), spanId: '3'.repeat(16), parentSpanId: undefined, name: 'engine.migrate', kind: 'internal', start: [100, 0], end: [100, 5e6], attributes: { 'epd.peer': p, 'epd.peer.bytes': [4_096] }, status: 'unset', service: 's', instance: d })
-  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'epd.prefill', kind: 'internal', start: [100, 0], end: [100, 5e6], attributes: { 'epd.node': p }, status: 'unset', service: 's' })
+  const now = Math.floor(Date.now() / 1_000)
+  app.epd.gateway.noteSpan({ traceId: '1'.repeat(32), spanId: '3'.repeat(16), parentSpanId: undefined, name: 'engine.migrate', kind: 'internal', start: [now, 0], end: [now, 5e6], attributes: { 'epd.peer': p, 'epd.peer.bytes': [4_096] }, status: 'unset', service: 's', instance: d })
+  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'epd.prefill', kind: 'internal', start: [now, 0], end: [now, 5e6], attributes: { 'epd.node': p }, status: 'unset', service: 's' })
   t.match(await firstState(url), {
     health: { status: 'healthy', models: ['vlm'] },
     requests: [{ plan: 'e-p-d', outcome: 'ok', count: 1 }],
     nodes: [{ role: 'encoder' }, { role: 'prefill' }, { role: 'decode' }],
     links: [{ from: e, to: p, state: 'linked' }, { from: p, to: d, state: 'linked', bytes: 4_096 }],
-    stages: { handoff: [[100_005, 5, 0]] }
+    stages: { handoff: [[now * 1_000 + 5, 5, 0]] }
   })
 })
 
