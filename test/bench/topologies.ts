@@ -83,7 +83,8 @@ async function round (side: Side, draw: (n: number) => readonly string[], perCli
   await Promise.all(kinds.map(async (kind, client) => {
     for (let i = 0; i < perClient; i++) {
       const n = client * perClient + i
-      side.tokens += await ask(side, kind, kind === 'text' ? [] : draw(n), n)
+      const tokens = await ask(side, kind, kind === 'text' ? [] : draw(n), n)
+      side.tokens += tokens
     }
   }))
   side.seconds += (performance.now() - start) / 1000
