@@ -58,10 +58,10 @@ async function show (picture: string, name: string, question: string, config: st
     print(`Plan       ${answer.plan}: ${answer.reason}`)
     for (const encoder of answer.encoders) print(`Encoder    ${encoder}`)
     print('')
-    const trace = await fetchTrace({ url: gateway.url, adminKey: gateway.adminKey }, answer.traceId)
+    const trace = await fetchTrace({ url: gateway.base, adminKey: gateway.adminKey }, answer.traceId)
     if (trace !== undefined) print(renderWaterfall(trace, terminal()))
     print('')
-    print('Next: npm start keeps gateway and engines running; README.md has the first request to send.')
+    print('Next: npm start keeps gateway and engines running, with a page that shows all this live; README.md has the first request to send.')
     return 0
   } finally {
     await gateway.close()
@@ -70,13 +70,13 @@ async function show (picture: string, name: string, question: string, config: st
 
 interface Answer { readonly text: string, readonly plan: string, readonly reason: string, readonly encoders: string[], readonly traceId: string }
 
-async function ask ({ url, apiKey }: GatewayProcess, picture: string, question: string): Promise<Answer> {
+async function ask ({ base, apiKey }: GatewayProcess, picture: string, question: string): Promise<Answer> {
   const authorization: Record<string, string> = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }
-  const response = await fetch(`${url}/v1/chat/completions`, {
+  const response = await fetch(`${base}/v1/chat/completions`, {
     method: 'POST',
     headers: { 'content-type': 'application/json', ...authorization },
     body: JSON.stringify({
-      model: await firstModel(url, authorization),
+      model: await firstModel(base, authorization),
       temperature: 0,
       messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: picture } }, { type: 'text', text: question }] }]
     })

@@ -15,6 +15,10 @@ export interface GatewayProcessOptions {
 
 export interface GatewayProcess {
   readonly url: string
+  /** Where its routes begin: the URL with the prefix of the options. */
+  readonly base: string
+  /** The inspection page, where it is on. */
+  readonly page: string | undefined
   /** A key of the configuration with which requests are let through. */
   readonly apiKey: string | undefined
   readonly adminKey: string | undefined
@@ -32,6 +36,7 @@ export async function startGateway ({ options, host, port, logLevel, onProgress 
   const store = resolved.traces > 0 ? new TraceStore({ maxTraces: resolved.traces }) : undefined
   const telemetry = store === undefined ? undefined : startTelemetry({ store })
   // stdout is for the URL alone.
+  const ui = options.ui ?? LOOPBACK.has(host)
   const app = Fastify({
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
     logController: new LogController({ disableRequestLogging: true }),
@@ -45,12 +50,13 @@ export async function startGateway ({ options, host, port, logLevel, onProgress 
   try {
     await app.register(epd, {
       ...options,
-      ui: options.ui ?? LOOPBACK.has(host),
+      ui,
       ...(store === undefined ? {} : { telemetry: { ...options.telemetry, store } })
     })
     const url = await app.listen({ host, port })
     await embeddedReady(app.epd.embedded, onProgress)
-    return { url, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close }
+    const base = url + resolved.prefix
+    return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close }
   } catch (err) {
     await close()
     throw err

@@ -16,6 +16,7 @@ Options:
 
 Without nodes in the configuration it starts engines of its own: one encoder and one language model engine that
 answer with the shipped tiny model. Prints 'listening on URL' on stdout when it is ready for requests.
+On loopback (or with "ui": true) /epd/ is a page that shows nodes, requests and their stages, live.
 Traces: GET /epd/traces, or fastify-epd trace. Spans also go to an OTLP receiver by the standard OTEL_* variables.
 `
 
@@ -43,6 +44,7 @@ export function serveCommand (argv: string[]): Promise<number> {
       logLevel: values['log-level'],
       onProgress: line => { process.stderr.write(line + '\n') }
     })
+    if (gateway.page !== undefined) process.stderr.write(`nodes, requests and their stages, live: ${gateway.page}\n`)
     process.stdout.write(`listening on ${gateway.url}\n`)
     await Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
     process.once('SIGTERM', exitNow).once('SIGINT', exitNow)

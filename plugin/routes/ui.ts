@@ -71,8 +71,8 @@ function pictures (app: FastifyInstance, { thumbnails }: Gateway): void {
   if (thumbnails === undefined) return
   app.get<{ Params: { trace: string, index: string } }>('/epd/pictures/:trace/:index', async (request, reply) => {
     const { trace, index } = request.params
-    const found = thumbnails.get(trace.toLowerCase(), Number(index))
-    // Not kept, or not yet: something to show all the same, as a browser makes noise about a picture that is missing.
+    const found = await thumbnails.find(trace.toLowerCase(), Number(index))
+    // Not kept: something to show all the same, as a browser makes noise about a picture that is missing.
     if (found === undefined) return reply.type('image/svg+xml').header('cache-control', 'no-store').send(NO_PICTURE)
     return reply.type(found.type).header('cache-control', 'private, max-age=600').send(found.bytes)
   })

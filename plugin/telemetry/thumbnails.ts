@@ -23,6 +23,7 @@ const EDGE = 192
 /** Of one request, the others are counted only. */
 const MAX_ITEMS = 16
 const MAX_WAITING = 16
+const MAX_WAITING_BYTES = 32 * 1024 * 1024
 const MAX_INPUT_BYTES = 24 * 1024 * 1024
 const MAX_INPUT_PIXELS = 64_000_000
 /** Kept as it came where there is no sharp to make it smaller. */
@@ -39,7 +40,11 @@ export class Thumbnails {
   readonly #maxPictures: number
   readonly #maxBytes: number
   readonly #queue: Job[] = []
+  /** The keys of those that wait or are being shrunk. */
+  readonly #coming = new Set<string>()
+  #listeners: Array<() => void> = []
   #bytes = 0
+  #waitingBytes = 0
   #working: Promise<void> | undefined
   #closed = false
 
@@ -55,23 +60,34 @@ export class Thumbnails {
   keep (traceId: string, body: RequestBody & { readonly bytes?: Buffer }): void {
     if (body.bytes === undefined || this.#closed) return
     for (const { index, modality, url } of body.media.slice(0, MAX_ITEMS)) {
-      if (modality !== 'image' || this.#queue.length >= MAX_WAITING) continue
+      if (modality !== 'image' || this.#queue.length >= MAX_WAITING || this.#waitingBytes > MAX_WAITING_BYTES) continue
       const head = DATA_URL.exec(body.bytes.toString('latin1', url.start, Math.min(url.end, url.start + 64)))
       const start = url.start + (head?.[0].length ?? 0)
       if (head === null || (url.end - start) * 0.75 > MAX_INPUT_BYTES) continue
       // A copy, as the body's memory is given back when the request is over.
       this.#queue.push({ traceId, index, base64: Buffer.from(body.bytes.subarray(start, url.end)) })
+      this.#waitingBytes += url.end - start
+      this.#coming.add(keyOf(traceId, index))
     }
     if (this.#queue.length > 0) this.#working ??= this.#work()
   }
 
   get (traceId: string, index: number): Thumbnail | undefined {
-    return this.#kept.get(`${traceId} ${index}`)
+    return this.#kept.get(keyOf(traceId, index))
+  }
+
+  /** Like `get`, but waits for a picture that is on its way: a page asks for it as soon as the request is there. */
+  async find (traceId: string, index: number): Promise<Thumbnail | undefined> {
+    const key = keyOf(traceId, index)
+    while (this.#coming.has(key)) await new Promise<void>(resolve => { this.#listeners.push(resolve) })
+    return this.#kept.get(key)
   }
 
   async close (): Promise<void> {
     this.#closed = true
     this.#queue.length = 0
+    this.#coming.clear()
+    this.#tell()
     await this.#working
   }
 
@@ -80,10 +96,18 @@ export class Thumbnails {
     // Handing a picture to sharp takes a moment of this thread: the request goes first.
     await immediate()
     for (let job = this.#queue.shift(); job !== undefined; job = this.#queue.shift()) {
+      const key = keyOf(job.traceId, job.index)
       const thumbnail = await shrink(Buffer.from(job.base64.toString('latin1'), 'base64'))
-      if (thumbnail !== undefined && !this.#closed) this.#put(`${job.traceId} ${job.index}`, thumbnail)
+      if (thumbnail !== undefined && !this.#closed) this.#put(key, thumbnail)
+      this.#waitingBytes -= job.base64.length
+      this.#coming.delete(key)
+      this.#tell()
     }
     this.#working = undefined
+  }
+
+  #tell (): void {
+    for (const listener of this.#listeners.splice(0)) listener()
   }
 
   #put (key: string, thumbnail: Thumbnail): void {
@@ -95,6 +119,10 @@ export class Thumbnails {
       this.#bytes -= bytes.length
     }
   }
+}
+
+function keyOf (traceId: string, index: number): string {
+  return `${traceId} ${index}`
 }
 
 let loading: Promise<Shrink> | undefined

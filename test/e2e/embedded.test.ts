@@ -20,10 +20,12 @@ await t.test('the demo answers a question about its picture, shows the stages an
   }
 })
 
-await t.test('the demo takes another picture and question', async t => {
-  const demo = await runCli(['demo', '--image', 'docs/examples/shapes-2.jpg', '--question', 'Describe the picture.'])
+await t.test('the demo takes another picture, question and configuration', async t => {
+  const config = t.testdir({ 'epd.config.json': '{ "prefix": "/llm", "apiKeys": ["k"], "adminKey": "a" }' })
+  const demo = await runCli(['demo', '--image', 'docs/examples/shapes-2.jpg', '--question', 'Describe the picture.', '--config', `${config}/epd.config.json`])
   t.equal(demo.code, 0, demo.stderr)
   t.match(demo.stdout, /Answer {5}\d \w+ \w+/)
+  t.match(demo.stdout, /engine\.encode .* ms/, 'also with keys and a prefix')
 })
 
 await t.test('serve', async t => {
@@ -40,6 +42,14 @@ await t.test('serve', async t => {
     const url = Object.entries(await status()).find(([, node]) => node.role === role && node.health === 'healthy')![0]
     return await listenerPid(Number(new URL(url).port))
   }
+
+  await t.test('tells how the start goes, and where its page is', async t => {
+    t.match(gateway.stderr(), /starting the embedded engines\n/)
+    const [, seconds] = /embedded engines are up after ([\d.]+) s\n/.exec(gateway.stderr())!
+    t.ok(Number(seconds) < 30, `up after ${seconds} s: two on a machine with nothing else to do`)
+    const page = /live: (http:\S+\/epd\/)\n/.exec(gateway.stderr())![1]!
+    t.equal((await fetch(page)).status, 200)
+  })
 
   await t.test('is ready when it prints its URL', async t => {
     const { scene, url } = await drawPicture(1)

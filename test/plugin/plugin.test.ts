@@ -226,6 +226,6 @@ t.test('with @fastify/otel the server span ends, streams included, and is the pa
     t.same(spans.map(span => span.name).filter(name => name.startsWith('epd.') && name !== 'epd.receive').sort(), ['epd.decode', 'epd.encode', 'epd.encode.call', 'epd.plan'])
     const ours = spans.find(span => span.name === 'chat vlm')!
     t.ok(spans.some(span => span.spanContext().spanId === ours.parentSpanContext?.spanId), 'our span has a parent in the same process')
-    t.ok(encoder.seen.every(call => call.path === '/link' || /^00-[0-9a-f]{32}-[0-9a-f]{16}-01$/.test(String(call.headers.traceparent))), 'one traceparent goes upstream')
+    t.ok([...encoder.seen, ...pd.generations].every(call => call.path === '/link' || /^00-[0-9a-f]{32}-[0-9a-f]{16}-01$/.test(String(call.headers.traceparent))), 'one traceparent goes upstream')
   }
 })

@@ -15,6 +15,19 @@ import { startLoad } from './load.ts'
 /** Screenshots are kept beside the build, for people to look at. */
 const SHOTS = join(PACKAGE_ROOT, '.tap', 'screenshots')
 
+/** Texts of the list, the axis and the bar at the top that run into one another: in the page, an expression. */
+const OVERLAPS = `[...document.querySelectorAll('#requests [role=option], .columns, .axis, .bar, #detail summary')].flatMap(row => {
+  const boxes = [...row.querySelectorAll('time, span, b, h1, p, button')].filter(one => one.children.length === 0 && one.textContent.trim() !== '').map(one => {
+    const range = document.createRange()
+    range.selectNodeContents(one)
+    const text = range.getBoundingClientRect()
+    const own = one.getBoundingClientRect()
+    const clipped = getComputedStyle(one).overflow !== 'visible'
+    return { text: one.textContent, left: text.left, right: clipped ? Math.min(text.right, own.right) : text.right, top: text.top, bottom: text.bottom }
+  }).filter(box => box.right > box.left)
+  return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2).map(b => a.text + ' | ' + b.text))
+})`
+
 // Starting engines and a browser takes its time on a busy machine.
 t.setTimeout(120_000)
 const opened = await openBrowser()
@@ -45,6 +58,7 @@ async function suite (browser: Browser): Promise<void> {
     await until(() => page.evaluate(`document.querySelector('#requests [role=option]').dataset.trace !== '${first}'`), 'the page shows it')
     t.pass('new requests come in by themselves')
     await page.screenshot({ path: join(SHOTS, 'light-1280.png') })
+    t.strictSame(await page.evaluate(OVERLAPS), [], 'no text lies on another')
     t.strictSame(problems, [])
     await page.context().close()
   })
@@ -136,7 +150,7 @@ async function suite (browser: Browser): Promise<void> {
     await page.reload()
     await page.waitForSelector('.node')
     t.equal(await background(), light)
-    t.equal(await page.locator('#theme').textContent(), 'Light')
+    t.equal(await page.locator('#theme').textContent(), 'Theme: light')
     await page.click('#theme')
     t.equal(await background(), dark)
     await page.context().close()
@@ -157,6 +171,9 @@ async function suite (browser: Browser): Promise<void> {
     await page.waitForSelector('#detail .span')
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     await page.screenshot({ path: join(SHOTS, 'light-390.png'), fullPage: true })
+    t.strictSame(await page.evaluate(OVERLAPS), [], 'no text lies on another')
+    await page.emulateMedia({ colorScheme: 'dark' })
+    await page.screenshot({ path: join(SHOTS, 'dark-390.png'), fullPage: true })
     t.strictSame(problems, [])
     await page.context().close()
   })

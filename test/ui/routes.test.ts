@@ -184,7 +184,8 @@ t.test('thumbnails are small pictures, bounded in number and bytes', async t => 
   }
   for (let n = 0; n < 6; n++) {
     thumbnails.keep(`t${n}`, body(png!))
-    await until(() => thumbnails.get(`t${n}`, 0), 'it is there')
+    t.equal(thumbnails.get(`t${n}`, 0), undefined)
+    t.ok(await thumbnails.find(`t${n}`, 0), 'who asks too early waits')
   }
   t.equal(thumbnails.size, 3)
   t.equal(thumbnails.get('t0', 0), undefined, 'the oldest have left')
@@ -194,8 +195,14 @@ t.test('thumbnails are small pictures, bounded in number and bytes', async t => 
   thumbnails.keep('far', body('https://example.com/cat.png'))
   thumbnails.keep('last', body(png!))
   await until(() => thumbnails.get('last', 0), 'it is there')
-  t.equal(thumbnails.get('bad', 0), undefined)
+  t.equal(await thumbnails.find('bad', 0), undefined)
   t.equal(thumbnails.get('far', 0), undefined, 'nothing is fetched')
+  for (let n = 0; n < 20; n++) thumbnails.keep(`more ${n}`, body(png!))
+  t.equal(await thumbnails.find('more 19', 0), undefined, 'what does not fit the queue is left out')
+  thumbnails.keep('at the end', body(png!))
+  const late = thumbnails.find('at the end', 0)
+  await thumbnails.close()
+  t.equal(await late, undefined, 'nobody waits for what never comes')
 })
 
 t.test('a client that vanishes during the feed leaves nothing behind', async t => {

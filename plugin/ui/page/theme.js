@@ -2,7 +2,6 @@
 (() => {
   const root = document.documentElement
   const ORDER = ['auto', 'light', 'dark']
-  const LABEL = { auto: 'Auto', light: 'Light', dark: 'Dark' }
   const SPOKEN = { auto: 'as the system', light: 'light', dark: 'dark' }
   let theme = 'auto'
   try { theme = localStorage.getItem('epd-theme') ?? 'auto' } catch { /* storage is switched off */ }
@@ -12,7 +11,7 @@
     else root.dataset.theme = theme
     const button = document.getElementById('theme')
     if (button === null) return
-    button.textContent = LABEL[theme]
+    button.textContent = `Theme: ${theme}`
     button.setAttribute('aria-label', `Theme: ${SPOKEN[theme]}`)
   }
   show()
