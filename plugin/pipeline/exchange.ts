@@ -191,7 +191,7 @@ export class Exchange implements Linked {
   /** A last call to a node, outside the request's own life. Best effort. */
   farewell (work: (call: Call) => Promise<void>): void {
     const scope = new CallScope(this.core.deadlines, performance.now() + FAREWELL_MS)
-    const done = scope.run(() => work(this.call(scope, this.trace)), () => {})
+    const done = this.trace.run(() => scope.run(() => work(this.call(scope, this.trace)), () => {}))
     this.core.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a farewell to a node failed') }).finally(() => { scope.disarm() }))
   }
 

@@ -34,7 +34,8 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
   const end = ending(exchange, plan, scope, ticket, span)
   try {
     const job = { node: node.node, path: request.path, body: request.body, features: prefill === undefined ? features : NO_FEATURES, handoff: prefill?.handoff }
-    const answered = scope.run(() => node.adapter.generate(job, exchange.call(scope, span ?? exchange.trace)), late => { late.destroy() })
+    const stage = span ?? exchange.trace
+    const answered = stage.run(() => scope.run(() => node.adapter.generate(job, exchange.call(scope, stage)), late => { late.destroy() }))
     const upstream = await (prefill === undefined ? answered : unlessPrefillFails(answered, prefill, scope))
     exchange.forgetHandoff()
     ticket.ok()

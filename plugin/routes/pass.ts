@@ -1,3 +1,4 @@
+import { context } from '@opentelemetry/api'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { send } from '../../adapters/http.ts'
 import { deliver } from '../deliver.ts'
@@ -8,6 +9,7 @@ import { CallScope } from '../pipeline/call-scope.ts'
 import { ClientGoneError } from '../relay/index.ts'
 import { leastLoaded, usable } from '../planning/candidates.ts'
 import { ClientConnection } from '../client-connection.ts'
+import { parentContext, propagationHeaders, upstreamContext } from '../telemetry/propagation.ts'
 
 /**
  * Hands a request without a body to a healthy node as it is, and its answer back. It names no model, so any node will
@@ -23,8 +25,10 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
   client.addEventListener('abort', () => { scope.abort(new ClientGoneError()) })
   const ticket = gateway.registry.acquire(node.id, 'decode')
   try {
-    const call = { signal: scope.signal, headers: { 'x-request-id': callId(request.id) }, dispatcher: gateway.dispatcher, log: request.log }
-    const upstream = await scope.run(() => send(node.node, { method: request.method as 'GET' | 'DELETE', path }, call), late => { late.destroy() })
+    const trace = upstreamContext(parentContext(request.headers))
+    const headers = { ...propagationHeaders(trace, request.headers), 'x-request-id': callId(request.id) }
+    const call = { signal: scope.signal, headers, dispatcher: gateway.dispatcher, log: request.log }
+    const upstream = await context.with(trace, () => scope.run(() => send(node.node, { method: request.method as 'GET' | 'DELETE', path }, call), late => { late.destroy() }))
     await deliver(upstream, reply, {})
     ticket.end()
     return reply

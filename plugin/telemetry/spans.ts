@@ -35,6 +35,8 @@ export interface StageSpan {
   stage<T> (name: StageSpanName, attributes: Attributes, run: (span: StageSpan) => Promise<T>): Promise<T>
   /** A child that does not fit a wrapped function: started here, ended by hand. */
   begin (name: StageSpanName, attributes: Attributes): OpenStage
+  /** Runs `fn` with this stage as the active span. Every upstream call is made in one, for clients that are instrumented. */
+  run<T> (fn: () => T): T
 }
 
 /** The span of a whole request. It ends at the last byte, so it is ended by hand, exactly once. */
@@ -49,8 +51,6 @@ export interface RequestTrace extends StageSpan {
 
 export interface OpenStage extends StageSpan {
   readonly context: Context
-  /** Runs `fn` with this stage as the active span, for instrumented clients below. */
-  run<T> (fn: () => T): T
   end (outcome?: Outcome): void
 }
 
@@ -96,7 +96,7 @@ export function startRequest (options: RequestTraceOptions): RequestTrace {
     attributes: { [ATTR.operation]: operation, [ATTR.provider]: TRACER_NAME, [ATTR.requestModel]: options.model, ...options.attributes }
   }, parent)
   // Marked once: the stages' contexts are made from this one.
-  const traced = new Traced(tracer, span, span.isRecording() ? upstreamContext(parent) : parent, options.headers)
+  const traced = new Traced(tracer, span, upstreamContext(parent), options.headers)
   // Worth a span only where it took time: a large body, or a slow client.
   if (traced.recording && receiving >= MIN_RECEIVE_MS) tracer.startSpan(SPAN.receive, { startTime }, traced.context).end(spanTime())
   return traced
@@ -212,7 +212,7 @@ class Idle implements OpenStage {
   set (): void {}
   end (): void {}
   begin (): OpenStage { return this }
-  run<T> (fn: () => T): T { return fn() }
+  run<T> (fn: () => T): T { return this.#request.run(fn) }
   stage<T> (_name: StageSpanName, _attributes: Attributes, run: (span: StageSpan) => Promise<T>): Promise<T> { return run(this) }
 }
 

@@ -23,7 +23,7 @@ export interface FakeNodeOptions {
   readonly standalone?: boolean
 }
 
-export interface SeenCall { readonly path: string, readonly headers: IncomingMessage['headers'], readonly body: any, aborted: boolean }
+export interface SeenCall { readonly path: string, readonly headers: IncomingMessage['headers'], readonly traceparents: readonly string[], readonly body: any, aborted: boolean }
 
 const MODEL = 'vlm'
 
@@ -90,7 +90,7 @@ export class FakeNode {
     for await (const chunk of request) chunks.push(chunk as Buffer)
     const text = Buffer.concat(chunks).toString()
     const path = request.url!
-    const call: SeenCall = { path, headers: request.headers, body: text === '' ? undefined : JSON.parse(text), aborted: false }
+    const call: SeenCall = { path, headers: request.headers, traceparents: request.headersDistinct.traceparent ?? [], body: text === '' ? undefined : JSON.parse(text), aborted: false }
     if (path !== '/info') this.seen.push(call)
     response.on('close', () => { call.aborted = !response.writableFinished })
     if (path === '/info') this.#info(response)

@@ -6,6 +6,7 @@ import t from 'tap'
 import type { EpdOptions } from '../../plugin/index.ts'
 import { buildGateway, chat, pictureUrl, post, settled, type FakeGateway } from '../helper/fake-gateway.ts'
 import { fakeAdapter, FakeNode } from '../helper/fake-node.ts'
+import { instrumentUndici } from '../helper/instrument-undici.ts'
 import { until } from '../helper/until.ts'
 
 const PATH = '/v1/chat/completions'
@@ -55,6 +56,14 @@ function leave (body: object, ready: () => unknown): (url: string) => Promise<vo
     await until(ready, 'the request is where it should be')
     request.destroy()
   }
+}
+
+/** A client that is not instrumented, as fetch would be. */
+async function bare (url: string, headers: Record<string, string>, body?: object): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    httpRequest(url, { method: body === undefined ? 'GET' : 'POST', headers: { ...headers, 'content-type': 'application/json' } }, response => { response.resume().on('end', resolve) })
+      .on('error', reject).end(body === undefined ? undefined : JSON.stringify(body))
+  })
 }
 
 const text = chat('?')
@@ -107,10 +116,35 @@ for (const [name, { before, run, root }] of Object.entries(exits)) {
     const byId = new Map(spans.map(span => [span.spanContext().spanId, span.name]))
     for (const node of nodes) {
       for (const call of node.seen.filter(({ path }) => path === '/encode' || path.startsWith('/v1/'))) {
-        const { traceparent } = call.headers
-        t.match(traceparent, /^00-[0-9a-f]{32}-[0-9a-f]{16}-01$/, 'one traceparent on each hop')
-        t.equal(byId.get(String(traceparent).slice(36, 52)), call.path === '/encode' ? 'epd.encode.call' : 'epd.decode', 'of the stage that makes the call')
+        t.strictSame(call.traceparents.map(traceparent => byId.get(traceparent.slice(36, 52))), [call.path === '/encode' ? 'epd.encode.call' : 'epd.decode'], 'one traceparent, of the stage that makes the call')
       }
+    }
+  })
+}
+
+for (const sampled of [true, false]) {
+  t.test(`with undici instrumented too each hop still has one traceparent: a request that is ${sampled ? '' : 'not '}sampled`, async t => {
+    instrumentUndici(t)
+    const gateway = await buildGateway(t, { nodes, options })
+    for (const node of nodes) node.seen.length = 0
+    all(encoders, 'encodeFaults', 'silence')()
+    const trace = 'd'.repeat(32)
+    const headers = { traceparent: `00-${trace}-${'e'.repeat(16)}-0${Number(sampled)}` }
+    const spans = await spansOf(gateway, async url => {
+      for (const body of [text, { ...text, stream: true }, picture('l')]) await bare(url + PATH, headers, body)
+      for (const node of encoders) node.encodeFaults.length = 0
+      await bare(url + PATH, headers, picture('m'))
+      await bare(`${url}/v1/files`, headers)
+      await until(() => encoders.every(node => node.calls('/abort').length > 0), 'encoders that hung are told')
+    })
+    const calls = nodes.flatMap(node => node.seen.filter(call => call.path !== '/link'))
+    t.ok(['/encode', PATH, '/abort', '/v1/files'].every(path => calls.some(call => call.path === path)))
+    for (const { path, traceparents } of calls) t.match(traceparents, [new RegExp(`^00-${trace}-[0-9a-f]{16}-0${Number(sampled)}$`)], path)
+    t.strictSame(calls.filter(call => call.traceparents.length !== 1).map(call => call.path), [])
+    const byId = new Map(spans.map(span => [span.spanContext().spanId, span]))
+    for (const { path, traceparents } of sampled ? calls : []) {
+      const parent = byId.get(byId.get(traceparents[0]!.slice(36, 52))?.parentSpanContext?.spanId ?? '')?.name
+      t.equal(parent, path === '/encode' ? 'epd.encode.call' : path === PATH ? 'epd.decode' : path === '/abort' ? 'chat vlm' : undefined, `${path}: the instrumentation's span is a child of the stage's`)
     }
   })
 }

@@ -1,4 +1,3 @@
-import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { createServer, type IncomingHttpHeaders } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
@@ -15,6 +14,7 @@ import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
 import * as semconv from '../../plugin/telemetry/semconv.ts'
 import { startRequest } from '../../plugin/telemetry/spans.ts'
 import { TraceStore } from '../../plugin/telemetry/trace-store.ts'
+import { instrumentUndici } from '../helper/instrument-undici.ts'
 import { until } from '../helper/until.ts'
 
 const { ATTR, SPAN } = semconv
@@ -175,20 +175,6 @@ t.test('parents are right with many requests at once', async t => {
     if (encode.attributes.n !== call.attributes.n || byId.get(encode.parentSpanContext!.spanId)!.name !== `chat m${String(call.attributes.n)}`) t.fail('wrong parent')
   }
 })
-
-/** What @opentelemetry/instrumentation-undici does to a request. */
-function instrumentUndici (t: Test): void {
-  const onCreate = (message: unknown): void => {
-    const span = trace.getTracer('undici').startSpan('GET', { kind: SpanKind.CLIENT }, context.active())
-    const headers: Record<string, string> = {}
-    propagation.inject(trace.setSpan(context.active(), span), headers)
-    const { request } = message as { request: { addHeader: (name: string, value: string) => void } }
-    for (const [name, value] of Object.entries(headers)) request.addHeader(name, value)
-    span.end()
-  }
-  subscribe('undici:request:create', onCreate)
-  t.teardown(() => unsubscribe('undici:request:create', onCreate))
-}
 
 t.test('exactly one traceparent is on the wire, with undici instrumented and without', async t => {
   const { spans, named } = sdk(t)
