@@ -40,9 +40,11 @@ export async function encodeStage (exchange: Exchange, plan: Plan): Promise<Enco
     await encodeItems(fanout, media)
     exchange.encodedBy = fanout.results.map(result => result.node)
     if (span.recording) {
+      const tokens = fanout.results.reduce((sum, result) => sum + result.tokens, 0)
+      exchange.trace.set({ [ATTR.imageTokens]: tokens })
       span.set({
         [ATTR.encoders]: [...exchange.encodedBy],
-        [ATTR.tokens]: fanout.results.reduce((sum, result) => sum + result.tokens, 0),
+        [ATTR.tokens]: tokens,
         [ATTR.cached]: fanout.results.filter(result => result.cached).length,
         [ATTR.itemTokens]: fanout.results.map(result => result.tokens),
         [ATTR.itemCached]: fanout.results.map(result => result.cached)

@@ -4,7 +4,7 @@ import { metrics } from '@opentelemetry/api'
 import { AggregationTemporality, InMemoryMetricExporter, MeterProvider, PeriodicExportingMetricReader } from '@opentelemetry/sdk-metrics'
 import t from 'tap'
 import { GAUGES } from '../../engines/engine-service.ts'
-import { BOUNDS, METRIC } from '../../plugin/telemetry/semconv.ts'
+import { ATTR, BOUNDS, METRIC, SPAN } from '../../plugin/telemetry/semconv.ts'
 import { PACKAGE_ROOT } from '../../plugin/version.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
@@ -125,4 +125,12 @@ t.test('the Grafana dashboard and the alert rules name metrics and labels that a
   }
   const ids = dashboard.panels.map((panel: any) => panel.id as number)
   t.equal(new Set(ids).size, ids.length)
+})
+
+t.test('docs/tracing.md tells of every span, attribute and metric, and of no other', async t => {
+  const text = await readFile(join(PACKAGE_ROOT, 'docs', 'tracing.md'), 'utf8')
+  const told = new Set([...text.matchAll(/`((?:epd|engine|gen_ai)\.[a-z_.]+)`/g)].map(found => found[1]!))
+  const names: string[] = [...Object.values(SPAN), ...Object.values(ATTR), ...Object.values(METRIC)]
+  for (const name of names) t.ok(text.includes(`\`${name}\``), `${name} is told of`)
+  t.strictSame([...told].filter(name => !names.includes(name)), [], 'nothing is told of that is not there')
 })

@@ -8,6 +8,7 @@ import { InMemorySpanExporter, NodeTracerProvider, SimpleSpanProcessor, type Rea
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import { Agent, request } from 'undici'
+import { startEngineTelemetry } from '../../engines/server/telemetry.ts'
 import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../engines/semconv.ts'
 import { keepOneTraceparent } from '../../plugin/telemetry/propagation.ts'
 import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
@@ -208,7 +209,7 @@ t.test('exactly one traceparent is on the wire, with undici instrumented and wit
   t.equal(foreign.traceparents.length, 2, 'requests of others are not touched')
 })
 
-t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves another SDK alone', async t => {
+t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves another SDK alone; so does an engine\'s', async t => {
   const received: any[] = []
   const receiver = Fastify()
   t.teardown(() => receiver.close())
@@ -234,6 +235,15 @@ t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves
   t.match(resource.attributes.find((one: any) => one.key === 'deployment.environment'), { value: { stringValue: 'test' } })
   t.strictSame(scopeSpans[0].spans.map((span: any) => span.name), ['epd.plan', 'chat m'])
   t.equal(startRequest({ headers: {}, model: 'm' }).recording, false, 'closed is closed')
+
+  const engine = startEngineTelemetry({ engineId: 'http://e:1', role: 'encoder', version: '0', token: () => undefined, onRefused () {} })!
+  t.teardown(() => { propagation.disable() })
+  trace.getTracer(ENGINE_TRACER_NAME).startSpan(ENGINE_SPAN.encode).end()
+  await engine.close()
+  const { resource: sender, scopeSpans: [scope] } = (await until(() => received[1], 'an engine sends there, too')).body.resourceSpans[0]
+  const value = (key: string): string => sender.attributes.find((one: any) => one.key === key).value.stringValue
+  t.strictSame(['service.name', 'service.instance.id', 'epd.role', 'deployment.environment'].map(value), ['fastify-epd-engine', 'http://e:1', 'encoder', 'test'])
+  t.equal(scope.spans[0].name, ENGINE_SPAN.encode)
   process.env.OTEL_SDK_DISABLED = 'true'
   t.teardown(() => { delete process.env.OTEL_SDK_DISABLED })
   t.equal(startTelemetry({ store }).enabled, false)
