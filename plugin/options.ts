@@ -1,6 +1,7 @@
 import { Ajv, type ErrorObject, type ValidateFunction } from 'ajv'
 import type { FastifyRequest, LogLevel } from 'fastify'
 import type { Adapter, Role } from '../adapters/adapter.ts'
+import { adapters as shipped } from '../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from './errors.ts'
 import { optionsSchema } from './options-schema.ts'
 import type { TraceStore } from './telemetry/trace-store.ts'
@@ -185,6 +186,8 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   const options = copy(raw ?? {})
   if (!validate(options)) throw new OptionsError(problemsOf(validate.errors ?? []))
   const filled = options as Filled
+  const mistakes = nodeMistakes(filled)
+  if (mistakes.length > 0) throw new OptionsError(mistakes)
   const { embedded, routes, bypass, telemetry, $schema: _, ...rest } = filled as Filled & { $schema?: string }
   const engines = embeddedOf(embedded, filled.nodes)
   return {
@@ -202,6 +205,18 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
     captureContent: telemetry.captureContent,
     ui: filled.ui ?? false
   }
+}
+
+/** What no schema can tell: names of adapters that are not there, and nodes that are listed twice. */
+function nodeMistakes ({ nodes, adapters }: Filled): OptionsProblem[] {
+  const known = new Set([...adapters.map(adapter => adapter.name), ...shipped.keys()])
+  return nodes.flatMap(({ url, adapter }, i) => {
+    const first = nodes.findIndex(node => node.url === url)
+    return [
+      ...(adapter === undefined || known.has(adapter) ? [] : [{ instancePath: `/nodes/${i}/adapter`, message: `nodes[${i}].adapter must be one of ${[...known].map(name => JSON.stringify(name)).join(', ')}, not ${shown(adapter)}` }]),
+      ...(first === i ? [] : [{ instancePath: `/nodes/${i}/url`, message: `nodes[${i}].url must not be that of nodes[${first}]` }])
+    ]
+  })
 }
 
 function embeddedOf (embedded: Filled['embedded'], nodes: readonly NodeOptions[]): ResolvedOptions['embedded'] {

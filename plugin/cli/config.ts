@@ -35,7 +35,8 @@ export async function loadConfig (file: string | undefined): Promise<LoadedConfi
 
 async function readText (file: string | undefined): Promise<string | undefined> {
   try {
-    return await readFile(file ?? DEFAULT_CONFIG_FILE, 'utf8')
+    // Some editors put a byte order mark in front.
+    return (await readFile(file ?? DEFAULT_CONFIG_FILE, 'utf8')).replace(/^\uFEFF/, '')
   } catch (err) {
     if (file === undefined && (err as NodeJS.ErrnoException).code === 'ENOENT') return undefined
     throw new UsageError(`--config: can't read ${file ?? DEFAULT_CONFIG_FILE} (${(err as NodeJS.ErrnoException).code ?? String(err)})`)
@@ -49,7 +50,22 @@ function parse (name: string, text: string): Node {
   if (first !== undefined || root === undefined) {
     throw new UsageError(`${name}:${position(text, first?.offset ?? 0)}: not valid JSON (${first === undefined ? 'empty file' : printParseErrorCode(first.error)})`)
   }
+  const twice = repeated(root)
+  if (twice !== undefined) throw new UsageError(`${name}:${position(text, twice.offset)}: ${JSON.stringify(twice.value)} is given twice`)
   return root
+}
+
+/** The key of a member that is there twice: JSON would let the last one win without a word. */
+function repeated (node: Node): Node | undefined {
+  const keys = new Set<unknown>()
+  for (const child of node.children ?? []) {
+    const [key] = child.type === 'property' ? child.children! : []
+    if (key !== undefined && keys.has(key.value)) return key
+    if (key !== undefined) keys.add(key.value)
+    const below = repeated(child)
+    if (below !== undefined) return below
+  }
+  return undefined
 }
 
 /** Where the value at a JSON pointer begins; of a missing member, where its nearest parent begins. */

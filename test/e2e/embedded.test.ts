@@ -110,6 +110,8 @@ await t.test('engines end when their gateway is killed', async t => {
 await t.test('mistakes are told in one line each, with exit code 2', async t => {
   const dir = t.testdir({
     'broken.json': '{\n  "nodes": [,]\n}',
+    'adapter.json': '\uFEFF{\n  "nodes": [\n    { "url": "http://h:1",\n      "adapter": "vlmm" }\n  ]\n}',
+    'twice.json': '{\n  "bypass": "auto",\n  "nodes": [], "bypass": "never"\n}',
     'wrong.json': '{\n  "bypass": "auto",\n  "timeouts": { "encode": -5 },\n  "nodez": []\n}'
   })
   const broken = await runCli(['serve', '--config', `${dir}/broken.json`])
@@ -121,6 +123,8 @@ await t.test('mistakes are told in one line each, with exit code 2', async t => 
   t.match(wrong.stderr, /wrong\.json:3:\d+: timeouts\.encode must/)
   t.match(wrong.stderr, /wrong\.json:4:\d+: unknown option nodez/)
 
+  t.match(await runCli(['serve', '--config', `${dir}/adapter.json`]), { code: 2, stderr: /adapter\.json:4:18: nodes\[0\]\.adapter must be one of/ })
+  t.match(await runCli(['serve', '--config', `${dir}/twice.json`]), { code: 2, stderr: /twice\.json:3:16: "bypass" is given twice/ })
   t.match(await runCli(['serve', '--config', `${dir}/missing.json`]), { code: 2, stderr: /can't read/ })
   t.match(await runCli(['serve', '--port', 'x']), { code: 2, stderr: /--port/ })
   t.match(await runCli(['frobnicate']), { code: 2, stderr: /unknown command 'frobnicate'/ })
