@@ -12,7 +12,7 @@ import { postStream, requestJson, requestOk, type UpstreamFailure } from '../../
 import type { NodeOptions } from '../../plugin/options.ts'
 
 /** What the next call of a stage meets in place of an answer; `hold` waits until the test releases it. */
-export type Fault = 'reset' | 'silence' | 'gone' | 'busy' | 'failed' | 'rejected' | 'half' | 'pause' | { readonly hold: Promise<void> }
+export type Fault = 'reset' | 'silence' | 'gone' | 'corrupt' | 'busy' | 'failed' | 'rejected' | 'half' | 'pause' | { readonly hold: Promise<void> }
 
 export interface FakeNodeOptions {
   readonly role?: Role
@@ -171,7 +171,7 @@ async function misbehave (fault: Fault | undefined, response: ServerResponse): P
     await fault.hold
     return false
   }
-  const answers: Partial<Record<typeof fault, [number, string]>> = { gone: [410, 'features_gone'], busy: [503, 'busy'], failed: [500, 'internal'], rejected: [400, 'invalid_media'] }
+  const answers: Partial<Record<typeof fault, [number, string]>> = { gone: [410, 'features_gone'], corrupt: [502, 'kv_corrupt'], busy: [503, 'busy'], failed: [500, 'internal'], rejected: [400, 'invalid_media'] }
   const answer = answers[fault]
   if (fault === 'reset') response.socket?.resetAndDestroy()
   else if (answer !== undefined) json(response, answer[0], { error: { message: `scripted ${fault}`, type: 'x', code: answer[1], param: 'messages[0].content[0]' } }, fault === 'busy' ? { 'retry-after': '7' } : {})
@@ -183,7 +183,7 @@ function json (response: ServerResponse, status: number, body: unknown, headers:
 }
 
 function readFailure ({ node, error }: UpstreamFailure): AdapterError | undefined {
-  if (error.code === 'kv_gone') return new AdapterError('KV_GONE', 'gone', { node: node.id, unlinked: true })
+  if (error.code === 'kv_gone' || error.code === 'kv_corrupt') return new AdapterError('KV_GONE', error.code, { node: node.id, unlinked: error.code === 'kv_gone' })
   return error.code === 'features_gone' ? new AdapterError('FEATURES_GONE', 'gone', { node: node.id }) : undefined
 }
 

@@ -24,6 +24,7 @@ interface Fixture extends FakeGateway {
   readonly prefills: FakeNode[]
   readonly decodes: FakeNode[]
   readonly hybrids: FakeNode[]
+  /** About pictures, or with a text of its own. */
   ask (...urls: string[]): Promise<Response>
 }
 
@@ -36,7 +37,7 @@ async function fixture (t: Test, { encoders = 0, prefills = 1, decodes = 1, hybr
     hybrids: await start(hybrids, { vision: 'full' })
   }
   const gateway = await buildGateway(t, { nodes: Object.values(found).flat(), options: { bypass: 'never', ...options } })
-  return { ...gateway, ...found, ask: (...urls) => post(`${gateway.url}/v1/chat/completions`, chat('?', ...urls)) }
+  return { ...gateway, ...found, ask: (...said) => post(`${gateway.url}/v1/chat/completions`, said[0]?.startsWith('data:') === false ? chat(said[0]) : chat('?', ...said)) }
 }
 
 /** Nothing is left of any request. */
@@ -145,6 +146,16 @@ t.test('KV blocks that are gone: the link is made again, the request starts agai
   await atRest(f)
 })
 
+t.test('KV blocks that arrive corrupt: another P is asked, the link stays', async t => {
+  const f = await fixture(t, { prefills: 2 })
+  f.decodes[0]!.generateFaults.push('corrupt')
+  t.equal((await f.ask()).status, 200)
+  t.same(f.prefills.map(p => p.prefills.length), [1, 1])
+  t.equal(f.decodes[0]!.calls('/link').length, 2)
+  await atRest(f)
+  t.equal(freed(f).length, 1)
+})
+
 for (const fault of ['reset', 'failed', 'busy'] as const) {
   t.test(`P is ${fault}: another P takes the request, features and all`, async t => {
     const f = await fixture(t, { encoders: 1, prefills: 2 })
@@ -210,10 +221,11 @@ t.test('encoders fail: P encodes by itself when it can see', async t => {
 t.test('a client that leaves frees everything once, wherever its request is', async t => {
   const f = await fixture(t)
   const [p, d] = [f.prefills[0]!, f.decodes[0]!]
+  let begun = false
   const leave = async (stream: boolean, ready: () => unknown): Promise<void> => {
     const { hostname, port } = new URL(f.url)
     const request = httpRequest({ hostname, port, path: '/v1/chat/completions', method: 'POST', headers: { 'content-type': 'application/json' } })
-    request.on('error', () => {})
+    request.on('error', () => {}).on('response', response => { response.on('error', () => {}).once('data', () => { begun = true }) })
     request.end(JSON.stringify({ ...chat('?'), stream }))
     await until(ready, 'the request is where it should be')
     const start = performance.now()
@@ -233,7 +245,7 @@ t.test('a client that leaves frees everything once, wherever its request is', as
   await until(() => d.generations[0]!.aborted && d.abortedRequests.length === 1, 'D was told')
 
   d.generateFaults.push('pause')
-  await leave(true, () => d.generations.length === 2 && p.handoffs.size === 0)
+  await leave(true, () => begun)
   await until(() => d.generations[1]!.aborted, 'the stream was broken off')
   await atRest(f)
   t.equal(p.released.length, 1, 'what D has pulled is not freed again')
@@ -262,6 +274,34 @@ t.test('what two nodes can\'t share goes to one that does both, or is refused by
   t.match(await (await post(`${apart.url}/v1/responses`, { model: 'vlm', input: 'x' })).json(), { error: { code: 'unsupported_value', param: null } })
   t.equal((await fetch(`${apart.url}/v1/files`)).status, 200, 'a request that names no model finds a node')
   t.equal((await fetch(`${apart.url}/health`)).status, 200)
+})
+
+t.test('requests of one moment do not all choose the same D, and long prompts spread over P', async t => {
+  const f = await fixture(t, { encoders: 1, prefills: 2, decodes: 2 })
+  let release!: () => void
+  const hold = new Promise<void>(resolve => { release = resolve })
+  for (const p of f.prefills) p.prefillFaults.push({ hold }, { hold })
+  const long = f.ask('x'.repeat(9_000))
+  const asked = [long]
+  await until(() => f.prefills[0]!.prefills.length === 1, 'the long prompt is at P')
+  for (let i = 1; i < 4; i++) {
+    asked.push(f.ask())
+    await until(() => f.prefills.flatMap(p => p.prefills).length === i + 1, 'the next one is at P')
+  }
+  t.same(f.prefills.map(p => p.prefills.length), [1, 3], 'short prompts go around the long one')
+  release()
+  await Promise.all(asked)
+  t.same(f.decodes.map(d => d.generations.length), [2, 2])
+  await atRest(f)
+
+  f.encoders[0]!.encodeFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) })
+  const picture = f.ask(pictureUrl('a'))
+  await until(() => f.encoders[0]!.calls('/encode').length === 1, 'a picture is at E')
+  const loads = f.app.epd.nodes.snapshot().nodes.map(({ role, load }) => [role, load.requests, load.tokens > 0])
+  t.same(loads, [['encoder', 1, true], ['prefill', 1, true], ['prefill', 0, false], ['decode', 1, false], ['decode', 0, false]], 'P and D are in use from the plan on')
+  release()
+  t.equal((await picture).status, 200)
+  await atRest(f)
 })
 
 /** As the fake's, but the hand-off is there before P is done. */
@@ -322,9 +362,30 @@ t.test('D fails while P is at it: P is called off', async t => {
   f.prefills[0]!.prefillFaults.push('silence')
   f.decodes[0]!.generateFaults.push('failed')
   for (const p of f.prefills) p.handoffs.add(`kv-${new URL(p.url).port}-1`)
-  t.equal((await f.ask()).status, 200)
-  await until(() => f.prefills[0]!.prefills[0]!.aborted && f.prefills[0]!.abortedRequests.length === 1, 'P was told')
+  let release!: () => void
+  f.decodes[1]!.generateFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) })
+  const asked = f.ask()
+  await until(() => f.prefills[0]!.prefills[0]?.aborted === true && f.prefills[0]!.abortedRequests.length === 1, 'P was told at once')
+  release()
+  t.equal((await asked).status, 200)
   await until(() => f.prefills.flatMap(p => p.released).length === 1, 'its hand-off is freed once')
+})
+
+t.test('a P whose adapter ignores its signal holds nobody up, and what it hands off late is freed', async t => {
+  let finish!: (value: never) => void
+  const released: string[] = []
+  const adapter: Adapter = {
+    ...fakeAdapter,
+    name: 'stubborn',
+    prefill: () => new Promise<never>(resolve => { finish = resolve }),
+    async release (leases) { released.push(...leases.map(one => one.lease)) }
+  }
+  const nodes = await Promise.all((['prefill', 'decode'] as const).map(role => FakeNode.start(t, { role })))
+  const { url } = await buildGateway(t, { nodes, options: { adapters: [adapter], nodes: nodes.map(({ url, role }) => ({ url, role, adapter: 'stubborn' })), retries: 0, timeouts: { prefill: 50 } } })
+  t.equal((await post(`${url}/v1/chat/completions`, chat('?'))).status, 504)
+  finish({ handoff: { node: nodes[0]!.url, lease: 'late', wire: {} }, settled: Promise.resolve() } as never)
+  await until(() => released.length > 0, 'the late hand-off is freed')
+  t.same(released, ['late'])
 })
 
 t.test('a P that can work with nobody has its links refused, and the request goes elsewhere', async t => {
