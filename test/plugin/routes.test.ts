@@ -1,5 +1,6 @@
 import t from 'tap'
 import { metric } from '../helper/metrics.ts'
+import { FakeLmdeploy } from '../helper/fake-lmdeploy.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { until } from '../helper/until.ts'
@@ -89,6 +90,35 @@ t.test('a node that registers is probed, linked and used', async t => {
   await until(async () => (await post(url + PATH, chat('?', pictureUrl(1)))).headers.get('x-epd-plan') === 'e-pd', 'the plan is e-pd')
   t.same(await (await post(`${url}/distserve/connection_warmup`, {})).json(), { SUCCESS: true })
 })
+
+for (const backend of ['pytorch', 'turbomind'] as const) {
+  t.test(`lmdeploy api_server (${backend}) through the gateway: it registers before it listens, serves, vanishes, is kept, and returns`, async t => {
+    const { url } = await buildGateway(t)
+    const fake = new FakeLmdeploy({ proxyUrl: url, backend, answer: 'a cat' })
+    t.teardown(() => fake.close())
+    const picture = pictureUrl(1)
+    const body = { ...chat('What is it?', picture), model: fake.model, migration_request: { protocol: 1 }, with_cache: true, preserve_cache: true, encoder_result: [] }
+    const ask = async (): Promise<Response> => await post(url + PATH, body)
+    const health = async (): Promise<unknown> => (await (await fetch(`${url}/nodes/status`)).json() as Record<string, { health: string }>)[fake.url]?.health
+    t.equal((await ask()).status, 503, 'nobody is there yet')
+    await fake.comeBack()
+    await until(async () => await health() === 'healthy', 'it is healthy')
+    const served = await ask()
+    t.equal(served.status, 200, 'a migration request in it would have hung')
+    t.equal(served.headers.get('x-epd-plan'), 'hybrid')
+    t.match(await served.json(), { choices: [{ message: { content: 'a cat' } }] })
+    const { messages, model, ...rest } = fake.generations()[0]!.body as Record<string, any>
+    t.strictSame(messages, chat('What is it?', picture).messages, 'with its pixels')
+    t.strictSame(rest, {}, 'and without what a client has no business to send')
+    await fake.vanish()
+    const gone = await ask()
+    t.equal(gone.status, 503)
+    t.ok(gone.headers.get('retry-after'))
+    t.equal(await health(), 'unhealthy', 'it is kept')
+    await fake.comeBack()
+    await until(async () => (await ask()).status === 200, 'it serves again')
+  })
+}
 
 t.test('node management is for loopback, allowed networks and the admin key', async t => {
   const { app } = await buildGateway(t, { options: { adminKey: 'root', allowedNetworks: ['10.1.0.0/16', 'fd00::/8', '192.0.2.7'] } })
