@@ -75,15 +75,16 @@ export async function prefillStage (exchange: Exchange, plan: Plan, features: re
   const { id, node, adapter } = plan.prefill!
   const use = new Use(exchange, plan, features)
   const { scope } = use
+  const stage = use.span ?? exchange.trace
   try {
-    const { handoff, settled } = await scope.run(async () => {
+    const { handoff, settled } = await stage.run(() => scope.run(async () => {
       if (registry.snapshot().link(id, plan.node.id) !== 'linked') await registry.ensureLink(id, plan.node.id, scope.signal)
-      return await adapter.prefill({ node, decode: plan.node.node, path, body, features }, exchange.call(scope, use.span ?? exchange.trace, use.id))
+      return await adapter.prefill({ node, decode: plan.node.node, path, body, features }, exchange.call(scope, stage, use.id))
     }, late => {
       late.settled.catch(() => {})
       const { lease, wire } = late.handoff
       exchange.farewell(call => adapter.release([{ node, lease, wire }], call))
-    })
+    }))
     exchange.holdHandoff(adapter, node, handoff)
     const done = scope.run(() => settled, () => {}).then(() => { use.succeed(handoff) }, (err: unknown) => { throw use.fail(err) })
     done.catch(() => {})

@@ -149,6 +149,22 @@ for (const sampled of [true, false]) {
   })
 }
 
+t.test('with undici instrumented too the calls of prefill and decode apart have one traceparent each, of their own stage', async t => {
+  instrumentUndici(t)
+  const divided = [encoders[0]!, await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'decode' })]
+  const gateway = await buildGateway(t, { nodes: divided, options })
+  for (const node of divided) node.seen.length = 0
+  const trace = 'c'.repeat(32)
+  const spans = await spansOf(gateway, async url => { await bare(url + PATH, { traceparent: `00-${trace}-${'e'.repeat(16)}-01` }, picture('n')) })
+  const byId = new Map(spans.map(span => [span.spanContext().spanId, span]))
+  // A probe may have come in between.
+  const stages = divided.map(node => node.seen.filter(({ path }) => ['/encode', '/prefill', PATH].includes(path)).map(({ traceparents }) => {
+    t.match(traceparents, [new RegExp(`^00-${trace}-[0-9a-f]{16}-01$`)])
+    return byId.get(byId.get(traceparents[0]!.slice(36, 52))?.parentSpanContext?.spanId ?? '')?.name
+  }))
+  t.strictSame(stages, [['epd.encode.call'], ['epd.prefill'], ['epd.decode']])
+})
+
 t.test('all spans end: an adapter that never comes back', async t => {
   const gateway = await buildGateway(t, { options: { ...options, adapters: [deaf, fakeAdapter], nodes: [{ ...encoders[0]!.spec, adapter: 'deaf' }, pds[0]!.spec] } })
   await settled(gateway.app.epd.nodes, [encoders[0]!, pds[0]!])
