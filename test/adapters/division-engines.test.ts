@@ -1,0 +1,82 @@
+import t from 'tap'
+import { pytorch } from '../../adapters/index.ts'
+import type { Handoff, LeaseRef } from '../../adapters/adapter.ts'
+import { shippedModel, startEngine } from '../../engines/server/index.ts'
+import { Registry } from '../../plugin/registry/index.ts'
+import { bodyFrom, callWith, dispatcherFor, silent, textOf } from '../helper/adapter-call.ts'
+import { metric } from '../helper/metrics.ts'
+import { drawScene } from '../helper/scenes.ts'
+import { until } from '../helper/until.ts'
+
+/** The registry and the pytorch adapter against a real prefill and a real decode engine. */
+
+type Started = Awaited<ReturnType<typeof startEngine>>
+const PATH = '/v1/chat/completions'
+
+async function start (role: 'prefill' | 'decode', port = 0): Promise<Started> {
+  const media = { allowPrivate: false, allowedDomains: [] }
+  return await startEngine({ role, backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port, device: 'cpu', sharing: 2, vision: role === 'prefill', media })
+}
+
+async function openLeases (url: string): Promise<number | undefined> {
+  return metric(await (await fetch(`${url}/metrics`)).text(), 'epd_leases_open')
+}
+
+t.test('real engines: P hands over to D; what nobody takes is freed; a P that comes back is another process', async t => {
+  const dispatcher = dispatcherFor(t)
+  const call = callWith(dispatcher)
+  const registry = new Registry({ dispatcher, log: silent, probeInterval: 100, probeBackoff: 50 })
+  t.teardown(async () => { await registry.close() })
+  const d = await start('decode')
+  t.teardown(async () => { await d.close() })
+  let p = await start('prefill')
+  t.teardown(async () => { await p.close() })
+  registry.add({ url: p.url })
+  registry.add({ url: d.url })
+  await registry.waitFor(snapshot => snapshot.link(p.url, d.url) === 'linked')
+  t.match(registry.get(p.url), { role: 'prefill', adapter: { name: 'pytorch' }, info: { produces: ['kv:epd-zmq/1'], vision: 'full' }, notes: [] })
+  t.match(registry.get(d.url), { role: 'decode', info: { accepts: ['kv:epd-zmq/1'], standalone: true }, notes: [] })
+
+  const [prefill, decode] = [registry.get(p.url)!, registry.get(d.url)!]
+  const { models: [model] } = decode
+  const content = [{ type: 'image_url', image_url: { url: await drawScene(40) } }, { type: 'text', text: 'Describe the picture.' }]
+  const body = await bodyFrom({ model, temperature: 0, stream: true, max_tokens: 30, messages: [{ role: 'user', content }] })
+  const handOff = async (): Promise<Handoff> => {
+    const { handoff, settled } = await pytorch.prefill({ node: registry.get(p.url)!.node, decode: decode.node, path: PATH, body, features: [] }, call)
+    await settled
+    return handoff
+  }
+  const generate = async (handoff: Handoff): Promise<string> => await textOf(await pytorch.generate({ node: decode.node, path: PATH, body, features: [], handoff }, call))
+  const said = (stream: string): string => [...stream.matchAll(/"content":"([^"]*)"/g)].map(found => found[1]).join('')
+
+  const first = await handOff()
+  t.ok(first.tokens! > 80)
+  t.equal(await openLeases(p.url), 1)
+  const answer = said(await generate(first))
+  t.match(answer, /^\d \w+ \w+/)
+  await until(async () => await openLeases(p.url) === 0, 'D has acknowledged')
+  t.match(await generate(first).catch((error: unknown) => error), { code: 'KV_GONE', unlinked: true }, 'what D has acknowledged is not there twice')
+
+  const unused = await handOff()
+  t.equal(await openLeases(p.url), 1)
+  const lease: LeaseRef = { node: prefill.node, lease: unused.lease, wire: unused.wire }
+  await pytorch.release([lease], call)
+  t.equal(await openLeases(p.url), 0)
+  const other = await handOff()
+  await pytorch.release([lease], call)
+  t.equal(await openLeases(p.url), 1, 'a release once more ends nobody else\'s lease')
+  t.equal(said(await generate(other)), answer)
+
+  const several = await bodyFrom({ model, n: 2, messages: [{ role: 'user', content: 'hi' }] })
+  t.match(await pytorch.prefill({ node: prefill.node, decode: decode.node, body: several, features: [] }, call).catch((error: unknown) => error), { code: 'REJECTED', response: { statusCode: 400, body: /"n"/ } })
+
+  const stale = await handOff()
+  const { port } = new URL(p.url)
+  await p.close()
+  t.match(await generate(stale).catch((error: unknown) => error), { code: 'KV_GONE' }, 'P is gone')
+  await registry.waitFor(snapshot => snapshot.byId.get(p.url)!.state !== 'healthy')
+  p = await start('prefill', Number(port))
+  await registry.waitFor(snapshot => snapshot.link(p.url, d.url) === 'linked' && snapshot.byId.get(p.url)!.info!.epoch === p.engine.epoch)
+  t.match(await generate(stale).catch((error: unknown) => error), { code: 'KV_GONE' }, 'blocks of the process before')
+  t.equal(said(await generate(await handOff())), answer, 'and the new process serves')
+})
