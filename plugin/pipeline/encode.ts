@@ -116,7 +116,11 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
       if (core.registry.snapshot().link(node.id, consumer.id) !== 'linked') await core.registry.ensureLink(node.id, consumer.id, scope.signal)
       const job = { node: node.node, items, body: request.body, consumer: consumer.node, tenant: request.tenant }
       return await node.adapter.encode(job, exchange.call(scope, callSpan, id))
-    }, late => { hold(late); exchange.releaseLeases() }))
+    }, late => {
+      // Its own leases only: those of another attempt may be in use.
+      const leases = late.map(({ lease, wire }) => ({ node: node.node, lease, wire }))
+      exchange.farewell(call => node.adapter.release(leases, call))
+    }))
     hold(results)
     if (results.length !== items.length) throw new AdapterError('UNAVAILABLE', `answered ${results.length} results for ${items.length} items`, { node: node.id })
     core.stats.encoded(node.id, results.length, results.reduce((sum, result) => sum + Number(result.cached), 0))

@@ -1,8 +1,10 @@
+import { createHash } from 'node:crypto'
 import { request as httpRequest } from 'node:http'
 import t, { type Test } from 'tap'
 import type { ResolvedOptions } from '../../plugin/options.ts'
 import { Admission, Deadlines } from '../../plugin/pipeline/index.ts'
 import { CallScope } from '../../plugin/pipeline/call-scope.ts'
+import { rank } from '../../plugin/planning/index.ts'
 import { fakeAdapter, FakeNode, type FakeNodeOptions } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post, settled, type FakeGateway } from '../helper/fake-gateway.ts'
 import { until } from '../helper/until.ts'
@@ -257,6 +259,30 @@ t.test('a hanging third-party adapter that ignores its signal does not hold the 
   t.equal(answer.status, 503)
   finish([{ item: 0, node: encoder.url, lease: 'late', tokens: 1, cached: false, wire: {} }] as never)
   await until(() => released.length === 1, 'the late lease is released')
+})
+
+t.test('what comes late from one encoder does not end the lease that another has given meanwhile', async t => {
+  let finish!: (value: never) => void
+  const released: string[] = []
+  const release = async (leases: ReadonlyArray<{ lease: string }>): Promise<void> => { released.push(...leases.map(one => one.lease)) }
+  const stubborn = { ...fakeAdapter, name: 'stubborn', release, encode: () => new Promise<never>(resolve => { finish = resolve }) }
+  const prompt = { ...fakeAdapter, name: 'prompt', release }
+  const [slow, quick, pd] = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
+  const nodes = [{ ...slow.spec, adapter: 'stubborn' }, { ...quick.spec, adapter: 'prompt' }, pd.spec]
+  const { url, app } = await buildGateway(t, { options: { adapters: [stubborn, prompt, fakeAdapter], nodes, bypass: 'never', timeouts: { encode: 50 } } })
+  await settled(app.epd.nodes, [slow, quick, pd])
+  let open!: () => void
+  pd.generateFaults.push({ hold: new Promise(resolve => { open = resolve }) })
+  const picture = Array.from({ length: 100 }, (_, seed) => pictureUrl(String(seed)))
+    .find(url => rank(createHash('sha256').update(url).digest('hex'), [{ id: slow.url }, { id: quick.url }])[0]!.id === slow.url)!
+  const asked = post(`${url}/v1/chat/completions`, chat('?', picture))
+  await until(() => pd.generations.length === 1, 'the second encoder has answered, and the language model is asked')
+  finish([{ item: 0, node: slow.url, lease: 'late', tokens: 1, cached: false, wire: {} }] as never)
+  await until(() => released.length > 0, 'the late lease is released')
+  t.strictSame(released, ['late'])
+  open()
+  t.equal((await asked).status, 200)
+  t.strictSame(released, ['late'])
 })
 
 t.test('admission lets in by vision tokens, first come first served, and turns away what does not fit the queue', async t => {
