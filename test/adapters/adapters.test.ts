@@ -210,7 +210,7 @@ t.test('our engines: an encode call carries the media alone, and results find th
   t.match(one, [{ item: 2, lease: 'lease00', wire: { message: 3, part: 0 } }])
 
   await pytorch.release(results.map(({ lease, wire }) => ({ node, lease, wire })), call)
-  t.same(e.engine.ended.sort(), [0, 1, 10])
+  t.same(e.engine.ended.sort(), ['lease00', 'lease01', 'lease10'], 'by lease: session numbers begin anew with each process')
   await pytorch.release([{ node: nodeAt('http://127.0.0.1:9'), lease: 'x', wire: {} }], call)
   await pytorch.abort(node, 'nobody', call)
 })
