@@ -145,7 +145,9 @@ export class Exchange implements Linked {
   }
 
   call (scope: CallScope, span: StageSpan, id = this.callId): Call {
-    return new ScopedCall(scope, { ...span.headers, 'x-request-id': id }, this.core.dispatcher, this.log)
+    const { headers } = span
+    headers['x-request-id'] = id
+    return new ScopedCall(scope, headers, this.core.dispatcher, this.log)
   }
 
   /** What a failed call means: the request was cancelled, its deadline has passed, its node hangs, or what the adapter says. */

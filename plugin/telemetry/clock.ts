@@ -1,6 +1,9 @@
 import type { HrTime } from '@opentelemetry/api'
 
 let offset = performance.timeOrigin
+/** When the wall clock was last looked at, on the monotonic one. */
+let looked = -Infinity
+const LOOK_EVERY_MS = 5
 
 /**
  * Wall-clock time to the microsecond, for starts and ends of spans. The SDK alone stamps starts with Date.now(): whole
@@ -11,9 +14,12 @@ let offset = performance.timeOrigin
  */
 export function spanTime (ago = 0): HrTime {
   const mono = performance.now()
-  const behind = Date.now() - (offset + mono)
-  if (behind > 0) offset += behind
-  else if (behind < -1) offset += behind + 1
+  if (mono - looked >= LOOK_EVERY_MS) {
+    looked = mono
+    const behind = Date.now() - (offset + mono)
+    if (behind > 0) offset += behind
+    else if (behind < -1) offset += behind + 1
+  }
   const ms = offset + mono - ago
   const seconds = Math.floor(ms / 1_000)
   return [seconds, Math.floor((ms - seconds * 1_000) * 1e6)]

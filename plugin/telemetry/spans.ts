@@ -26,8 +26,8 @@ export interface Outcome {
 
 /** One stage of a request, for the function it wraps. */
 export interface StageSpan {
-  /** `traceparent` and `tracestate` for upstream calls made in this stage. */
-  readonly headers: Readonly<Record<string, string>>
+  /** `traceparent` and `tracestate` for an upstream call made in this stage: each time a new object, to which others may be added. */
+  readonly headers: Record<string, string>
   /** Attributes cost work: gather the expensive ones only when this is true. */
   readonly recording: boolean
   set (attributes: Attributes): void
@@ -93,10 +93,12 @@ export function startRequest (options: RequestTraceOptions): RequestTrace {
   const span = tracer.startSpan(requestSpanName(operation, options.model), {
     kind: SpanKind.CLIENT,
     startTime,
-    attributes: { [ATTR.operation]: operation, [ATTR.provider]: TRACER_NAME, [ATTR.requestModel]: options.model, ...options.attributes }
+    // What a sampler may go by. All others are set on a span that is recorded: here they would be copied three times over.
+    attributes: { [ATTR.operation]: operation, [ATTR.provider]: TRACER_NAME, [ATTR.requestModel]: options.model }
   }, parent)
   // Marked once: the stages' contexts are made from this one.
   const traced = new Traced(tracer, span, upstreamContext(parent), options.headers)
+  if (options.attributes !== undefined) traced.set(options.attributes)
   // Worth a span only where it took time: a large body, or a slow client.
   if (traced.recording && receiving >= MIN_RECEIVE_MS) tracer.startSpan(SPAN.receive, { startTime }, traced.context).end(spanTime())
   return traced
@@ -110,7 +112,6 @@ class Traced implements RequestTrace, OpenStage {
   readonly #tracer: Tracer | undefined
   readonly #span: Span
   readonly #incoming: IncomingHeaders
-  #headers: Record<string, string> | undefined
   #idle: Idle | undefined
   #traceId: string | undefined
   #ended = false
@@ -135,9 +136,8 @@ class Traced implements RequestTrace, OpenStage {
     return this.#traceId
   }
 
-  get headers (): Readonly<Record<string, string>> {
-    this.#headers ??= propagationHeaders(this.context, this.#incoming)
-    return this.#headers
+  get headers (): Record<string, string> {
+    return propagationHeaders(this.context, this.#incoming)
   }
 
   #nameTrace (): string {
@@ -160,7 +160,6 @@ class Traced implements RequestTrace, OpenStage {
       return this.#idle
     }
     const span = this.#tracer.startSpan(name, { startTime: spanTime() }, this.context)
-    // Not given at the start, where they would be checked and copied twice over, for the sampler: it goes by the request.
     span.setAttributes(attributes)
     return new Traced(this.#tracer, span, this.context, this.#incoming)
   }
@@ -207,7 +206,7 @@ class Idle implements OpenStage {
     this.#request = request
   }
 
-  get headers (): Readonly<Record<string, string>> { return this.#request.headers }
+  get headers (): Record<string, string> { return this.#request.headers }
   get context (): Context { return this.#request.context }
   set (): void {}
   end (): void {}
