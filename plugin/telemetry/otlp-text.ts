@@ -3,12 +3,12 @@ import { SPAN } from './semconv.ts'
 import type { StoredSpan } from './trace-store.ts'
 
 const SPANS = '"spans":['
-const NEXT_SPAN = '},{"traceId":"'
+const SPAN_START = '{"traceId":"'
 const TAIL = ']}]}]}'
 /** A span as engines/server/span-json.ts writes it, up to its attributes. */
 const HEAD = /^\{"traceId":"(?!0{32})[0-9a-f]{32}","spanId":"(?!0{16})[0-9a-f]{16}",(?:"parentSpanId":"(?!0{16})[0-9a-f]{16}",)?"name":"([a-z.]+)","kind":1,"startTimeUnixNano":"\d{19}","endTimeUnixNano":"\d{19}","attributes":(?=\[)/
 const PARENT = '"parentSpanId":"'
-const TRACE_ID_AT = '{"traceId":"'.length
+const TRACE_ID_AT = SPAN_START.length
 const SPAN_ID_AT = TRACE_ID_AT + 32 + '","spanId":"'.length
 const PARENT_AT = SPAN_ID_AT + 16 + '",'.length
 const END_BEFORE_REST = 19 + '","attributes":'.length
@@ -40,18 +40,19 @@ export function readSpans (body: Buffer, instance: string): ParsedSpans | undefi
 export function cutSpans (body: Buffer, instance: string): StoredSpan[] | undefined {
   const text = body.toString('latin1')
   const first = text.indexOf(SPANS) + SPANS.length
-  if (first < SPANS.length || !text.endsWith(TAIL) || text.includes(SPANS, first) || text.includes('"links":')) return undefined
+  if (first < SPANS.length || !text.endsWith(TAIL)) return undefined
   const origin = envelopeOf(text.slice(0, first), instance)
   if (origin === undefined) return undefined
   const spans: StoredSpan[] = []
   const last = text.length - TAIL.length
-  for (let at = first; at < last;) {
-    const next = text.indexOf(NEXT_SPAN, at)
-    const end = next === -1 ? last : next + 1
-    const span = spans.length < MAX_SPANS ? spanAt(body, at, end, origin) : undefined
+  for (let at = first, next: number; at < last; at = next) {
+    next = text.indexOf(SPAN_START, at + 1)
+    // What follows anything but a span is a link, or the first span of another scope.
+    if (next !== -1 && !text.startsWith('},', next - 2)) return undefined
+    const span = spans.length < MAX_SPANS ? spanAt(body, at, next === -1 ? last : next - 1, origin) : undefined
     if (span === undefined) return undefined
     spans.push(span)
-    at = end + 1
+    if (next === -1) break
   }
   return spans
 }

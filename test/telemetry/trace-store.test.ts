@@ -180,7 +180,7 @@ t.test('what engines send takes the short way in, and says the same as by the lo
 
   const text = body.toString()
   const long = (changed: string): void => { t.equal(cutSpans(Buffer.from(changed), 'n'), undefined) }
-  for (const changed of [text.replace('"kind":1', '"kind":2'), text.replace('engine.encode', 'other'), text.replace(id(2, 32), id(0, 32)), text.replace('"attributes":[],', ''), text + ' ', text.replace('"endTime', '"links":[],"endTime'), '', '{"resourceSpans":[]}']) long(changed)
+  for (const changed of [text.replace('"kind":1', '"kind":2'), text.replace('engine.encode', 'other'), text.replace(id(2, 32), id(0, 32)), text.replace('"attributes":[],', ''), text + ' ', text.replace('"attributes":[],', `"attributes":[],"links":[{"traceId":"${id(1, 32)}","spanId":"${id(1, 16)}"},{"traceId":"${id(2, 32)}"}],`), text.replace(/\},(\{"traceId":"0{31}3)/, '}]},{"spans":[$1'), '', '{"resourceSpans":[]}']) long(changed)
   long(sentByEngine([['engine.encode', { s: 'x'.repeat(9_000) }]]).toString())
   long(sentByEngine(Array.from({ length: 2_049 }, () => ['engine.encode'] as const)).toString())
   const broken = cutSpans(Buffer.from(text.replace('{"intValue":1}', '{"intValue":1')), 'n')!
