@@ -1,5 +1,6 @@
 import { once } from 'node:events'
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
+import { bareWorker } from '../bare-worker.ts'
 import { checkCompatible, chooseAddress } from './endpoint.ts'
 import { P2PError } from './errors.ts'
 import { makeIpcDir, sweepIpcDirs, type IpcDir } from './ipc-dir.ts'
@@ -38,7 +39,7 @@ export class P2PNode {
     try {
       const workerData = await workerDataOf(options, ipc)
       if (ipc !== undefined) await sweepIpcDirs()
-      const worker = new Worker(new URL('./transfer-worker.js', import.meta.url), { workerData, name: 'epd-transfer' })
+      const worker = bareWorker(new URL('./transfer-worker.js', import.meta.url), 'epd-transfer', workerData)
       return new P2PNode(options, worker, ipc, await listening(worker))
     } catch (err) {
       ipc?.remove()

@@ -1,4 +1,5 @@
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
+import { bareWorker } from '../bare-worker.ts'
 import type { FromWorker, ToWorker, WorkerInit } from './messages.ts'
 import { ProgramError } from './messages.ts'
 import type { CallOptions, CallResult, MethodArgs, MethodValue, ProgramHostOptions, ProgramMethods } from './types.ts'
@@ -54,7 +55,7 @@ export class ProgramHost<M extends ProgramMethods> {
     const init: WorkerInit = {
       program: options.program.href, device: options.device, threads: options.threads, data: options.data, pools: options.pools ?? {}
     }
-    const worker = new Worker(new URL('./session-worker.js', import.meta.url), { workerData: init, name })
+    const worker = bareWorker(new URL('./session-worker.js', import.meta.url), name, init)
     const host = new ProgramHost<M>(worker, name, options.concurrency ?? 1)
     await host.#started()
     return host

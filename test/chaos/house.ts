@@ -1,9 +1,11 @@
+import { createHash } from 'node:crypto'
 import { readdirSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { Agent, fetch, type Response } from 'undici'
+import { rank } from '../../plugin/planning/index.ts'
 import { startCli, type CliServer } from '../helper/cli.ts'
 import { freePort } from '../helper/free-port.ts'
 import { metric } from '../helper/metrics.ts'
@@ -45,6 +47,11 @@ export function gate (): { readonly opened: Promise<void>, open (): void } {
   let open = (): void => {}
   const opened = new Promise<void>(resolve => { open = resolve })
   return { opened, open }
+}
+
+/** The encoder that a picture belongs to, of these. */
+export function ownerOf (url: string, encoders: readonly Engine[]): Engine {
+  return rank(createHash('sha256').update(url).digest('hex'), encoders)[0]!
 }
 
 /** Open file descriptors of a process; undefined where the system does not tell. */

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { seededRandom } from '../helper/pictures.ts'
 import { drawScene } from '../helper/scenes.ts'
-import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, until } from './house.ts'
+import { Engine, gate, GatewayProcess, isError, openFiles, ownerOf, quiet, settle, until } from './house.ts'
 import type { NodeFault } from './faulty-node.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
@@ -91,7 +91,8 @@ await t.test('without an encoder left the language model encodes if it can, else
 
 await t.test('an encoder killed with -9 in the middle of a request is not missed, and is used again when it is back', async t => {
   await gateway.useAfresh(e1, e2, p1)
-  const asked = gateway.ask({ pictures: await Promise.all([10, 11, 12, 13, 14, 15].map(drawScene)) })
+  const fresh = await Promise.all(Array.from({ length: 24 }, (_, i) => drawScene(10 + i)))
+  const asked = gateway.ask({ pictures: fresh.filter(url => ownerOf(url, [e1, e2]) === mine).slice(0, 6) })
   await until(() => mine.node.seen > 0, 'its encode call is on')
   await mine.stop('SIGKILL')
   const answer = await asked

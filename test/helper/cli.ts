@@ -2,6 +2,7 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
+import { nodeCommand } from './node-command.ts'
 
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
 
@@ -24,7 +25,8 @@ export interface CliServer {
 
 /** Starts `fastify-epd ...args` and resolves when it prints its URL. Ended at the test's teardown. */
 export async function startCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliServer> {
-  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
+  const command = nodeCommand([MAIN, ...args])
+  const child = spawn(command.file, command.args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
   children.add(child)
   child.once('exit', () => { children.delete(child) })
   let stderr = ''
@@ -49,7 +51,8 @@ export interface CliResult { readonly code: number | null, readonly stdout: stri
 
 /** Runs `fastify-epd ...args` to its end. */
 export async function runCli (args: readonly string[], options: { env?: NodeJS.ProcessEnv, cwd?: string } = {}): Promise<CliResult> {
-  const child = spawn(process.execPath, [MAIN, ...args], {
+  const command = nodeCommand([MAIN, ...args])
+  const child = spawn(command.file, command.args, {
     stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...options.env }, ...(options.cwd === undefined ? {} : { cwd: options.cwd })
   })
   let stdout = ''

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import type { EncoderResultWire } from '../../engines/encoder/index.ts'
 import { drawScene } from '../helper/scenes.ts'
+import { forkOptions } from '../helper/node-command.ts'
 import { until } from '../helper/until.ts'
 import { FlakyProxy } from '../p2p/flaky-proxy.ts'
 import { ask, askByEncoder, checkIdle, encode, endpointOf, events, failure, link, pictureParts, send, startEncoder, startLlm, user, withResults } from './harness.ts'
@@ -188,7 +189,7 @@ t.test('an engine killed with -9 in mid-migration leaves the encoder clean, and 
   t.teardown(() => proxy.close())
   const url = await drawScene(5)
   const spawn = (): ReturnType<typeof fork> => {
-    const child = fork(fileURLToPath(new URL('./engine-child.js', import.meta.url)))
+    const child = fork(fileURLToPath(new URL('./engine-child.js', import.meta.url)), forkOptions())
     t.teardown(() => { child.kill('SIGKILL') })
     return child
   }

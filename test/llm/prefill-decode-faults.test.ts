@@ -7,6 +7,7 @@ import t from 'tap'
 import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
+import { forkOptions } from '../helper/node-command.ts'
 import { until } from '../helper/until.ts'
 import { FlakyProxy } from '../p2p/flaky-proxy.ts'
 import {
@@ -155,7 +156,7 @@ t.test('a flipped byte is kv_corrupt; a pull that stalls can be cancelled, and n
 t.test('P killed with -9 after prefill is kv_gone; D serves on, and the next P too', async t => {
   const d = await startLlm(t, { role: 'decode' })
   const spawn = async (): Promise<{ child: ReturnType<typeof fork>, kept: Prefilled }> => {
-    const child = fork(fileURLToPath(new URL('./engine-child.js', import.meta.url)))
+    const child = fork(fileURLToPath(new URL('./engine-child.js', import.meta.url)), forkOptions())
     t.teardown(() => { child.kill('SIGKILL') })
     const tell = async (message: object): Promise<Record<string, unknown>> => {
       const answer = once(child, 'message')

@@ -2,6 +2,7 @@ import { fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
+import { forkOptions } from '../helper/node-command.ts'
 import type { Command } from './child.ts'
 import type { Offer, PeerOptions } from './peer.ts'
 
@@ -21,7 +22,7 @@ export interface Answer {
 /** A peer in a process of its own: what a test can kill with -9. */
 export class EngineProcess {
   endpoint!: P2PEndpointInfo
-  readonly #child: ChildProcess = fork(fileURLToPath(new URL('./child.js', import.meta.url)))
+  readonly #child: ChildProcess = fork(fileURLToPath(new URL('./child.js', import.meta.url)), forkOptions())
 
   static async start (id: string, options: PeerOptions = {}): Promise<EngineProcess> {
     const engine = new EngineProcess()

@@ -1,0 +1,14 @@
+/**
+ * How a test starts Node.js. tap loads the hooks that coverage needs into every process a test starts, by NODE_OPTIONS;
+ * they cost an engine half a second. `npm run coverage` wants them, nothing else does.
+ */
+export function nodeCommand (args: readonly string[]): { readonly file: string, readonly args: string[] } {
+  if (process.env.EPD_COVERAGE === '1') return { file: process.execPath, args: [...args] }
+  return { file: 'env', args: ['-u', 'NODE_OPTIONS', process.execPath, ...args] }
+}
+
+/** The same for `fork`, as its options. */
+export function forkOptions (): { readonly execPath: string, readonly execArgv: string[] } {
+  const { file, args } = nodeCommand([])
+  return { execPath: file, execArgv: args }
+}
