@@ -37,8 +37,16 @@ async function leaving (t: Test, through: GatewayProcess, question: () => Questi
     await encoder.clearCache()
     const asking = await quiet(t, through, ...engines)
     const stop = new AbortController()
-    const asked = through.stream({ ...question(), signal: stop.signal }).then(async stream => await stream.ended, () => false)
-    await until(there, 'the request is where it shall be')
+    let early: string | undefined
+    const asked = through.stream({ ...question(), signal: stop.signal }).then(async stream => {
+      const whole = await stream.ended
+      early = `${stream.status} ${JSON.stringify(stream.last)}`
+      return whole
+    }, () => false)
+    await until(async () => {
+      if (early !== undefined) throw new Error(`the answer came before its client could leave: ${early}`)
+      return await there()
+    }, 'the request is where it shall be')
     stop.abort()
     t.equal(await asked, false)
     times.push(Math.round(await quiet(t, through, ...engines) - asking))
@@ -57,16 +65,16 @@ await t.test('a client that leaves while its pictures are encoded (a batch that 
 })
 
 await t.test('a client that leaves when the encoder has answered, but nobody has read it', async t => {
-  await leaving(t, gateway, () => { encoder.node.fail({ kind: 'hold' }); return { pictures } }, () => encoder.node.answered === 1)
+  await leaving(t, gateway, () => { encoder.node.fail({ kind: 'hold' }); return { pictures } }, () => encoder.node.answered > 0)
 })
 
 await t.test('a client that leaves before the language model has answered', async t => {
-  await leaving(t, gateway, () => { llm.node.fail({ kind: 'hang' }); return { pictures } }, () => llm.node.hits === 1)
-  await leaving(t, gateway, () => { llm.node.fail({ kind: 'hold' }); return { pictures, more: long } }, () => llm.node.hits === 1)
+  await leaving(t, gateway, () => { llm.node.fail({ kind: 'hang' }); return { pictures } }, () => llm.node.hits > 0)
+  await leaving(t, gateway, () => { llm.node.fail({ kind: 'hold' }); return { pictures, more: long } }, () => llm.node.hits > 0)
 })
 
 await t.test('a client that leaves in the middle of its answer', async t => {
-  await leaving(t, gateway, () => ({ pictures, more: long }), () => llm.node.answered === 1)
+  await leaving(t, gateway, () => ({ pictures, more: long }), () => llm.node.answered > 0)
 })
 
 await t.test('overload: a bounded queue, then 429 with Retry-After; text does not wait', async t => {

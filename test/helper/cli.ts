@@ -6,6 +6,9 @@ import { nodeCommand } from './node-command.ts'
 
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
 
+/** A process that has not ended by then, busy machine or not, never will. */
+const PATIENCE_MS = 60_000
+
 /** Also when a test process is ended before its teardown, nothing it started may stay behind. */
 const children = new Set<ChildProcess>()
 const endChildren = (): void => { for (const child of children) child.kill('SIGKILL') }
@@ -33,8 +36,14 @@ export async function startCli (t: Test, args: readonly string[], env: NodeJS.Pr
   child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
   const exited = new Promise<number | null>(resolve => child.once('exit', resolve))
   const stop = async (signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> => {
-    if (child.exitCode === null && child.signalCode === null) child.kill(signal)
-    return await exited
+    if (child.exitCode !== null || child.signalCode !== null) return await exited
+    child.kill(signal)
+    let late = false
+    const timer = setTimeout(() => { late = child.kill('SIGKILL') }, PATIENCE_MS)
+    const code = await exited
+    clearTimeout(timer)
+    if (late) throw new Error(`fastify-epd ${args.join(' ')} (${child.pid}) did not end within ${PATIENCE_MS} ms of ${signal}:\n${stderr}`)
+    return code
   }
   t.teardown(() => stop())
   const url = await new Promise<string>((resolve, reject) => {
