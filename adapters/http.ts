@@ -39,8 +39,8 @@ export interface HttpRequest {
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** Milliseconds for the whole exchange; 0 (default) leaves it to the call's signal. */
   readonly timeout?: number | undefined
-  /** Sent again once when a kept connection breaks before an answer. */
-  readonly idempotent?: boolean | undefined
+  /** Sent again once when a kept connection breaks before an answer. A function is called before that, to undo what the first may have done all the same. */
+  readonly idempotent?: boolean | (() => Promise<void>) | undefined
 }
 
 function headersOf (node: AdapterNode, request: Pick<HttpRequest, 'headers'>, call: Call, length: number | undefined): string[] {
@@ -93,10 +93,12 @@ function dispatch (node: AdapterNode, method: HttpRequest['method'], request: Om
  */
 export function send (node: AdapterNode, request: HttpRequest, call: Call): Promise<Exchange> {
   const sent = dispatch(node, request.method, request, call)
-  if (request.idempotent !== true) return sent
-  return sent.catch((error: unknown) => {
+  const { idempotent = false } = request
+  if (idempotent === false) return sent
+  return sent.catch(async (error: unknown) => {
     if (!isStaleSocket(error) || (call.end ?? call.signal).aborted) throw error
-    return dispatch(node, request.method, request, call)
+    if (idempotent !== true) await idempotent()
+    return await dispatch(node, request.method, request, call)
   })
 }
 

@@ -2,6 +2,7 @@ import { setMaxListeners } from 'node:events'
 import type { Adapter, AdapterNode, Call, LeaseRef, NodeInfo } from '../adapter.ts'
 import { requestOk } from '../http.ts'
 import { engineInfo, health, infoOfLmdeploy, infoOfOurs, infoOfStarting, isOurNode, isOurs, models } from '../lmdeploy.ts'
+import { abort } from './abort.ts'
 import { encode } from './encode.ts'
 import { generate } from './generate.ts'
 import { link, unlink } from './link.ts'
@@ -33,12 +34,6 @@ async function release (leases: readonly LeaseRef[], call: Call): Promise<void> 
       method: 'POST', path: '/distserve/free_cache', json: { remote_engine_id: node.id, remote_session_id: session, ...(isOurNode(node) ? { lease } : {}) }, idempotent: true, timeout: 5000
     }, call)
   }))
-}
-
-/** LMDeploy's own api_server stops by itself when the connection closes, and knows sessions, not request ids. */
-async function abort (node: AdapterNode, requestId: string, call: Call): Promise<void> {
-  if (!isOurNode(node)) return
-  await requestOk(node, { method: 'POST', path: '/abort_request', json: { request_id: requestId }, timeout: 3000 }, call).catch(() => {})
 }
 
 /** LMDeploy's PyTorch engine (hybrid, P -> D) and our PyTorch-like engines with their encoders (E -> PD, P -> D, E -> P -> D). */

@@ -2,6 +2,7 @@ import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapt
 import { requestOk, type UpstreamFailure } from '../http.ts'
 import { isOurNode } from '../lmdeploy.ts'
 import { refuse } from '../plain.ts'
+import { abortUnread } from './abort.ts'
 import { CHAT, prefillEdits, PROXY_HEADERS } from './division.ts'
 import { featuresGone, unfit, withFeatures } from './features.ts'
 import { prefillLmdeploy } from './prefill-lmdeploy.ts'
@@ -31,7 +32,7 @@ function failureOf (failure: UpstreamFailure): AdapterError | undefined {
   return featuresGone(failure)
 }
 
-/** D takes the migration request as P has written it. Safe to send twice, as a lease nobody takes ends by itself. */
+/** D takes the migration request as P has written it. Safe to send twice, as what was answered to the first is aborted before. */
 async function prefillOurs (job: PrefillJob, call: Call): Promise<Handoff> {
   const { node, decode, body, features, path = CHAT } = job
   const own = prefillEdits(body, path)
@@ -41,7 +42,7 @@ async function prefillOurs (job: PrefillJob, call: Call): Promise<Handoff> {
     path,
     slices: body.splice({ ...own, ...encoded, set: { ...own.set, ...encoded.set } }),
     headers: { ...PROXY_HEADERS, 'x-epd-consumer': decode.id },
-    idempotent: true,
+    idempotent: () => abortUnread(node, call),
     timeout: 0
   }, call, failureOf)
   const migration = (answer as { migration_request?: Migration }).migration_request

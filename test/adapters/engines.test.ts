@@ -1,4 +1,7 @@
+import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
+import { createServer, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
 import { pytorch } from '../../adapters/index.ts'
@@ -6,7 +9,7 @@ import type { EncoderResult, LeaseRef } from '../../adapters/adapter.ts'
 import { packageRoot } from '../../engines/package-root.ts'
 import { shippedModel, startEngine } from '../../engines/server/index.ts'
 import { Registry } from '../../plugin/registry/index.ts'
-import { bodyFrom, callWith, dispatcherFor, silent } from '../helper/adapter-call.ts'
+import { bodyFrom, callWith, dispatcherFor, nodeAt, silent } from '../helper/adapter-call.ts'
 import { metric } from '../helper/metrics.ts'
 import { until } from '../helper/until.ts'
 
@@ -93,4 +96,30 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
   registry.add({ url: e.url })
   await registry.waitFor(snapshot => snapshot.link(e.url, pd.url) === 'linked')
   t.equal(await generate(await encode()), answer)
+})
+
+t.test('real engines: an encode call whose answer is lost on a connection that breaks is sent again, and leaves one lease', async t => {
+  const call = callWith(dispatcherFor(t), { headers: { 'x-request-id': 'lost.e1' } })
+  const e = await start('encoder')
+  t.teardown(async () => { await e.close() })
+  let lost = 0
+  const front = createServer((incoming, outgoing) => {
+    const upstream = request(e.url + incoming.url!, { method: incoming.method, headers: incoming.headers, agent: false }, async response => {
+      const answer = Buffer.concat(await response.toArray() as Buffer[])
+      if (incoming.url === '/v1/chat/completions' && lost++ === 0) incoming.socket.resetAndDestroy()
+      else outgoing.writeHead(response.statusCode!, response.headers).end(answer)
+    })
+    incoming.pipe(upstream)
+  }).listen(0, '127.0.0.1')
+  await once(front, 'listening')
+  t.teardown(() => { front.closeAllConnections(); front.close() })
+  const url = `http://127.0.0.1:${(front.address() as AddressInfo).port}`
+  const node = nodeAt(url, { role: 'encoder' })
+  const body = await bodyFrom({ model: 'tiny-internvl', messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: PICTURE } }] }] })
+  const probed = { ...node, info: await pytorch.probe(node, call) }
+  const [result] = await pytorch.encode({ node: probed, consumer: nodeAt('http://pd'), items: body.media, body }, call)
+  t.equal(lost, 2, 'the first answer was lost')
+  t.equal(await openLeases(e.url), 1, 'its lease has ended')
+  await pytorch.release([{ node: probed, lease: result!.lease, wire: result!.wire }], call)
+  t.equal(await openLeases(e.url), 0)
 })
