@@ -39,8 +39,8 @@ export interface HttpRequest {
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** Milliseconds for the whole exchange; 0 (default) leaves it to the call's signal. */
   readonly timeout?: number | undefined
-  /** Sent again once when a kept connection breaks before an answer. A function is called before that, to undo what the first may have done all the same. */
-  readonly idempotent?: boolean | (() => Promise<void>) | undefined
+  /** Sent again once when a kept connection breaks before an answer; with these headers, if any, that tell the second try. */
+  readonly idempotent?: boolean | Readonly<Record<string, string>> | undefined
 }
 
 function headersOf (node: AdapterNode, request: Pick<HttpRequest, 'headers'>, call: Call, length: number | undefined): string[] {
@@ -95,10 +95,9 @@ export function send (node: AdapterNode, request: HttpRequest, call: Call): Prom
   const sent = dispatch(node, request.method, request, call)
   const { idempotent = false } = request
   if (idempotent === false) return sent
-  return sent.catch(async (error: unknown) => {
+  return sent.catch((error: unknown) => {
     if (!isStaleSocket(error) || (call.end ?? call.signal).aborted) throw error
-    if (idempotent !== true) await idempotent()
-    return await dispatch(node, request.method, request, call)
+    return dispatch(node, request.method, idempotent === true ? request : { ...request, headers: { ...request.headers, ...idempotent } }, call)
   })
 }
 

@@ -1,6 +1,6 @@
 import { AdapterError, type Call, type EncodeJob, type EncoderResult, type MediaItem } from '../adapter.ts'
 import { failureError, requestOk, type UpstreamFailure } from '../http.ts'
-import { abortUnread } from './abort.ts'
+import { SENT_AGAIN } from './abort.ts'
 
 const POSITION = /messages\[(\d+)\]\.content\[(\d+)\]/g
 
@@ -58,7 +58,7 @@ function resultOf (job: EncodeJob, item: MediaItem, wire: ResultWire | undefined
   }
 }
 
-/** POST {E}/v1/chat/completions with the media parts alone; safe to send twice, as what was answered to the first is aborted before. */
+/** POST {E}/v1/chat/completions with the media parts alone; safe to send twice, as the second try ends what was answered to the first. */
 export async function encode (job: EncodeJob, call: Call): Promise<EncoderResult[]> {
   const { node, items } = job
   const places = positions(items)
@@ -68,7 +68,7 @@ export async function encode (job: EncodeJob, call: Call): Promise<EncoderResult
     path: '/v1/chat/completions',
     slices: job.body.pick(items, set),
     headers: { 'x-epd-consumer': job.consumer.id },
-    idempotent: () => abortUnread(node, call),
+    idempotent: SENT_AGAIN,
     timeout: 0
   }, call, failure => translate(failure, places))
   const results = (answer as { encoder_result?: unknown }).encoder_result

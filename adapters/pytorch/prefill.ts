@@ -2,7 +2,7 @@ import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapt
 import { requestOk, type UpstreamFailure } from '../http.ts'
 import { isOurNode } from '../lmdeploy.ts'
 import { refuse } from '../plain.ts'
-import { abortUnread } from './abort.ts'
+import { SENT_AGAIN } from './abort.ts'
 import { CHAT, prefillEdits, PROXY_HEADERS } from './division.ts'
 import { featuresGone, unfit, withFeatures } from './features.ts'
 import { prefillLmdeploy } from './prefill-lmdeploy.ts'
@@ -32,7 +32,7 @@ function failureOf (failure: UpstreamFailure): AdapterError | undefined {
   return featuresGone(failure)
 }
 
-/** D takes the migration request as P has written it. Safe to send twice, as what was answered to the first is aborted before. */
+/** D takes the migration request as P has written it. Safe to send twice, as the second try ends what was answered to the first. */
 async function prefillOurs (job: PrefillJob, call: Call): Promise<Handoff> {
   const { node, decode, body, features, path = CHAT } = job
   const own = prefillEdits(body, path)
@@ -42,7 +42,7 @@ async function prefillOurs (job: PrefillJob, call: Call): Promise<Handoff> {
     path,
     slices: body.splice({ ...own, ...encoded, set: { ...own.set, ...encoded.set } }),
     headers: { ...PROXY_HEADERS, 'x-epd-consumer': decode.id },
-    idempotent: () => abortUnread(node, call),
+    idempotent: SENT_AGAIN,
     timeout: 0
   }, call, failureOf)
   const migration = (answer as { migration_request?: Migration }).migration_request

@@ -31,7 +31,10 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
   const engine = state.health.serving()
   const body = bodyOf(request.body, engine)
   const run = of(engine)
-  const flight = state.inFlight.start(callerIdOf(request))
+  const callerId = callerIdOf(request)
+  // Sent again because a connection broke: nobody has read what the first one was answered.
+  if (headerOf(request, 'x-epd-again') !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
+  const flight = state.inFlight.start(callerId)
   abortWhenClientGone(reply, flight)
   reply.header('x-request-id', flight.requestId)
   const ended = (): void => {
