@@ -95,9 +95,10 @@ await t.test('an encoder killed with -9 in mid-pull: another one encodes', async
   do pictures = await fresh(6)
   while (!(await gateway.ask({ pictures })).headers.get('x-epd-encoders')?.includes(e1.id))
   await p1.clearCache()
-  e1.node.wire.arm({ kind: 'stall', at: 5_000 })
+  // The features of the smallest picture alone are more than that.
+  e1.node.wire.arm({ kind: 'stall', at: 2_000 })
   const asked = gateway.ask({ pictures })
-  await until(() => e1.node.wire.passed > 5_000, 'the pull is on')
+  await until(() => e1.node.wire.passed > 2_000, 'the pull is on')
   await e1.stop('SIGKILL')
   // A wire that is silent would hide the death.
   await e1.node.wire.close()

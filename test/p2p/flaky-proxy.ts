@@ -49,8 +49,8 @@ export class FlakyProxy {
         to.destroy()
       })
       from.on('data', (data) => {
-        if (from === producer) this.#damage(data, client, producer)
-        if (!to.destroyed && !to.write(data)) {
+        const passing = from === producer ? this.#damage(data, client, producer) : data
+        if (!to.destroyed && !to.write(passing)) {
           from.pause()
           to.once('drain', () => { if (this.fault.kind !== 'stall') from.resume() })
         }
@@ -58,18 +58,22 @@ export class FlakyProxy {
     }
   }
 
-  #damage (data: Buffer, client: Socket, producer: Socket): void {
+  /** @returns what is passed on of it */
+  #damage (data: Buffer, client: Socket, producer: Socket): Buffer {
     const { fault, passed } = this
     this.passed += data.length
-    if (fault.kind === 'none' || fault.at < passed || fault.at >= this.passed) return
+    if (fault.kind === 'none' || fault.at < passed || fault.at >= this.passed) return data
     if (fault.kind === 'flip') {
       data[fault.at - passed] = (data[fault.at - passed] as number) ^ 1
     } else if (fault.kind === 'stall') {
       client.pause()
       producer.pause()
+      // The rest may be all that was still to come.
+      return data.subarray(0, fault.at - passed)
     } else {
       client.resetAndDestroy()
       producer.resetAndDestroy()
     }
+    return data
   }
 }
