@@ -10,7 +10,7 @@ import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from './telemetry/semconv.ts'
 import type { Thumbnails } from './telemetry/thumbnails.ts'
-import type { StoredSpan } from './telemetry/trace-store.ts'
+import type { StoredSpan } from './telemetry/stored-span.ts'
 import { VERSION } from './version.ts'
 
 export interface GatewayInit {

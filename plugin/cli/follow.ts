@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import type { TraceSummary, TraceView } from '../telemetry/trace-store.ts'
+import type { TraceSummary, TraceView } from '../telemetry/trace-view.ts'
 
 export interface FollowOptions {
   /** Reads from the gateway; undefined for 404. */

@@ -34,7 +34,7 @@ const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 export async function startGateway ({ options, host, port, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
   const store = resolved.traces > 0 ? new TraceStore({ maxTraces: resolved.traces }) : undefined
-  const telemetry = store === undefined ? undefined : startTelemetry({ store })
+  const telemetry = store === undefined ? undefined : await startTelemetry({ store })
   // stdout is for the URL alone.
   const ui = options.ui ?? LOOPBACK.has(host)
   const app = Fastify({

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { request } from 'undici'
-import type { TraceSummary, TraceView } from '../telemetry/trace-store.ts'
+import type { TraceSummary, TraceView } from '../telemetry/trace-view.ts'
 import { follow } from './follow.ts'
 import { parseFlags, UsageError, withUsage } from './usage.ts'
 import { renderWaterfall } from './waterfall.ts'

@@ -1,7 +1,9 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHandler } from 'fastify'
 import type { ParsedSpans } from '../telemetry/otlp-json.ts'
 import { readSpans } from '../telemetry/otlp-text.ts'
-import type { StoredSpan, TraceFilter, TraceStatus, TraceStore } from '../telemetry/trace-store.ts'
+import type { StoredSpan } from '../telemetry/stored-span.ts'
+import type { TraceStore } from '../telemetry/trace-store.ts'
+import type { TraceFilter, TraceStatus } from '../telemetry/trace-view.ts'
 
 export interface TraceRoutesOptions {
   readonly store: TraceStore

@@ -25,3 +25,18 @@ export function randomTraceId (): string {
 export function randomSpanId (): string {
   return randomHex(16)
 }
+
+const COUNTED_DIGITS = 4
+const counted: string[] = []
+
+/** For ids that differ in their end only, which within a trace is enough. */
+export function randomIdPrefix (): string {
+  return randomHex(16 - COUNTED_DIGITS)
+}
+
+/** @param n at most 65,535 */
+export function spanIdOf (prefix: string, n: number): string {
+  // Numbers are written out once for all requests.
+  counted[n] ??= n.toString(16).padStart(COUNTED_DIGITS, '0')
+  return prefix + counted[n]
+}

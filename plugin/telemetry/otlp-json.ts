@@ -1,4 +1,4 @@
-import type { AttributeValue, SpanKindName, StoredSpan } from './trace-store.ts'
+import type { AttributeValue, SpanKindName, SpanOrigin, StoredSpan } from './stored-span.ts'
 
 /** What an ExportTraceServiceRequest held. `rejected` spans had a bad id, name or time, or were beyond the bound. */
 export interface ParsedSpans {
@@ -43,8 +43,6 @@ export function parseOtlpTraces (body: unknown, instance?: string): ParsedSpans 
 }
 
 /** Whose spans they are, as their resource says unless it is known better. */
-export interface SpanOrigin { readonly service: string, readonly instance: string | undefined }
-
 export function originOf (resource: unknown, instance?: string): SpanOrigin {
   const attributes = attributesOf(isObject(resource) ? resource.attributes : undefined)
   return { service: textOf(attributes['service.name']) ?? 'unknown_service', instance: instance ?? textOf(attributes['service.instance.id']) }
@@ -60,18 +58,18 @@ export function statusOf (raw: unknown): Pick<StoredSpan, 'status' | 'message'> 
 
 function spanOf (raw: Json, origin: SpanOrigin): StoredSpan | undefined {
   const { traceId, spanId, parentSpanId, name } = raw
-  const start = timeOf(raw.startTimeUnixNano)
-  const end = timeOf(raw.endTimeUnixNano)
+  const startTime = timeOf(raw.startTimeUnixNano)
+  const endTime = timeOf(raw.endTimeUnixNano)
   if (typeof traceId !== 'string' || !TRACE_ID.test(traceId) || typeof spanId !== 'string' || !SPAN_ID.test(spanId)) return undefined
-  if (typeof name !== 'string' || name === '' || start === undefined || end === undefined) return undefined
+  if (typeof name !== 'string' || name === '' || startTime === undefined || endTime === undefined) return undefined
   return {
     traceId,
     spanId,
     parentSpanId: typeof parentSpanId === 'string' && SPAN_ID.test(parentSpanId) ? parentSpanId : undefined,
     name: name.slice(0, MAX_NAME),
     kind: KINDS[Number(raw.kind)] ?? 'internal',
-    start,
-    end,
+    startTime,
+    endTime,
     attributes: attributesOf(raw.attributes),
     ...statusOf(raw.status),
     service: origin.service,

@@ -1,16 +1,13 @@
 /**
- * The OpenTelemetry SDK for the command line's own processes. Library code never imports this file: in somebody
- * else's gateway the SDK is theirs.
+ * Tracing for the command line's own processes. Library code never imports this file: in somebody else's gateway the
+ * SDK is theirs.
  */
-import { trace } from '@opentelemetry/api'
-import { W3CTraceContextPropagator } from '@opentelemetry/core'
-import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
-import { defaultResource, detectResources, envDetector, resourceFromAttributes } from '@opentelemetry/resources'
-import { BatchSpanProcessor, NodeTracerProvider, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
+import { propagation, trace, type TracerProvider } from '@opentelemetry/api'
+import { defaultResource, detectResources, envDetector, resourceFromAttributes, type Resource } from '@opentelemetry/resources'
 import { VERSION } from '../version.ts'
-import { randomSpanId, randomTraceId } from './ids.ts'
 import { ATTR } from './semconv.ts'
-import { storeProcessor } from './store-processor.ts'
+import { originOfResource } from './store-processor.ts'
+import { StorePropagator, StoreTracerProvider } from './store-tracer.ts'
 import type { TraceStore } from './trace-store.ts'
 
 export interface TelemetryOptions {
@@ -30,26 +27,28 @@ export interface Telemetry {
 const OFF: Telemetry = { enabled: false, async close () {} }
 
 /**
- * Registers a tracer provider that feeds the store and, when an endpoint is configured by OTEL_EXPORTER_OTLP_*, an
- * OTLP/HTTP receiver. Sampler, limits and batching follow the standard OTEL_* variables. Call it before the gateway
- * is built. A provider that is already registered (`node --import otel.mjs`) is left alone.
+ * Registers a tracer provider that feeds the store. When the standard OTEL_* variables ask for more than that (an
+ * OTLP/HTTP receiver by OTEL_EXPORTER_OTLP_*, a sampler, limits) it is the OpenTelemetry SDK, which follows them;
+ * otherwise one that does no more than what the store needs, for a fraction of the SDK's CPU. Call it before the
+ * gateway is built. A provider that is already registered (`node --import otel.mjs`) is left alone.
  */
-export function startTelemetry ({ store, serviceName = 'fastify-epd' }: TelemetryOptions): Telemetry {
+export async function startTelemetry ({ store, serviceName = 'fastify-epd' }: TelemetryOptions): Promise<Telemetry> {
   if (process.env.OTEL_SDK_DISABLED?.toLowerCase() === 'true' || providerRegistered()) return OFF
-  const spanProcessors: SpanProcessor[] = [storeProcessor(store)]
-  if (otlpConfigured()) spanProcessors.push(new BatchSpanProcessor(new OTLPTraceExporter()))
-  const provider = new NodeTracerProvider({
-    resource: resourceOf(serviceName), spanProcessors, idGenerator: { generateTraceId: randomTraceId, generateSpanId: randomSpanId }
-  })
+  const resource = resourceOf(serviceName)
+  const provider: TracerProvider & { shutdown?: () => Promise<void> } = sdkWanted()
+    ? (await import('./sdk-provider.ts')).sdkProvider(store, resource, otlpConfigured())
+    : new StoreTracerProvider(store, originOfResource(resource))
+  trace.setGlobalTracerProvider(provider)
   // No context manager: the pipeline hands contexts on itself, nothing else is instrumented in this process, and
   // following contexts through every promise costs more than the spans do.
-  provider.register({ contextManager: null, propagator: new W3CTraceContextPropagator() })
+  propagation.setGlobalPropagator(new StorePropagator())
   return {
     enabled: true,
     async close () {
       // A receiver that is down must not turn a clean exit into a failed one.
-      await provider.shutdown().catch(() => {})
+      await provider.shutdown?.().catch(() => {})
       trace.disable()
+      propagation.disable()
     }
   }
 }
@@ -65,7 +64,13 @@ function otlpConfigured (): boolean {
   return OTEL_TRACES_EXPORTER !== 'none' && Boolean(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT || OTEL_EXPORTER_OTLP_ENDPOINT)
 }
 
-function resourceOf (serviceName: string): ReturnType<typeof defaultResource> {
+const LIMIT = /^OTEL_\w+_LIMIT$/
+
+function sdkWanted (): boolean {
+  return otlpConfigured() || Boolean(process.env.OTEL_TRACES_SAMPLER) || Object.keys(process.env).some(name => LIMIT.test(name))
+}
+
+function resourceOf (serviceName: string): Resource {
   const ours = resourceFromAttributes({ [ATTR.serviceName]: serviceName, [ATTR.serviceVersion]: VERSION })
   return defaultResource().merge(ours).merge(detectResources({ detectors: [envDetector] }))
 }

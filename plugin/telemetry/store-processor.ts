@@ -1,25 +1,18 @@
-import { SpanKind, SpanStatusCode } from '@opentelemetry/api'
+import { SpanStatusCode } from '@opentelemetry/api'
 import type { Resource } from '@opentelemetry/resources'
 import type { ReadableSpan, SpanProcessor } from '@opentelemetry/sdk-trace-node'
 import { ATTR, TRACER_NAME } from './semconv.ts'
-import type { AttributeValue, SpanKindName, StoredSpan, TraceStore } from './trace-store.ts'
+import { SPAN_KINDS, type AttributeValue, type SpanOrigin, type StoredSpan } from './stored-span.ts'
+import type { TraceStore } from './trace-store.ts'
 
-const KINDS: Readonly<Record<SpanKind, SpanKindName>> = {
-  [SpanKind.INTERNAL]: 'internal',
-  [SpanKind.SERVER]: 'server',
-  [SpanKind.CLIENT]: 'client',
-  [SpanKind.PRODUCER]: 'producer',
-  [SpanKind.CONSUMER]: 'consumer'
-}
-
-interface Origin { readonly resource: Resource, readonly service: string, readonly instance: string | undefined }
+interface Origin extends SpanOrigin { readonly resource: Resource }
 
 /** A span processor that puts each ended span into the store at once: nothing is batched, as nothing is sent. */
 export function storeProcessor (store: TraceStore): SpanProcessor {
   let last: Origin | undefined
   // One process has one resource.
   const originOf = (resource: Resource): Origin => {
-    if (last?.resource !== resource) last = origin(resource)
+    if (last?.resource !== resource) last = { resource, ...originOfResource(resource) }
     return last
   }
   return {
@@ -30,9 +23,10 @@ export function storeProcessor (store: TraceStore): SpanProcessor {
   }
 }
 
-function origin (resource: Resource): Origin {
-  const { [ATTR.serviceName]: service, [ATTR.serviceInstance]: instance } = resource.attributes
-  return { resource, service: String(service ?? TRACER_NAME), instance: typeof instance === 'string' ? instance : undefined }
+/** What a resource says of its process. */
+export function originOfResource ({ attributes }: Resource): SpanOrigin {
+  const { [ATTR.serviceName]: service, [ATTR.serviceInstance]: instance } = attributes
+  return { service: String(service ?? TRACER_NAME), instance: typeof instance === 'string' ? instance : undefined }
 }
 
 function stored (span: ReadableSpan, { service, instance }: Origin): StoredSpan {
@@ -42,9 +36,9 @@ function stored (span: ReadableSpan, { service, instance }: Origin): StoredSpan 
     spanId,
     parentSpanId: span.parentSpanContext?.spanId,
     name: span.name,
-    kind: KINDS[span.kind],
-    start: span.startTime,
-    end: span.endTime,
+    kind: SPAN_KINDS[span.kind],
+    startTime: span.startTime,
+    endTime: span.endTime,
     attributes: span.attributes as Record<string, AttributeValue | undefined>,
     status: span.status.code === SpanStatusCode.ERROR ? 'error' : span.status.code === SpanStatusCode.OK ? 'ok' : 'unset',
     message: span.status.message,

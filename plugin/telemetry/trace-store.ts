@@ -1,144 +1,100 @@
-import { ATTR } from './semconv.ts'
-
-export type AttributeValue = string | number | boolean | ReadonlyArray<string | number | boolean | null | undefined>
-export type SpanKindName = 'internal' | 'server' | 'client' | 'producer' | 'consumer'
-
-/** A finished span, of the gateway or of an engine. */
-export interface StoredSpan {
-  /** 32 and 16 hex digits. */
-  readonly traceId: string
-  readonly spanId: string
-  readonly parentSpanId: string | undefined
-  readonly name: string
-  readonly kind: SpanKindName
-  /** Unix time: whole seconds and the nanoseconds beyond them. */
-  readonly start: readonly [seconds: number, nanoseconds: number]
-  readonly end: readonly [seconds: number, nanoseconds: number]
-  readonly attributes: Readonly<Record<string, AttributeValue | undefined>>
-  readonly status: 'unset' | 'ok' | 'error'
-  /** Description of the error. */
-  readonly message?: string | undefined
-  /** service.name and service.instance.id: for an engine, its engine id. */
-  readonly service: string
-  readonly instance?: string | undefined
-  /** Heap bytes it takes, where it knows that better than an estimate would. */
-  readonly bytes?: number
-}
-
-export type TraceStatus = 'ok' | 'error' | 'aborted'
-
-export interface TraceSummary {
-  readonly traceId: string
-  /** Name of the request's own span; of the first span when the gateway's has not come (yet). */
-  readonly name: string
-  readonly model: string | undefined
-  readonly plan: string | undefined
-  readonly reason: string | undefined
-  readonly status: TraceStatus
-  /** ISO 8601. */
-  readonly start: string
-  readonly durationMs: number
-  readonly spans: number
-  /** The request's own span has not come: it is still running, or was never sampled here. */
-  readonly partial: boolean
-  readonly items: number
-  /** Engine ids of the encoders, in item order. */
-  readonly encoders: readonly string[]
-  readonly inputTokens: number | undefined
-  readonly outputTokens: number | undefined
-}
-
-export interface SpanView {
-  readonly traceId: string
-  readonly spanId: string
-  readonly parentSpanId: string | null
-  readonly name: string
-  readonly kind: SpanKindName
-  /** ISO 8601 with microseconds. */
-  readonly start: string
-  readonly end: string
-  /** Milliseconds after the trace's first span began. */
-  readonly offsetMs: number
-  readonly durationMs: number
-  readonly attributes: Readonly<Record<string, AttributeValue | undefined>>
-  readonly status: { readonly code: StoredSpan['status'], readonly message?: string }
-  readonly service: string
-  readonly instance: string | null
-}
-
-export interface TraceView extends Omit<TraceSummary, 'spans'> {
-  /** In order of their start. */
-  readonly spans: readonly SpanView[]
-}
-
-export interface TraceFilter {
-  readonly model?: string | undefined
-  readonly plan?: string | undefined
-  readonly status?: TraceStatus | undefined
-  readonly minDurationMs?: number | undefined
-  /** @default 50 */
-  readonly limit?: number | undefined
-}
+import { EntryLog, NOWHERE } from './entry-log.ts'
+import { SentSpan } from './otlp-text.ts'
+import type { SpanOrigin, StoredSpan } from './stored-span.ts'
+import { unpackRecord, type TraceRecord } from './trace-record.ts'
+import { matches, summarise, viewTrace, type TraceFilter, type TraceSummary, type TraceView } from './trace-view.ts'
 
 export interface TraceStoreOptions {
   /** @default 1000 */
   readonly maxTraces?: number
-  /** Estimated heap bytes of all spans. @default 16 MiB */
+  /** Memory of all spans, 64 KiB to 1 GiB. @default 16 MiB */
   readonly maxBytes?: number
 }
 
-/** A list, as a trace has a dozen spans: looking through it is cheaper than a map for each trace. */
-interface Trace { readonly spans: StoredSpan[], bytes: number }
+/** Its spans are a chain of entries in the log, from the last one on, and those of records that are not written down yet. */
+interface Trace {
+  /** Nothing of it lies before. */
+  readonly first: number
+  last: number
+  /** Spans in the log. */
+  count: number
+  open: TraceRecord[] | undefined
+}
 
+/** What an entry of the log is: a whole record; a span as JSON; a span as an engine sent it. */
+const [RECORD, SPAN, SENT] = [0, 1, 2] as const
 const DEFAULT_MAX_TRACES = 1_000
 const DEFAULT_MAX_BYTES = 16 * 1024 * 1024
+const [MIN_BYTES, MAX_BYTES] = [64 * 1024, 1024 ** 3]
 const DEFAULT_LIMIT = 50
 /** A trace that grows beyond this is a client reusing one trace id for everything. */
 const MAX_SPANS_PER_TRACE = 512
-/** A span object with its maps and times, measured on Node 20, without the text it holds. */
-const SPAN_BYTES = 600
-const ATTRIBUTE_BYTES = 32
-/** Of a trace itself: its place in the map, its list. */
-const TRACE_BYTES = 300
+/** Written down in one go: a loop costs a third of as many times a little between other things, as code and data are near by then. */
+const RECORDS_AT_ONCE = 32
+/** Of a trace on the heap: its place in the map, its id. Measured on Node 20. */
+const TRACE_BYTES = 250
+/** Text of a span that is too long to be kept whole. */
+const CUT = 256
 
 /**
  * The last traces, in memory: bounded by number and by bytes, the oldest leave first. Spans of one trace come from
- * several processes in any order and are joined by trace id; one that comes twice is kept once.
+ * several processes in any order and are joined by trace id; one that comes twice is kept once. They are kept outside of
+ * the heap and become objects when somebody looks, which at most nobody ever does.
  */
 export class TraceStore {
   readonly #traces = new Map<string, Trace>()
   /** From the oldest on. Kept from one eviction to the next: each new one would step over all that have left before. */
-  #oldest = this.#traces.keys()
+  #ages = this.#traces.keys()
+  #oldest: string | undefined
   readonly #maxTraces: number
   readonly #maxBytes: number
   readonly #watchers = new Set<(span: StoredSpan) => void>()
-  #bytes = 0
+  #log: EntryLog
+  /** Records that are over and not yet written down: the last few. */
+  #over: TraceRecord[] = []
+  #lastOrigin: { readonly origin: SpanOrigin, readonly text: string } | undefined
 
-  constructor (options: TraceStoreOptions = {}) {
-    this.#maxTraces = options.maxTraces ?? DEFAULT_MAX_TRACES
-    this.#maxBytes = options.maxBytes ?? DEFAULT_MAX_BYTES
+  /** @throws RangeError when maxBytes is out of its bounds */
+  constructor ({ maxTraces = DEFAULT_MAX_TRACES, maxBytes = DEFAULT_MAX_BYTES }: TraceStoreOptions = {}) {
+    if (!(maxBytes >= MIN_BYTES && maxBytes <= MAX_BYTES)) throw new RangeError(`maxBytes must be ${MIN_BYTES} to ${MAX_BYTES}`)
+    this.#maxTraces = maxTraces
+    this.#maxBytes = maxBytes
+    this.#log = new EntryLog(maxBytes)
   }
 
   get size (): number { return this.#traces.size }
-  /** Estimated heap bytes. */
-  get bytes (): number { return this.#bytes }
+  /** Of memory, estimated where it is on the heap. */
+  get bytes (): number { return this.#log.bytes + this.#traces.size * TRACE_BYTES }
 
   /** False when it was there already, or its trace has too many. */
   add (span: StoredSpan): boolean {
-    let trace = this.#traces.get(span.traceId)
-    if (trace === undefined) {
-      trace = { spans: [], bytes: TRACE_BYTES }
-      this.#traces.set(span.traceId, trace)
-      this.#bytes += TRACE_BYTES
-    }
-    if (trace.spans.length >= MAX_SPANS_PER_TRACE || trace.spans.some(({ spanId }) => spanId === span.spanId)) return false
-    const bytes = sizeOf(span)
-    trace.spans.push(span)
-    trace.bytes += bytes
-    this.#bytes += bytes
-    if (this.#traces.size > this.#maxTraces || this.#bytes > this.#maxBytes) this.#evict()
+    const trace = this.#traces.get(span.traceId) ?? this.#begin(flat(span.traceId))
+    const mark = markOf(span.spanId)
+    if (trace.count >= MAX_SPANS_PER_TRACE || this.#has(trace, mark, span.spanId)) return false
+    this.#append(trace, mark, span)
+    this.#evict()
     for (const tell of this.#watchers) tell(span)
     return true
+  }
+
+  /** A span of this record has ended. With its first span the record is over, and will be written down. */
+  record (record: TraceRecord, row: number): void {
+    // Nearly all that end in between: there is nothing to do.
+    if (!record.shown || record.over) this.#show(record, row)
+    if (this.#watchers.size === 0) return
+    const span = record.span(row)
+    for (const tell of this.#watchers) tell(span)
+  }
+
+  #show (record: TraceRecord, row: number): void {
+    record.shown = true
+    const trace = this.#traces.get(record.traceId) ?? this.#begin(record.traceId)
+    const held = trace.open !== undefined && trace.open.includes(record)
+    if (row !== 0 && record.over) {
+      if (!held) this.#append(trace, markOf(record.spanId(row)), record.span(row))
+    } else if (!held) (trace.open ??= []).push(record)
+    if (row === 0 && this.#over.push(record) >= RECORDS_AT_ONCE) this.#writeDown()
+    this.#evict()
   }
 
   /** Newest first. */
@@ -148,7 +104,8 @@ export class TraceStore {
     // Keys alone are cheap to turn around; most lists end after a few of them.
     const ids = [...this.#traces.keys()]
     for (let i = ids.length - 1; i >= 0 && found.length < limit; i--) {
-      const summary = summarise(ids[i]!, this.#traces.get(ids[i]!)!)
+      const trace = this.#traces.get(ids[i]!)!
+      const summary = summarise(ids[i]!, { [Symbol.iterator]: () => this.#spansOf(trace) }, countOf(trace))
       if (matches(summary, filter)) found.push(summary)
     }
     return found
@@ -156,16 +113,13 @@ export class TraceStore {
 
   get (traceId: string): TraceView | undefined {
     const trace = this.#traces.get(traceId)
-    if (trace === undefined) return undefined
-    const spans = [...trace.spans].sort((a, b) => compare(a.start, b.start) || compare(b.end, a.end))
-    const zero = spans[0]!.start
-    return { ...summarise(traceId, trace), spans: spans.map(span => view(span, zero)) }
+    return trace === undefined ? undefined : viewTrace(traceId, [...this.#spansOf(trace)])
   }
 
   /** Spans of the last so many traces. */
   * lastSpans (traces: number): Iterable<StoredSpan> {
     let skip = this.#traces.size - traces
-    for (const { spans } of this.#traces.values()) if (skip-- <= 0) yield * spans
+    for (const trace of this.#traces.values()) if (skip-- <= 0) yield * this.#spansOf(trace)
   }
 
   /** Told of each span that is added. Call what it returns to end that. */
@@ -176,121 +130,127 @@ export class TraceStore {
 
   clear (): void {
     this.#traces.clear()
-    this.#oldest = this.#traces.keys()
-    this.#bytes = 0
+    this.#ages = this.#traces.keys()
+    this.#oldest = undefined
+    this.#over = []
+    this.#log = new EntryLog(this.#maxBytes)
+  }
+
+  #begin (traceId: string): Trace {
+    const trace: Trace = { first: this.#log.end, last: NOWHERE, count: 0, open: undefined }
+    this.#traces.set(traceId, trace)
+    return trace
+  }
+
+  #writeDown (): void {
+    for (const record of this.#over) {
+      const trace = this.#traces.get(record.traceId)
+      if (trace?.open?.includes(record) !== true) continue
+      trace.open = trace.open.length === 1 ? undefined : trace.open.filter(one => one !== record)
+      if (trace.count < MAX_SPANS_PER_TRACE) this.#write(trace, record)
+    }
+    this.#over = []
+  }
+
+  #write (trace: Trace, record: TraceRecord): void {
+    const words = record.pack()
+    if (words === undefined || words.byteLength > this.#log.longest) {
+      for (const span of record.spans()) this.#append(trace, markOf(span.spanId), span)
+      return
+    }
+    trace.last = this.#log.appendWords(trace.last, RECORD, 0, words)
+    trace.count += record.ended
+  }
+
+  #append (trace: Trace, mark: number, span: StoredSpan): void {
+    const longest = this.#log.longest / 3
+    if (span instanceof SentSpan) {
+      const origin = this.#originText(span.origin)
+      if (origin.length + span.text.length <= longest) return this.#writeText(trace, SENT, mark, origin, span.text)
+    }
+    let text = JSON.stringify(plain(span))
+    if (text.length > longest) text = JSON.stringify(plain(span), cut)
+    if (text.length > longest) text = JSON.stringify({ ...plain(span), attributes: {} }, cut)
+    this.#writeText(trace, SPAN, mark, text)
+  }
+
+  #writeText (trace: Trace, kind: number, mark: number, text: string, more?: string): void {
+    trace.last = this.#log.appendText(trace.last, kind, mark, text, more)
+    trace.count++
+  }
+
+  /** All spans of a call have the same. */
+  #originText (origin: SpanOrigin): string {
+    if (this.#lastOrigin?.origin !== origin) this.#lastOrigin = { origin, text: `${JSON.stringify(origin)}\n` }
+    return this.#lastOrigin.text
+  }
+
+  #has ({ last }: Trace, mark: number, spanId: string): boolean {
+    for (let at = last; at !== NOWHERE; at = this.#log.before(at)) {
+      if (this.#log.mark(at) === mark && this.#read(at)[Symbol.iterator]().next().value?.spanId === spanId) return true
+    }
+    return false
+  }
+
+  /** Records first: the request's own span is in one, and most who look need no other. */
+  * #spansOf ({ last, open = [] }: Trace): Generator<StoredSpan, undefined> {
+    for (const record of open) yield * record.spans()
+    for (const records of [true, false]) {
+      for (let at = last; at !== NOWHERE; at = this.#log.before(at)) if ((this.#log.kind(at) === RECORD) === records) yield * this.#read(at)
+    }
+  }
+
+  #read (at: number): Iterable<StoredSpan> {
+    switch (this.#log.kind(at)) {
+      case RECORD: return unpackRecord(this.#log.words(at))
+      case SENT: return [sentAgain(this.#log.text(at))]
+      default: return [JSON.parse(this.#log.text(at)) as StoredSpan]
+    }
   }
 
   #evict (): void {
-    while (this.#traces.size > this.#maxTraces || this.#bytes > this.#maxBytes) {
-      const { value: traceId, done } = this.#oldest.next()
-      if (done === true) {
-        // It had come to the end, and is of no use after that.
-        if (this.#traces.size === 0) return
-        this.#oldest = this.#traces.keys()
-        continue
-      }
-      this.#bytes -= this.#traces.get(traceId)!.bytes
-      this.#traces.delete(traceId)
+    while (this.#traces.size > this.#maxTraces || this.bytes > this.#maxBytes) {
+      const oldest = this.#oldest ?? this.#nextOldest()
+      if (oldest === undefined) return
+      this.#traces.delete(oldest)
+      this.#oldest = this.#nextOldest()
+      this.#log.forget(this.#oldest === undefined ? this.#log.end : this.#traces.get(this.#oldest)!.first)
     }
   }
-}
 
-/** An estimate is enough for a bound: text at two bytes a character, the rest at what the objects were measured to take. */
-function sizeOf (span: StoredSpan): number {
-  if (span.bytes !== undefined) return span.bytes
-  let bytes = SPAN_BYTES + 2 * (span.message?.length ?? 0)
-  for (const key in span.attributes) {
-    const value = span.attributes[key]
-    bytes += ATTRIBUTE_BYTES
-    if (typeof value === 'string') bytes += 2 * value.length
-    else if (Array.isArray(value)) for (const item of value) bytes += typeof item === 'string' ? 16 + 2 * item.length : 8
-  }
-  return bytes
-}
-
-function matches (summary: TraceSummary, filter: TraceFilter): boolean {
-  return (filter.model === undefined || summary.model === filter.model) &&
-    (filter.plan === undefined || summary.plan === filter.plan) &&
-    (filter.status === undefined || summary.status === filter.status) &&
-    (filter.minDurationMs === undefined || summary.durationMs >= filter.minDurationMs)
-}
-
-function summarise (traceId: string, { spans }: Trace): TraceSummary {
-  const root = rootOf(spans)
-  let start = root.start
-  let end = root.end
-  if (root.attributes[ATTR.operation] === undefined) {
-    for (const span of spans) {
-      if (compare(span.start, start) < 0) start = span.start
-      if (compare(span.end, end) > 0) end = span.end
-    }
-  }
-  const aborted = root.attributes[ATTR.aborted] === true
-  return {
-    traceId,
-    name: root.name,
-    model: text(root.attributes[ATTR.requestModel]),
-    plan: text(root.attributes[ATTR.topology]),
-    reason: text(root.attributes[ATTR.reason]),
-    status: root.status === 'error' ? 'error' : aborted ? 'aborted' : 'ok',
-    start: iso(start),
-    durationMs: millis(start, end),
-    spans: spans.length,
-    partial: root.attributes[ATTR.operation] === undefined,
-    items: count(root.attributes[ATTR.items]) ?? 0,
-    encoders: texts(root.attributes[ATTR.encoders]),
-    inputTokens: count(root.attributes[ATTR.inputTokens]),
-    outputTokens: count(root.attributes[ATTR.outputTokens])
+  #nextOldest (): string | undefined {
+    const { value, done } = this.#ages.next()
+    if (done !== true || this.#traces.size === 0) return value
+    // It had come to the end, and is of no use after that.
+    this.#ages = this.#traces.keys()
+    return this.#ages.next().value
   }
 }
 
-/** The request's own span says `gen_ai.operation.name`; failing that, one whose parent is not here. */
-function rootOf (spans: readonly StoredSpan[]): StoredSpan {
-  const own = spans.find(span => span.kind === 'client' && span.attributes[ATTR.operation] !== undefined)
-  if (own !== undefined) return own
-  const ids = new Set(spans.map(span => span.spanId))
-  return spans.find(span => span.parentSpanId === undefined || !ids.has(span.parentSpanId)) ?? spans[0]!
+function sentAgain (text: string): SentSpan {
+  const end = text.indexOf('\n')
+  return SentSpan.again(text.slice(end + 1), JSON.parse(text.slice(0, end)) as SpanOrigin)
 }
 
-function view (span: StoredSpan, zero: StoredSpan['start']): SpanView {
-  return {
-    traceId: span.traceId,
-    spanId: span.spanId,
-    parentSpanId: span.parentSpanId ?? null,
-    name: span.name,
-    kind: span.kind,
-    start: iso(span.start),
-    end: iso(span.end),
-    offsetMs: millis(zero, span.start),
-    durationMs: millis(span.start, span.end),
-    attributes: span.attributes,
-    status: span.message === undefined ? { code: span.status } : { code: span.status, message: span.message },
-    service: span.service,
-    instance: span.instance ?? null
-  }
+/** A copy of an id that is part of another text, which would stay as long as the part. */
+function flat (id: string): string {
+  return Buffer.from(id, 'latin1').toString('latin1')
 }
 
-function compare (a: StoredSpan['start'], b: StoredSpan['start']): number {
-  return a[0] - b[0] || a[1] - b[1]
+/** The end of a span's id, which is random, as a number. */
+function markOf (spanId: string): number {
+  return Number.parseInt(spanId.slice(-8), 16) | 0
 }
 
-/** To the microsecond. */
-function millis (from: StoredSpan['start'], to: StoredSpan['start']): number {
-  return Math.round((to[0] - from[0]) * 1e6 + (to[1] - from[1]) / 1e3) / 1e3
+function countOf ({ count, open = [] }: Trace): number {
+  return open.reduce((sum, { ended }) => sum + ended, count)
 }
 
-function iso ([seconds, nanoseconds]: StoredSpan['start']): string {
-  return `${new Date(seconds * 1_000).toISOString().slice(0, 19)}.${String(Math.floor(nanoseconds / 1_000)).padStart(6, '0')}Z`
+function cut (_key: string, value: unknown): unknown {
+  return typeof value === 'string' ? value.slice(0, CUT) : value
 }
 
-function text (value: AttributeValue | undefined): string | undefined {
-  return typeof value === 'string' ? value : undefined
-}
-
-function texts (value: AttributeValue | undefined): string[] {
-  return Array.isArray(value) ? value.filter((one): one is string => typeof one === 'string') : []
-}
-
-function count (value: AttributeValue | undefined): number | undefined {
-  return typeof value === 'number' ? value : undefined
+/** Spans may be objects with getters, which JSON passes over. */
+function plain ({ traceId, spanId, parentSpanId, name, kind, startTime, endTime, attributes, status, message, service, instance }: StoredSpan): StoredSpan {
+  return { traceId, spanId, parentSpanId, name, kind, startTime, endTime, attributes, status, message, service, instance }
 }

@@ -1,4 +1,4 @@
-import type { StoredSpan } from '../telemetry/trace-store.ts'
+import type { StoredSpan } from '../telemetry/stored-span.ts'
 
 /** [when it ended, in ms of Unix time; how long it took, in ms; 1 when it failed] */
 export type Point = readonly [at: number, ms: number, failed: 0 | 1]
@@ -17,13 +17,13 @@ export class Points {
   #at = -Infinity
 
   note (span: StoredSpan): void {
-    const { start, end } = span
-    const at = end[0] * 1e3 + end[1] / 1e6
+    const { startTime, endTime } = span
+    const at = endTime[0] * 1e3 + endTime[1] / 1e6
     if (at > this.#at) this.#refill(at)
     const failed = span.status === 'error' ? 1 : 0
     if (this.#spare[failed]! < 1) return
     this.#spare[failed]!--
-    const ms = (end[0] - start[0]) * 1e3 + (end[1] - start[1]) / 1e6
+    const ms = (endTime[0] - startTime[0]) * 1e3 + (endTime[1] - startTime[1]) / 1e6
     this.#points.push([Math.round(at), Math.round(ms * 100) / 100, failed])
     if (this.#points.length > 2 * MAX_POINTS) this.#points = this.#points.slice(-MAX_POINTS)
   }

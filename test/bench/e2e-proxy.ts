@@ -8,7 +8,7 @@ import { runInNewContext } from 'node:vm'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Agent } from 'undici'
 import epd, { TraceStore } from '../../plugin/index.ts'
-import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
+import { startTelemetry, type Telemetry } from '../../plugin/telemetry/sdk.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 
@@ -39,9 +39,10 @@ function relay (app: FastifyInstance): void {
   })
 }
 
+const store = new TraceStore()
+let telemetry: Telemetry | undefined
+
 async function gateway (app: FastifyInstance): Promise<void> {
-  const store = new TraceStore()
-  if (kind === 'traced') startTelemetry({ store })
   const nodes = [...encoders.map(url => ({ url, role: 'encoder' as const })), { url: pd, role: 'hybrid' as const }]
   await app.register(epd, { nodes, bypass: 'never', telemetry: { store } })
 }
@@ -77,6 +78,11 @@ serve({
     const used = process.cpuUsage(since)
     since = process.cpuUsage()
     return used.user + used.system
+  },
+  /** Switches tracing on or off. */
+  trace: async (on: boolean) => {
+    await telemetry?.close()
+    telemetry = on ? await startTelemetry({ store }) : undefined
   },
   /** Resident memory in bytes, with nothing left to collect. */
   memory: () => {

@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net'
-import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { drawScene } from '../helper/scenes.ts'
+import { chatOf } from './chat.ts'
 import { Peer, PLACEMENT } from './processes.ts'
 import { median, table } from './report.ts'
 import type { BenchContext } from './report.ts'
@@ -26,7 +26,7 @@ export async function run (context: BenchContext): Promise<string> {
     '',
     await section(context, 'pictures', pictures),
     '',
-    '"Relay" passes the body on as one Buffer and never looks into it: no encoder, no checks. "Traced" is this package with the command line\'s OpenTelemetry SDK, every request sampled.',
+    '"Relay" passes the body on as one Buffer and never looks into it: no encoder, no checks.',
     '',
     '### Memory of idle streams',
     '',
@@ -64,17 +64,10 @@ async function gateway (start: Start, kind: string, { pd, encoders }: Urls): Pro
   return { proxy, port: await proxy.call<number>('port') }
 }
 
-/** A chat with so many pictures of so many bytes, each another. */
-function chatOf (count: number, bytes: number): string {
-  const part = (): object => ({ type: 'image_url', image_url: { url: `data:image/jpeg;base64,${randomBytes(bytes).toString('base64')}` } })
-  return JSON.stringify({ model: 'm', messages: [{ role: 'user', content: [...Array.from({ length: count }, part), { type: 'text', text: 'What is this?' }] }], max_tokens: 16 })
-}
-
 async function pictures (context: BenchContext, start: Start): Promise<string> {
   const urls = await start('e2e-nodes', ['2'], 1).call<Urls>('urls')
   const load = start('relay-load', [], 1)
-  const kinds = { gateway: 'this package', traced: 'this package, traced', relay: 'relay' }
-  const sides = await Promise.all(Object.keys(kinds).map(async kind => ({ kind, ...await gateway(start, kind, urls) })))
+  const sides = await Promise.all(['gateway', 'relay'].map(async kind => ({ kind, ...await gateway(start, kind, urls) })))
   const bodies = { 'text, 1 KB': chatOf(0, 0), '1 picture': chatOf(1, MEBIBYTE), '4 pictures': chatOf(4, MEBIBYTE) }
   const rows: Array<Array<string | number>> = []
   for (const [label, body] of Object.entries(bodies)) {
@@ -89,10 +82,9 @@ async function pictures (context: BenchContext, start: Start): Promise<string> {
         if (round >= 0) (cpu[kind] ??= []).push(used / requests / 1000)
       }
     }
-    const traced = median(cpu.traced!.map((value, i) => value - cpu.gateway![i]!)) * 1000
-    rows.push([label, median(cpu.gateway!), median(cpu.relay!), `${median(cpu.gateway!.map((value, i) => value / cpu.relay![i]!)).toFixed(2)}x`, traced])
+    rows.push([label, median(cpu.gateway!), median(cpu.relay!), `${median(cpu.gateway!.map((value, i) => value / cpu.relay![i]!)).toFixed(2)}x`])
   }
-  return table(['CPU per request', 'this package, ms', 'relay, ms', 'ratio', 'traced adds, us'], rows)
+  return table(['CPU per request', 'this package, ms', 'relay, ms', 'ratio'], rows)
 }
 
 async function idleStreams (context: BenchContext, start: Start): Promise<string> {

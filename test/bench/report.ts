@@ -30,6 +30,14 @@ export function quantile (values: readonly number[], q: number): number {
   return sorted[low]! + (sorted[Math.ceil(at)]! - sorted[low]!) * (at - low)
 }
 
+/** Mean of the middle of these values: what else a machine does now and then does not count, what all have does. */
+export function trimmedMean (values: readonly number[], share = 0.7): number {
+  const sorted = [...values].sort((a, b) => a - b)
+  const cut = Math.floor(sorted.length * (1 - share) / 2)
+  const middle = sorted.slice(cut, sorted.length - cut)
+  return middle.reduce((sum, value) => sum + value, 0) / middle.length
+}
+
 /** A Markdown table; numbers are given three significant digits. */
 export function table (headers: readonly string[], rows: ReadonlyArray<ReadonlyArray<string | number>>): string {
   const cell = (value: string | number): string => typeof value === 'number' ? digits(value) : value

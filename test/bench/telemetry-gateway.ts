@@ -23,7 +23,7 @@ const adapter: Adapter = {
 }
 
 const store = new TraceStore()
-startTelemetry({ store })
+await startTelemetry({ store })
 const app = Fastify()
 await app.register(epd, { embedded: false, ui: true, adapters: [adapter], nodes: [{ url, adapter: 'bench', role: 'hybrid' }], telemetry: { store } })
 await app.listen({ port: 0, host: '127.0.0.1' })

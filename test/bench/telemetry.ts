@@ -14,6 +14,7 @@ import { ATTR, SPAN } from '../../plugin/telemetry/semconv.ts'
 import { startRequest } from '../../plugin/telemetry/spans.ts'
 import { TraceStore } from '../../plugin/telemetry/trace-store.ts'
 import { measurePage } from './telemetry-page.ts'
+import { measureWhole } from './telemetry-whole.ts'
 import { median, table, type BenchContext } from './report.ts'
 
 export const name = 'telemetry'
@@ -97,7 +98,7 @@ interface Costs { spans: number, idle: number, take: number, metrics: number }
 async function measureCosts (calls: number, body: Buffer): Promise<Costs> {
   const idle = await cpuOf(calls, pictureRequest)
   const store = new TraceStore()
-  const telemetry = startTelemetry({ store })
+  const telemetry = await startTelemetry({ store })
   const spans = await cpuOf(calls, pictureRequest)
   await telemetry.close()
   context.disable()
@@ -128,6 +129,7 @@ export async function run (bench: BenchContext): Promise<string> {
     rounds.push(await measureCosts(bench.quick ? 10_000 : 40_000, body))
   }
   const of = (key: keyof Costs): number => median(rounds.map(one => one[key]))
+  const whole = await measureWhole(bench)
   bench.log('  page')
   const page = await measurePage(bench)
   return [
@@ -142,6 +144,8 @@ export async function run (bench: BenchContext): Promise<string> {
       ['the same calls without an SDK', of('idle')],
       ['metrics: 5 histograms', of('metrics')]
     ]),
+    '',
+    whole,
     '',
     page
   ].join('\n')

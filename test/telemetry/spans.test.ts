@@ -221,9 +221,9 @@ t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves
   Object.assign(process.env, env)
   t.teardown(() => { for (const name of Object.keys(env)) delete process.env[name] })
   const store = new TraceStore()
-  const telemetry = startTelemetry({ store })
+  const telemetry = await startTelemetry({ store })
   t.equal(telemetry.enabled, true)
-  t.equal(startTelemetry({ store }).enabled, false, 'one SDK is enough')
+  t.equal((await startTelemetry({ store })).enabled, false, 'one SDK is enough')
   const chat = startRequest({ headers: {}, model: 'm' })
   chat.stageSync(SPAN.plan, {}, () => {})
   chat.end()
@@ -246,7 +246,114 @@ t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves
   t.equal(scope.spans[0].name, ENGINE_SPAN.encode)
   process.env.OTEL_SDK_DISABLED = 'true'
   t.teardown(() => { delete process.env.OTEL_SDK_DISABLED })
-  t.equal(startTelemetry({ store }).enabled, false)
+  t.equal((await startTelemetry({ store })).enabled, false)
+})
+
+/** Requests of all kinds, told by what the store has of them; ids, which differ, by the names of the spans that bear them. */
+async function told (t: Test): Promise<object[]> {
+  const store = new TraceStore()
+  const telemetry = await startTelemetry({ store })
+  t.teardown(() => telemetry.close())
+  const failure = Object.assign(new Error('encoder is gone'), { code: 'UNAVAILABLE' })
+  const headers = [{}, { traceparent: PARENT, tracestate: 'vendor=1' }, { traceparent: PARENT.replace(/1$/, '0') }, { traceparent: PARENT.replace(/^00-0af7/, '00-zzzz') }]
+  const outcomes = [{}, { error: failure }, { aborted: true, attributes: { [ATTR.outputTokens]: 3 } }]
+  const all: object[] = []
+  for (const incoming of headers) {
+    for (const outcome of outcomes) {
+      const chat = startRequest({ headers: incoming, model: 'tiny', attributes: { [ATTR.requestStream]: true, [ATTR.retries]: undefined }, arrivedAt: performance.now() - 50 })
+      chat.stageSync(SPAN.plan, { [ATTR.attempt]: 1 }, plan => { plan.set({ [ATTR.reason]: 'media' }) })
+      let sent: Record<string, string> = {}
+      await chat.stage(SPAN.encode, { [ATTR.items]: 2 }, async encode => {
+        await Promise.all(['a', 'b'].map(node => encode.stage(SPAN.encodeCall, { [ATTR.node]: node }, async call => { sent = call.headers })))
+        encode.set({ [ATTR.items]: 3, [ATTR.encoders]: ['a', 'b'] })
+        if ('error' in outcome) throw failure
+      }).catch(() => {})
+      const decode = chat.begin(SPAN.decode, {})
+      decode.end(outcome)
+      decode.set({ [ATTR.tokens]: 1 })
+      decode.end({ error: failure })
+      chat.end(outcome)
+      const other = trace.getTracer('other').startSpan('other', { root: true }, chat.context)
+      other.updateName('renamed').addEvent('e').addLink({ context: other.spanContext() }).setStatus({ code: SpanStatusCode.OK }).recordException(failure)
+      other.end()
+      other.updateName('too late').setStatus({ code: SpanStatusCode.ERROR, message: 'too late' }).setAttribute('too', 'late')
+      for (const span of [chat.context, trace.setSpan(chat.context, other)].map(one => trace.getSpan(one)!)) {
+        const found = store.get(span.spanContext().traceId)
+        const names = new Map(found?.spans.map(({ spanId, name }) => [spanId, name]))
+        const parents = sent.traceparent?.split('-')
+        all.push({
+          recording: chat.recording,
+          known: chat.traceId === TRACE_ID,
+          sent: [parents?.[1] === chat.traceId, names.get(parents?.[2] ?? ''), parents?.[3], sent.tracestate],
+          ...found,
+          traceId: undefined,
+          start: undefined,
+          durationMs: undefined,
+          spans: found?.spans.map(one => ({ ...one, traceId: one.traceId === chat.traceId, spanId: one.spanId.length, parentSpanId: names.get(one.parentSpanId ?? '') ?? one.parentSpanId, start: '', end: '', offsetMs: 0, durationMs: 0 })).sort((a, b) => a.name < b.name ? -1 : 1)
+        })
+      }
+      store.clear()
+    }
+  }
+  await telemetry.close()
+  return all
+}
+
+t.test('what the store keeps without the SDK is what it keeps with it', async t => {
+  const own = await told(t)
+  process.env.OTEL_TRACES_SAMPLER = 'parentbased_always_on'
+  t.teardown(() => { delete process.env.OTEL_TRACES_SAMPLER })
+  const sdks = await told(t)
+  for (const [i, one] of own.entries()) t.strictSame(one, sdks[i], `request ${i}`)
+  t.match(own[0], { recording: true, status: 'ok', spans: [{ name: 'chat tiny' }, { name: SPAN.decode }, { name: SPAN.encode, attributes: { [ATTR.items]: 3 } }, { name: SPAN.encodeCall }, { name: SPAN.encodeCall, parentSpanId: SPAN.encode }, { name: SPAN.plan }, { name: SPAN.receive }] })
+})
+
+t.test('without the SDK others may make spans, too, and make them active', async t => {
+  const store = new TraceStore()
+  const telemetry = await startTelemetry({ store })
+  context.setGlobalContextManager(new AsyncLocalStorageContextManager())
+  t.teardown(async () => {
+    await telemetry.close()
+    context.disable()
+  })
+  const tracer = trace.getTracer('other')
+  const id = tracer.startActiveSpan('outer', { attributes: { a: 1 } }, outer => {
+    const chat = startRequest({ headers: { traceparent: PARENT }, model: 'm' })
+    tracer.startActiveSpan('inner', inner => {
+      t.equal(trace.getActiveSpan(), inner)
+      inner.end(new Date())
+    })
+    tracer.startActiveSpan('below', {}, chat.context, below => { below.end(performance.now()) })
+    chat.end()
+    outer.end([Math.floor(Date.now() / 1e3) + 1, 0])
+    return outer.spanContext().traceId
+  })
+  const { spans } = store.get(id)!
+  const parentOf = (name: string): string | undefined => spans.find(one => one.spanId === spans.find(span => span.name === name)!.parentSpanId)?.name
+  t.strictSame(['outer', 'chat m', 'inner', 'below'].map(parentOf), [undefined, 'outer', 'outer', 'chat m'])
+  t.ok(spans.every(({ durationMs }) => durationMs >= 0 && durationMs < 2_000), 'ends may be told in every way')
+})
+
+t.test('spans of a record come in their order, with ids of their own', async t => {
+  const store = new TraceStore()
+  const telemetry = await startTelemetry({ store })
+  t.teardown(() => telemetry.close())
+  const watched: string[] = []
+  store.watch(({ name }) => { watched.push(name) })
+  const chat = startRequest({ headers: {}, model: 'm' })
+  for (let i = 0; i < 300; i++) chat.begin(SPAN.encodeCall, { [ATTR.items]: i }).end()
+  const open = chat.begin(SPAN.decode, {})
+  t.match(store.list(), [{ partial: true, spans: 300 }], 'a request that is under way shows what has ended')
+  store.clear()
+  open.end()
+  t.strictSame(store.list(), [])
+  chat.end()
+  t.match(store.list(), [{ partial: false, spans: 302 }], 'one that has left comes again with all it has')
+  trace.getTracer('late').startSpan('late', {}, chat.context).end()
+  const { spans } = store.get(chat.traceId)!
+  t.strictSame(spans.filter(({ name }) => name === SPAN.encodeCall).map(({ attributes }) => attributes[ATTR.items]), Array.from({ length: 300 }, (_, i) => i))
+  t.equal(new Set(spans.map(({ spanId }) => spanId)).size, 303, 'one that comes after the end, too')
+  t.equal(watched.length, 303)
 })
 
 t.test('engines and gateway use the same names', async t => {

@@ -1,6 +1,7 @@
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { ROOT_CONTEXT, SpanStatusCode, trace, type Attributes } from '@opentelemetry/api'
+import { setImmediate } from 'node:timers/promises'
+import { ROOT_CONTEXT, SpanKind, SpanStatusCode, trace, type Attributes } from '@opentelemetry/api'
 import { InMemorySpanExporter, NodeTracerProvider, SimpleSpanProcessor } from '@opentelemetry/sdk-trace-node'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
@@ -9,15 +10,29 @@ import { follow } from '../../plugin/cli/follow.ts'
 import { fetchTrace } from '../../plugin/cli/trace.ts'
 import { renderWaterfall } from '../../plugin/cli/waterfall.ts'
 import { traceRoutes, type TraceRoutesOptions } from '../../plugin/routes/traces.ts'
+import { fromWords, toWords } from '../../plugin/telemetry/compact.ts'
+import { EntryLog, NOWHERE } from '../../plugin/telemetry/entry-log.ts'
 import { parseOtlpTraces } from '../../plugin/telemetry/otlp-json.ts'
 import { cutSpans } from '../../plugin/telemetry/otlp-text.ts'
-import { TraceStore, type StoredSpan } from '../../plugin/telemetry/trace-store.ts'
+import { StoreTracerProvider } from '../../plugin/telemetry/store-tracer.ts'
+import type { StoredSpan } from '../../plugin/telemetry/stored-span.ts'
+import { TraceStore } from '../../plugin/telemetry/trace-store.ts'
 import { runCli } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
 
 // The bound is about real memory, which only a collected heap shows.
 setFlagsFromString('--expose-gc')
 globalThis.gc ??= runInNewContext('gc') as NodeJS.GCFunction
+
+/** Bytes in use, on the heap and beside it. What is beside it is freed by another thread. */
+const memory = async (): Promise<number> => {
+  for (let n = 0; n < 3; n++) {
+    globalThis.gc?.()
+    await setImmediate()
+  }
+  const { heapUsed, arrayBuffers } = process.memoryUsage()
+  return heapUsed + arrayBuffers
+}
 
 const id = (n: number, digits: number): string => n.toString(16).padStart(digits, '0')
 const NOW = Math.floor(Date.now() / 1_000) - 60
@@ -29,8 +44,8 @@ function span (trace: number, n: number, over: Partial<StoredSpan> = {}): Stored
     parentSpanId: undefined,
     name: 'epd.decode',
     kind: 'internal',
-    start: [NOW, 1_000_000],
-    end: [NOW, 3_500_000],
+    startTime: [NOW, 1_000_000],
+    endTime: [NOW, 3_500_000],
     attributes: {},
     status: 'unset',
     service: 'fastify-epd',
@@ -42,8 +57,8 @@ function chat (trace: number, over: Partial<StoredSpan> = {}, attributes: Stored
   return span(trace, 1, {
     name: 'chat tiny',
     kind: 'client',
-    start: [NOW, 0],
-    end: [NOW, 5_000_000],
+    startTime: [NOW, 0],
+    endTime: [NOW, 5_000_000],
     attributes: { 'gen_ai.operation.name': 'chat', 'gen_ai.request.model': 'tiny', 'epd.topology': 'e-pd', 'epd.reason': 'media', ...attributes },
     ...over
   })
@@ -51,7 +66,7 @@ function chat (trace: number, over: Partial<StoredSpan> = {}, attributes: Stored
 
 t.test('spans of several processes join by trace id, in any order, each once', async t => {
   const store = new TraceStore()
-  store.add(span(1, 3, { name: 'engine.encode', parentSpanId: id(2, 16), service: 'fastify-epd-engine', instance: 'http://e:1', start: [NOW, 2_000_000], end: [NOW, 3_000_000] }))
+  store.add(span(1, 3, { name: 'engine.encode', parentSpanId: id(2, 16), service: 'fastify-epd-engine', instance: 'http://e:1', startTime: [NOW, 2_000_000], endTime: [NOW, 3_000_000] }))
   t.match(store.list(), [{ name: 'engine.encode', model: undefined, spans: 1 }], 'also before the gateway\'s own span is there')
   store.add(span(1, 2, { parentSpanId: id(1, 16) }))
   store.add(chat(1))
@@ -68,7 +83,7 @@ t.test('spans of several processes join by trace id, in any order, each once', a
 t.test('the list is newest first and filtered', async t => {
   const store = new TraceStore()
   store.add(chat(1))
-  store.add(chat(2, { status: 'error', message: 'no', end: [NOW + 2, 0] }, { 'error.type': 'busy' }))
+  store.add(chat(2, { status: 'error', message: 'no', endTime: [NOW + 2, 0] }, { 'error.type': 'busy' }))
   store.add(chat(3, {}, { 'epd.aborted': true, 'gen_ai.request.model': 'other', 'epd.topology': 'pd' }))
   const ids = (filter: Parameters<TraceStore['list']>[0]): number[] => store.list(filter).map(one => parseInt(one.traceId, 16))
   t.strictSame(ids({}), [3, 2, 1])
@@ -90,23 +105,84 @@ t.test('the store keeps within its bounds, by number and by bytes', async t => {
   t.ok(small.bytes <= 100_000 && small.bytes > 50_000, `${small.bytes} bytes`)
   for (let n = 1; n <= 2_000; n++) small.add(span(9_999, n))
   t.ok(small.bytes <= 100_000, 'also when one trace takes all of it')
+  t.ok(small.add(chat(10_000)) && small.get(id(10_000, 32)), 'and the next one has room again')
+  for (const maxBytes of [0, 1_000, 2 ** 31, Number.NaN]) t.throws(() => new TraceStore({ maxBytes }), /maxBytes must be 65536 to 1073741824/)
   few.clear()
   t.equal(few.size + few.bytes, 0)
 })
 
+t.test('a span that is too long is cut, never left out', async t => {
+  const store = new TraceStore({ maxBytes: 100_000 })
+  store.add(chat(1, { message: 'm'.repeat(50_000), status: 'error' }, { 'gen_ai.request.model': 'é'.repeat(50_000) }))
+  t.match(store.get(id(1, 32)), { status: 'error', model: 'é'.repeat(256), spans: [{ status: { message: 'm'.repeat(256) } }] })
+  store.add(chat(2, {}, { 'epd.encoders': Array.from({ length: 1_000 }, (_, n) => `http://${n}`) }))
+  t.match(store.list()[0], { name: 'chat tiny', spans: 1, partial: true }, 'or has no attributes')
+  const tracer = new StoreTracerProvider(store, { service: 's' }).getTracer()
+  const span = tracer.startSpan('chat', { kind: SpanKind.CLIENT, attributes: { 'gen_ai.operation.name': 'chat', 'gen_ai.request.model': 'x'.repeat(500_000) } }, ROOT_CONTEXT)
+  const within = trace.setSpan(ROOT_CONTEXT, span)
+  for (let n = 0; n < 50; n++) tracer.startSpan('epd.encode_call', { attributes: { 'epd.node': 'n'.repeat(500) } }, within).end()
+  span.end()
+  t.match(store.list(), [{ model: 'x'.repeat(256), spans: 51, partial: false }, {}, {}])
+})
+
+t.test('what is written down in few words is read as it was', async t => {
+  for (const value of [0, -1, 1 << 28, -(1 << 28) - 1, 2 ** 40, 0.1, -0.5, Number.MAX_SAFE_INTEGER, 1e300, '', 'epd.node', 'a', 'é€😀', 'x'.repeat(39) + 'ß', 'y'.repeat(5_000), true, false, null, [], [1, ['a', [true, null]], 'epd.plan']]) {
+    t.strictSame(fromWords(toWords(value)!.slice()), value)
+  }
+  t.equal(fromWords(toWords(undefined)!), null)
+  for (const value of [Number.NaN, Number.POSITIVE_INFINITY]) t.ok(Object.is(fromWords(toWords(value)!), value), String(value))
+  t.equal(toWords(Array.from({ length: 100_000 }, (_, i) => i)), undefined, 'too many words')
+  t.equal(toWords('x'.repeat(100_000)), undefined, 'too long')
+})
+
+t.test('a log forgets from its oldest end on, and uses the memory again', async t => {
+  const log = new EntryLog(64 * 1024)
+  const kept: Array<{ at: number, n: number }> = []
+  let most = 0
+  for (let n = 0; n < 200_000; n++) {
+    const before = kept.at(-1)?.at ?? NOWHERE
+    const at = n % 2 === 0 ? log.appendText(before, 1, n, `text ${n}`, 'é'.repeat(n % 300)) : log.appendWords(before, 2, n, Int32Array.of(n, -n))
+    kept.push({ at, n })
+    if (kept.length > 50) {
+      kept.shift()
+      log.forget(kept[0]!.at)
+    }
+    most = Math.max(most, log.bytes)
+  }
+  t.ok(most <= 64 * 1024, `${most} bytes`)
+  for (const [i, { at, n }] of kept.entries()) {
+    t.equal(log.mark(at), n)
+    if (n % 2 === 0) t.equal(log.text(at), `text ${n}${'é'.repeat(n % 300)}`)
+    else t.strictSame([...log.words(at)], [n, -n])
+    if (i > 0) t.equal(log.before(at), kept[i - 1]!.at)
+  }
+})
+
 t.test('ten thousand traces of ten spans stay near what the bound says', async t => {
   const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
+  const before = await memory()
   for (let n = 1; n <= 10_000; n++) for (let k = 1; k <= 10; k++) store.add(span(n, k, { attributes: { 'epd.node': 'http://127.0.0.1:12345', 'epd.tokens': 12 } }))
   t.ok(store.bytes <= 8 * 1024 * 1024)
   t.ok(store.size > 500)
-  const { gc } = globalThis
-  if (gc === undefined) return
-  gc()
-  const full = process.memoryUsage().heapUsed
-  store.clear()
-  gc()
-  const held = full - process.memoryUsage().heapUsed
-  t.ok(held <= 1.25 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB of heap for a bound of 8`)
+  const held = await memory() - before
+  t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
+})
+
+t.test('so do ten thousand of the gateway itself', async t => {
+  const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
+  const tracer = new StoreTracerProvider(store, { service: 's' }).getTracer()
+  const request = (n: number): void => {
+    const chat = tracer.startSpan('chat', { kind: SpanKind.CLIENT }, ROOT_CONTEXT)
+    const within = trace.setSpan(ROOT_CONTEXT, chat)
+    for (let k = 1; k < 10; k++) tracer.startSpan('epd.encode_call', { attributes: { 'epd.node': `http://127.0.0.1:${n}`, 'epd.tokens': k } }, within).end()
+    chat.end()
+  }
+  request(0)
+  const before = await memory() - store.bytes
+  for (let n = 1; n < 10_000; n++) request(n)
+  t.ok(store.bytes <= 8 * 1024 * 1024 && store.size > 2_000, `${store.size} traces in ${store.bytes} bytes`)
+  const held = await memory() - before
+  t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
 })
 
 t.test('so do ten thousand that engines send', async t => {
@@ -116,14 +192,11 @@ t.test('so do ten thousand that engines send', async t => {
     for (const one of cutSpans(Buffer.from(body.replaceAll('"traceId":"0000', `"traceId":"${id(n, 4)}`)), 'http://e:1')!) store.add(one)
   }
   take(0)
-  globalThis.gc?.()
-  const before = process.memoryUsage().heapUsed - store.bytes
+  const before = await memory() - store.bytes
   for (let n = 1; n < 1_000; n++) take(n)
   t.ok(store.bytes <= 8 * 1024 * 1024 && store.size > 5_000, `${store.size} traces in ${store.bytes} bytes`)
-  if (globalThis.gc === undefined) return
-  globalThis.gc()
-  const held = process.memoryUsage().heapUsed - before
-  t.ok(held <= 1.25 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB of heap for a bound of 8`)
+  const held = await memory() - before
+  t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
 })
 
 const exported = (spans: unknown[], resource: unknown = { attributes: [{ key: 'service.name', value: { stringValue: 'svc' } }] }): object => ({ resourceSpans: [{ resource, scopeSpans: [{ scope: {}, spans }] }] })
@@ -143,7 +216,7 @@ t.test('OTLP JSON is read, and what is malformed in it is counted and left out',
     raw({ traceId: 'xyz' }), raw({ spanId: '0'.repeat(16) }), raw({ startTimeUnixNano: 'yesterday' }), raw({ name: '' }), null, 'span'
   ]))!
   t.equal(rejected, 6)
-  t.match(spans[0], { start: [NOW, 1], end: [NOW, 501], parentSpanId: undefined, status: 'error', message: 'went wrong', service: 'svc', kind: 'internal' })
+  t.match(spans[0], { startTime: [NOW, 1], endTime: [NOW, 501], parentSpanId: undefined, status: 'error', message: 'went wrong', service: 'svc', kind: 'internal' })
   t.strictSame({ ...spans[0]!.attributes, s: (spans[0]!.attributes.s as string).length }, { s: 1_024, i: 42, d: 1.5, b: false, a: ['p', 3] })
   t.equal(parseOtlpTraces(exported(Array.from({ length: 3_000 }, () => raw())))!.rejected, 952)
   for (const nonsense of [null, 7, 'x', [], {}, { resourceSpans: {} }]) t.equal(parseOtlpTraces(nonsense), undefined)
@@ -173,8 +246,8 @@ t.test('what engines send takes the short way in, and says the same as by the lo
   ])
   const short = cutSpans(body, 'http://e:1')
   t.ok(short, 'engines/server/span-json.ts and otlp-text.ts agree on the form')
-  const plain = ({ traceId, spanId, parentSpanId, name, kind, start, end, attributes, status, message, service, instance }: StoredSpan): object =>
-    ({ traceId, spanId, parentSpanId, name, kind, start, end, attributes, status, message, service, instance })
+  const plain = ({ traceId, spanId, parentSpanId, name, kind, startTime, endTime, attributes, status, message, service, instance }: StoredSpan): object =>
+    ({ traceId, spanId, parentSpanId, name, kind, startTime, endTime, attributes, status, message, service, instance })
   t.strictSame(short!.map(plain), parseOtlpTraces(JSON.parse(body.toString()), 'http://e:1')!.spans.map(plain))
   t.match(short![1], { status: 'error', message: nasty })
 
@@ -229,9 +302,9 @@ t.test('the reading routes list, filter, show one, and let a guard decide who ma
 
 function sample (store: TraceStore): void {
   store.add(chat(7, {}, { 'epd.items': 1 }))
-  store.add(span(7, 2, { name: 'epd.encode', parentSpanId: id(1, 16), start: [NOW, 500_000], end: [NOW, 2_500_000], attributes: { 'epd.items': 1 } }))
-  store.add(span(7, 3, { name: 'engine.encode', parentSpanId: id(2, 16), start: [NOW, 1_000_000], end: [NOW, 2_000_000], instance: 'http://127.0.0.1:9', attributes: { 'epd.tokens': 80, 'epd.cached': 0 } }))
-  store.add(span(7, 4, { parentSpanId: id(1, 16), start: [NOW, 2_500_000], end: [NOW, 5_000_000], attributes: { 'epd.node': 'http://pd:1', 'epd.bytes': 81_920 }, status: 'error', message: 'bro\x1b[31mken' }))
+  store.add(span(7, 2, { name: 'epd.encode', parentSpanId: id(1, 16), startTime: [NOW, 500_000], endTime: [NOW, 2_500_000], attributes: { 'epd.items': 1 } }))
+  store.add(span(7, 3, { name: 'engine.encode', parentSpanId: id(2, 16), startTime: [NOW, 1_000_000], endTime: [NOW, 2_000_000], instance: 'http://127.0.0.1:9', attributes: { 'epd.tokens': 80, 'epd.cached': 0 } }))
+  store.add(span(7, 4, { parentSpanId: id(1, 16), startTime: [NOW, 2_500_000], endTime: [NOW, 5_000_000], attributes: { 'epd.node': 'http://pd:1', 'epd.bytes': 81_920 }, status: 'error', message: 'bro\x1b[31mken' }))
 }
 
 t.test('a waterfall shows each span\'s place in time, its depth and its facts', async t => {
@@ -307,8 +380,8 @@ t.test('a trace is waited for until it stops growing', async t => {
   const app = await serve(t, store)
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   const now = Math.floor(Date.now() / 1_000)
-  store.add(chat(7, { start: [now, 0], end: [now + 1, 0] }))
+  store.add(chat(7, { startTime: [now, 0], endTime: [now + 1, 0] }))
   const reading = fetchTrace({ url }, id(7, 32))
-  setTimeout(() => { store.add(span(7, 2, { parentSpanId: id(1, 16), start: [now, 0], end: [now + 1, 0] })) }, 150)
+  setTimeout(() => { store.add(span(7, 2, { parentSpanId: id(1, 16), startTime: [now, 0], endTime: [now + 1, 0] })) }, 150)
   t.equal((await reading)!.spans.length, 2)
 })

@@ -69,7 +69,7 @@ async function suite (browser: Browser): Promise<void> {
     const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store } } })
     const p = nodes[1]!.url
     const span = (name: string, n: number, attributes: Record<string, string | number>): void => {
-      store.add({ traceId: '1'.repeat(32), spanId: String(n).repeat(16), parentSpanId: n === 1 ? undefined : '1'.repeat(16), name, kind: 'internal', start: [Date.now() / 1e3, n * 1e6], end: [Date.now() / 1e3, (10 - n) * 1e6], attributes, status: 'unset', service: 's' })
+      store.add({ traceId: '1'.repeat(32), spanId: String(n).repeat(16), parentSpanId: n === 1 ? undefined : '1'.repeat(16), name, kind: 'internal', startTime: [Date.now() / 1e3, n * 1e6], endTime: [Date.now() / 1e3, (10 - n) * 1e6], attributes, status: 'unset', service: 's' })
     }
     span('chat vlm', 1, { 'gen_ai.operation.name': 'chat', 'epd.items': 1, 'epd.topology': 'e-p-d', 'epd.reason': '1 item on 1 encoder, long prompt' })
     span('epd.prefill', 2, { 'epd.node': p, 'epd.tokens': 1_500 })

@@ -82,7 +82,7 @@ t.test('the feed tells nodes, links, counts and traces, and ends with the gatewa
   const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
   await (await post(url + PATH, chat('?', pictureUrl(1)))).arrayBuffer()
   const seconds = Math.floor(Date.now() / 1_000)
-  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', start: [seconds, 0], end: [seconds, 5e6], attributes: { 'gen_ai.operation.name': 'chat', 'epd.items': 1 }, status: 'unset', service: 's' })
+  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', startTime: [seconds, 0], endTime: [seconds, 5e6], attributes: { 'gen_ai.operation.name': 'chat', 'epd.items': 1 }, status: 'unset', service: 's' })
   const state = await firstState(url)
   t.match(state, {
     health: { status: 'healthy' },
@@ -102,7 +102,7 @@ t.test('the feed tells nodes, links, counts and traces, and ends with the gatewa
 
 t.test('a chart has the calls of two minutes: all of them, or an even sample, also of those that failed', async t => {
   const now = 1_700_000_000
-  const call = (ms: number, status: 'unset' | 'error' = 'unset'): never => ({ start: [now, 0], end: [now + Math.floor(ms / 1_000), ms % 1_000 * 1e6], status }) as never
+  const call = (ms: number, status: 'unset' | 'error' = 'unset'): never => ({ startTime: [now, 0], endTime: [now + Math.floor(ms / 1_000), ms % 1_000 * 1e6], status }) as never
   const points = new Points()
   for (let n = 0; n < 30; n++) points.note(call(n))
   t.equal(points.since(now * 1_000 + 1_000).length, 30, 'a few are all there')
@@ -125,8 +125,8 @@ t.test('the feed tells prefill and decode nodes apart, what moves between them, 
   const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
   await (await post(url + PATH, chat('?', pictureUrl(1)))).arrayBuffer()
   const now = Math.floor(Date.now() / 1_000)
-  app.epd.gateway.noteSpan({ traceId: '1'.repeat(32), spanId: '3'.repeat(16), parentSpanId: undefined, name: 'engine.migrate', kind: 'internal', start: [now, 0], end: [now, 5e6], attributes: { 'epd.peer': p, 'epd.peer.bytes': [4_096] }, status: 'unset', service: 's', instance: d })
-  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'epd.prefill', kind: 'internal', start: [now, 0], end: [now, 5e6], attributes: { 'epd.node': p }, status: 'unset', service: 's' })
+  app.epd.gateway.noteSpan({ traceId: '1'.repeat(32), spanId: '3'.repeat(16), parentSpanId: undefined, name: 'engine.migrate', kind: 'internal', startTime: [now, 0], endTime: [now, 5e6], attributes: { 'epd.peer': p, 'epd.peer.bytes': [4_096] }, status: 'unset', service: 's', instance: d })
+  store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'epd.prefill', kind: 'internal', startTime: [now, 0], endTime: [now, 5e6], attributes: { 'epd.node': p }, status: 'unset', service: 's' })
   t.match(await firstState(url), {
     health: { status: 'healthy', models: ['vlm'] },
     requests: [{ plan: 'e-p-d', outcome: 'ok', count: 1 }],
