@@ -114,6 +114,11 @@ export class Engine {
     return metric(await this.metrics(), name) ?? NaN
   }
 
+  /** Which life of it this is. */
+  async epoch (): Promise<number> {
+    return (await (await get(`${this.#own}/distserve/engine_info`)).json() as { epoch: number }).epoch
+  }
+
   async clearCache (): Promise<void> {
     await post(`${this.#own}/distserve/clear_cache`, {})
   }
@@ -144,6 +149,7 @@ export class Engine {
 export interface NodeStatus {
   readonly role: number
   readonly health: string
+  readonly epoch: number | null
   readonly unfinished: number
   readonly vision_tokens: number
   readonly breakers: { readonly encode: string, readonly prefill: string, readonly decode: string }
@@ -237,9 +243,11 @@ export class GatewayProcess {
 
   async linked (...engines: readonly Engine[]): Promise<void> {
     const pairs = engines.flatMap(from => engines.filter(to => CONSUMERS[from.role].includes(to.role)).map(to => [from.id, to.id] as const))
+    // One that has just been started again is healthy and linked, too, until the gateway notices.
+    const epochs = await Promise.all(engines.map(async engine => await engine.epoch()))
     await until(async () => {
       const nodes = await this.status()
-      return engines.every(({ id }) => nodes[id]?.health === 'healthy') && pairs.every(([from, to]) => nodes[from]?.links[to]?.state === 'linked')
+      return engines.every(({ id }, i) => nodes[id]?.health === 'healthy' && nodes[id].epoch === epochs[i]) && pairs.every(([from, to]) => nodes[from]?.links[to]?.state === 'linked')
     }, 'all nodes are healthy and linked')
   }
 
