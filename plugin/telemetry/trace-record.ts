@@ -24,7 +24,7 @@ interface RecordData {
 
 /**
  * What this process has to say of one request: its spans, in two flat lists. Few objects, whose writing costs little,
- * that become one text when the request is over.
+ * that are packed into one run of words when the request is over.
  */
 export class TraceRecord {
   /** Spans that have ended. */

@@ -39,7 +39,7 @@ const CUT = 256
 /**
  * The last traces, in memory: bounded by number and by bytes, the oldest leave first. Spans of one trace come from
  * several processes in any order and are joined by trace id; one that comes twice is kept once. They are kept outside of
- * the heap and become objects when somebody looks, which at most nobody ever does.
+ * the heap and become objects when somebody looks at their trace, which of most traces nobody ever does.
  */
 export class TraceStore {
   readonly #traces = new Map<string, Trace>()

@@ -8,7 +8,7 @@ import { runInNewContext } from 'node:vm'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Agent } from 'undici'
 import epd, { TraceStore } from '../../plugin/index.ts'
-import { startTelemetry, type Telemetry } from '../../plugin/telemetry/sdk.ts'
+import { startTelemetry, type Telemetry } from '../../plugin/telemetry/start-telemetry.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 

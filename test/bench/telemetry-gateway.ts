@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net'
 import type { Adapter } from '../../adapters/adapter.ts'
 import { postStream } from '../../adapters/http.ts'
 import epd, { TraceStore } from '../../plugin/index.ts'
-import { startTelemetry } from '../../plugin/telemetry/sdk.ts'
+import { startTelemetry } from '../../plugin/telemetry/start-telemetry.ts'
 import { serve } from './processes.ts'
 
 const url = `http://127.0.0.1:${process.argv[2]}`
