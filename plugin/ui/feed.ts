@@ -49,8 +49,8 @@ export interface FeedState {
 }
 
 const TRACES = 60
-/** How far back a page that is opened looks for points. */
-const LOOK_BACK = 1_000
+/** Traces that a page that is opened looks back for points: as many as charts show. */
+const LOOK_BACK = 300
 /** Charted stages by the span that tells of them. */
 const STAGE_OF: Readonly<Record<string, string>> = {
   [SPAN.encodeCall]: 'encode',
@@ -110,9 +110,11 @@ export class Feed {
   }
 
   #note (span: StoredSpan): void {
-    // The request's own span is named after its model.
-    const stage = STAGE_OF[span.name] ?? (span.kind === 'client' && span.attributes[ATTR.operation] !== undefined ? 'request' : undefined)
-    if (stage !== undefined) this.#points.get(stage)?.note(span)
+    const stage = STAGE_OF[span.name]
+    if (stage !== undefined) return this.#points.get(stage)!.note(span)
+    // The request's own span is named after its model. Looked at last is what costs most: its attributes.
+    const requests = this.#points.get('request')!
+    if (span.kind === 'client' && requests.takes(span) && span.attributes[ATTR.operation] !== undefined) requests.note(span)
   }
 }
 

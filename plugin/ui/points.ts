@@ -16,15 +16,20 @@ export class Points {
   readonly #spare = [BURST, BURST]
   #at = -Infinity
 
-  note (span: StoredSpan): void {
-    const { startTime, endTime } = span
-    const at = endTime[0] * 1e3 + endTime[1] / 1e6
+  /** Would a point be made of it? */
+  takes ({ endTime, status }: StoredSpan): boolean {
+    const at = millisOf(endTime)
     if (at > this.#at) this.#refill(at)
-    const failed = span.status === 'error' ? 1 : 0
-    if (this.#spare[failed]! < 1) return
-    this.#spare[failed]!--
+    return this.#spare[failed(status)]! >= 1
+  }
+
+  note (span: StoredSpan): void {
+    if (!this.takes(span)) return
+    const { startTime, endTime } = span
+    const kind = failed(span.status)
+    this.#spare[kind]!--
     const ms = (endTime[0] - startTime[0]) * 1e3 + (endTime[1] - startTime[1]) / 1e6
-    this.#points.push([Math.round(at), Math.round(ms * 100) / 100, failed])
+    this.#points.push([Math.round(millisOf(endTime)), Math.round(ms * 100) / 100, kind])
     if (this.#points.length > 2 * MAX_POINTS) this.#points = this.#points.slice(-MAX_POINTS)
   }
 
@@ -38,4 +43,12 @@ export class Points {
     for (const kind of [0, 1]) this.#spare[kind] = Math.min(BURST, this.#spare[kind]! + (at - this.#at) / 1_000 * PER_SECOND)
     this.#at = at
   }
+}
+
+function failed (status: StoredSpan['status']): 0 | 1 {
+  return status === 'error' ? 1 : 0
+}
+
+function millisOf ([seconds, nanoseconds]: StoredSpan['endTime']): number {
+  return seconds * 1e3 + nanoseconds / 1e6
 }
