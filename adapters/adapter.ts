@@ -212,6 +212,8 @@ export interface PrefillJob {
   readonly decode: AdapterNode
   readonly body: RequestBody
   readonly features: readonly EncoderResult[]
+  /** Separates caches of different customers, where the backend can. */
+  readonly tenant?: string | undefined
 }
 
 export interface GenerateJob {
@@ -221,6 +223,8 @@ export interface GenerateJob {
   readonly body: RequestBody
   readonly features: readonly EncoderResult[]
   readonly handoff?: Handoff | undefined
+  /** Separates caches of different customers, where the backend can. */
+  readonly tenant?: string | undefined
 }
 
 export interface Adapter {

@@ -1,15 +1,15 @@
 /** What an adapter without disaggregation does: pass requests on, refuse the rest with a reason. */
-import { AdapterError, type AdapterNode, type Call, type GenerateJob, type UpstreamResponse } from './adapter.ts'
-import { postStream, type FailureReader } from './http.ts'
+import { AdapterError, type AdapterNode, type BodyEdits, type Call, type GenerateJob, type UpstreamResponse } from './adapter.ts'
+import { postStream } from './http.ts'
 
 /** Passes the client's body on, without the control fields. Throws REFUSED before media goes to a node that would drop it or fail on it. */
-export function generatePlain (job: GenerateJob, call: Call, read?: FailureReader): Promise<UpstreamResponse> {
+export function generatePlain (job: GenerateJob, call: Call, edits: BodyEdits = {}): Promise<UpstreamResponse> {
   const { node, body } = job
   if (job.features.length > 0) return refuse(node, `${node.id} takes no encoder results`)
   if (job.handoff !== undefined) return refuse(node, `${node.id} takes no migration request`)
   const vision = node.vision ?? node.info?.vision
   if (body.media.length > 0 && vision !== undefined && vision !== 'full') return refuse(node, `${node.id} has no vision weights: media would be lost`)
-  return postStream(node, { path: job.path, body: body.splice({}) }, call, read)
+  return postStream(node, { path: job.path, body: body.splice(edits) }, call)
 }
 
 export function refuse (node: AdapterNode, reason: string): Promise<never> {

@@ -4,15 +4,16 @@ import { isOurNode } from '../lmdeploy.ts'
 import { generatePlain, refuse } from '../plain.ts'
 import { PROXY_HEADERS } from './division.ts'
 import { featuresGone, unfit, withFeatures } from './features.ts'
+import { withTenant } from './tenant.ts'
 
 /** The client's body with encoder results in place of pixels, or with P's migration request; with neither as it came. */
 export function generate (job: GenerateJob, call: Call): Promise<UpstreamResponse> {
-  const { node, body, features, handoff } = job
+  const { node, body, features, handoff, tenant } = job
   if (handoff !== undefined) return migrate(job, handoff, call)
-  if (features.length === 0) return generatePlain(job, call)
+  if (features.length === 0) return generatePlain(job, call, withTenant(node, tenant))
   const reason = unfit(node, body, features)
   if (reason !== undefined) return refuse(node, reason)
-  return postStream(node, { path: job.path, body: body.splice(withFeatures(body, features)) }, call, featuresGone)
+  return postStream(node, { path: job.path, body: body.splice(withTenant(node, tenant, withFeatures(body, features))) }, call, featuresGone)
 }
 
 /** Codes of our engines that mean: prefill again. As with features, what is gone most often left with its link. */
@@ -35,9 +36,9 @@ function kvGone ({ node, error }: UpstreamFailure): AdapterError | undefined {
  * To D: the client's body and P's migration request. D emits P's token first, so its answer is whole. Our D gets the KV
  * lease in place of each picture, as it looks at none; LMDeploy's makes its prompt again from the original body.
  */
-function migrate ({ node, path, body }: GenerateJob, { wire, lease }: Handoff, call: Call): Promise<UpstreamResponse> {
+function migrate ({ node, path, body, tenant }: GenerateJob, { wire, lease }: Handoff, call: Call): Promise<UpstreamResponse> {
   if (node.info?.accepts.some(format => format.startsWith('kv:')) !== true) return refuse(node, `${node.id} takes no migration request`)
   const set = { migration_request: JSON.stringify(wire) }
   const edits = isOurNode(node) ? { set, mediaUrls: body.media.map(() => `epd:${lease}`) } : { set }
-  return postStream(node, { path, body: body.splice(edits), headers: PROXY_HEADERS }, call, kvGone)
+  return postStream(node, { path, body: body.splice(withTenant(node, tenant, edits)), headers: PROXY_HEADERS }, call, kvGone)
 }

@@ -6,6 +6,7 @@ import { SENT_AGAIN } from './abort.ts'
 import { CHAT, prefillEdits, PROXY_HEADERS } from './division.ts'
 import { featuresGone, unfit, withFeatures } from './features.ts'
 import { prefillLmdeploy } from './prefill-lmdeploy.ts'
+import { withTenant } from './tenant.ts'
 
 /** POST {P}/v1/...: resolves when P has computed the prompt; the KV blocks are then under a lease of D's. */
 export async function prefill (job: PrefillJob, call: Call): Promise<{ handoff: Handoff, settled: Promise<void> }> {
@@ -34,13 +35,13 @@ function failureOf (failure: UpstreamFailure): AdapterError | undefined {
 
 /** D takes the migration request as P has written it. Safe to send twice, as the second try ends what was answered to the first. */
 async function prefillOurs (job: PrefillJob, call: Call): Promise<Handoff> {
-  const { node, decode, body, features, path = CHAT } = job
+  const { node, decode, body, features, tenant, path = CHAT } = job
   const own = prefillEdits(body, path)
   const encoded = withFeatures(body, features)
   const answer = await requestOk(node, {
     method: 'POST',
     path,
-    slices: body.splice({ ...own, ...encoded, set: { ...own.set, ...encoded.set } }),
+    slices: body.splice(withTenant(node, tenant, { ...own, ...encoded, set: { ...own.set, ...encoded.set } })),
     headers: { ...PROXY_HEADERS, 'x-epd-consumer': decode.id },
     idempotent: SENT_AGAIN,
     timeout: 0

@@ -1,11 +1,11 @@
 import type { Modality } from '../../adapters/adapter.ts'
 
 /**
- * Members by which a gateway tells an engine what to pull from whom. No client may send them: an engine would read
- * other people's memory blocks, or hang, or die (InternLM/lmdeploy#4965).
+ * Members by which a gateway tells an engine what to pull from whom, and for whom. No client may send them: an engine
+ * would read other people's memory blocks, or hang, or die (InternLM/lmdeploy#4965), or tell what is in their caches.
  */
 export const CONTROL_FIELDS: readonly string[] = [
-  'encoder_result', 'migration_request', 'with_cache', 'preserve_cache', 'ec_transfer_params', 'kv_transfer_params'
+  'encoder_result', 'migration_request', 'with_cache', 'preserve_cache', 'ec_transfer_params', 'kv_transfer_params', 'epd_tenant'
 ]
 
 /** Members whose own members some engine merges with control fields (vLLM's `extra_args`). */

@@ -33,7 +33,7 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
   const span = exchange.trace.recording ? exchange.trace.begin(SPAN.decode, { [ATTR.node]: node.id }) : undefined
   const end = ending(exchange, plan, scope, ticket, span)
   try {
-    const job = { node: node.node, path: request.path, body: request.body, features: prefill === undefined ? features : NO_FEATURES, handoff: prefill?.handoff }
+    const job = { node: node.node, path: request.path, body: request.body, features: prefill === undefined ? features : NO_FEATURES, handoff: prefill?.handoff, tenant: request.tenant }
     const stage = span ?? exchange.trace
     const answered = stage.run(() => scope.run(() => node.adapter.generate(job, exchange.call(scope, stage)), late => { late.destroy() }))
     const upstream = await (prefill === undefined ? answered : unlessPrefillFails(answered, prefill, scope))

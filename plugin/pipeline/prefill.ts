@@ -71,7 +71,7 @@ class Use {
  * by the exchange from here on.
  */
 export async function prefillStage (exchange: Exchange, plan: Plan, features: readonly EncoderResult[]): Promise<Prefill> {
-  const { core: { registry }, request: { body, path } } = exchange
+  const { core: { registry }, request: { body, path, tenant } } = exchange
   const { id, node, adapter } = plan.prefill!
   const use = new Use(exchange, plan, features)
   const { scope } = use
@@ -79,7 +79,7 @@ export async function prefillStage (exchange: Exchange, plan: Plan, features: re
   try {
     const { handoff, settled } = await stage.run(() => scope.run(async () => {
       if (registry.snapshot().link(id, plan.node.id) !== 'linked') await registry.ensureLink(id, plan.node.id, scope.signal)
-      return await adapter.prefill({ node, decode: plan.node.node, path, body, features }, exchange.call(scope, stage, use.id))
+      return await adapter.prefill({ node, decode: plan.node.node, path, body, features, tenant }, exchange.call(scope, stage, use.id))
     }, late => {
       late.settled.catch(() => {})
       const { lease, wire } = late.handoff
