@@ -38,10 +38,10 @@ export interface ModelList {
 export async function models (node: AdapterNode, call: Call): Promise<ModelList> {
   const answer = await requestOk(node, { method: 'GET', path: '/v1/models', timeout: CONTROL_TIMEOUT, idempotent: true }, call).catch(asUnavailable)
   const data = (answer as { data?: unknown }).data
-  const list = Array.isArray(data) ? data as Array<{ id?: unknown, owned_by?: unknown }> : []
+  const list = Array.isArray(data) ? data as Array<{ id?: unknown, owned_by?: unknown } | null> : []
   const owner = list[0]?.owned_by
   return {
-    ids: [...new Set(list.map(model => model.id).filter(id => typeof id === 'string'))],
+    ids: [...new Set(list.map(model => model?.id).filter(id => typeof id === 'string'))],
     owner: typeof owner === 'string' ? owner : undefined
   }
 }

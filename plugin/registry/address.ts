@@ -2,6 +2,8 @@
 
 /** Throws TypeError with the reason when a URL can't be a node's. */
 export function checkUrl (url: string): void {
+  // An id goes into headers and logs byte for byte, and URL takes more than those do.
+  if (!/^[\x21-\x7e]+$/.test(url)) throw new TypeError(`node url ${JSON.stringify(url)} must be of printable ASCII`)
   let parsed: URL
   try {
     parsed = new URL(url)

@@ -6,6 +6,7 @@ import { adapters as shipped, checkAdapter, detectAdapter, pytorch, resolveAdapt
 import { abortable, reasonOf } from './abortable.ts'
 import { checkUrl } from './address.ts'
 import { StageBreakers } from './breaker.ts'
+import { checkedInfo } from './checked-info.ts'
 import { Entry } from './entry.ts'
 import { ProbeLoop, type ProbeOutcome, type ProbeTiming } from './health.ts'
 import { Links } from './links.ts'
@@ -221,7 +222,7 @@ export class Registry extends EventEmitter<{ change: [RegistrySnapshot] }> imple
     const call = this.#call(signal)
     try {
       if (!entry.adapterKnown) entry.adapter = resolveAdapter(await detectAdapter(entry.node, call), this.#extra)
-      const info = await abortable(entry.adapter.probe(this.#asRegistered(entry), call), signal)
+      const info = checkedInfo(await abortable(entry.adapter.probe(this.#asRegistered(entry), call), signal))
       if (this.#members.get(entry.id)?.entry === entry) this.#up(entry, info)
       return info.status === 'initialising' ? 'starting' : 'well'
     } catch (error) {

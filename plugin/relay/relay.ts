@@ -123,6 +123,8 @@ class Relay implements ByteSink, RelayResult {
       await this.#upstream.pipe(this)
       this.#settle(undefined)
     } catch (reason) {
+      // It does not know yet when it was this end that failed.
+      this.#upstream.destroy(asError(reason))
       this.#settle(asError(reason))
     } finally {
       response.off('close', this.#onClose)
@@ -191,12 +193,13 @@ class Relay implements ByteSink, RelayResult {
 
   /** Makes the head; from here on the reply is ours. Returns the length of the body, if that is known. */
   #begin (): number | undefined {
-    this.firstByteAt = performance.now()
-    this.#options.onFirstByte?.()
     const reply = this.#reply
     const headers = answerHeaders(this.#upstream.headers, reply.getHeaders() as OutgoingHttpHeaders, this.#options.headers)
-    if ('hijack' in reply) reply.hijack()
+    // Throws for what is no header. The reply is then still the caller's.
     this.#response.writeHead(this.#upstream.statusCode, headers)
+    if ('hijack' in reply) reply.hijack()
+    this.firstByteAt = performance.now()
+    this.#options.onFirstByte?.()
     return knownLength(headers)
   }
 

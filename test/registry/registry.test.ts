@@ -184,7 +184,7 @@ t.test('registering again changes nothing when nothing is new, and updates when 
 
 t.test('what can be no node is refused at once', async t => {
   const registry = registryFor(t)
-  for (const url of ['', 'nonsense', 'ftp://h', 'http://u:p@h', 'http://h?x=1']) t.throws(() => registry.add({ url }), TypeError, url)
+  for (const url of ['', 'nonsense', 'ftp://h', 'http://u:p@h', 'http://h?x=1', 'http://h\n', 'http://h/模型', 'http://h /']) t.throws(() => registry.add({ url }), TypeError, url)
   t.throws(() => registry.add({ url: 'http://h', adapter: 'nope' }), /unknown adapter/)
   t.throws(() => new Registry({ dispatcher: dispatcherFor(t), log: silent, adapters: [{ ...openai, name: '' }] }), /name/)
   t.same(registry.snapshot().nodes, [])
@@ -208,6 +208,21 @@ t.test('a slow or failing probe must fail twice, a refused connection once', asy
   await registry.waitFor(states('unhealthy'))
   t.ok(world.probes <= again + 2)
   t.same(seen, ['unhealthy', 'healthy', 'unhealthy'], 'every change is announced once')
+})
+
+t.test('a node whose answers make no sense is unhealthy, tells the log why, and harms nobody', async t => {
+  const warned: unknown[] = []
+  const { world, registry, add } = worldWith(t, { log: { ...silent, warn: data => { warned.push((data as { err?: Error }).err?.message) } } })
+  add(PD, 'hybrid')
+  add(E, 'encoder')
+  await registry.waitFor(states('healthy', 'healthy'))
+  for (const [field, value] of [['produces', [null]], ['accepts', 'features:x'], ['models', [7]], ['vision', 'some'], ['epoch', {}], ['role', 'toString']] as const) {
+    world.infos.set(E, { [field]: value })
+    await registry.waitFor(states('healthy', 'unhealthy'))
+    t.match(warned.at(-1), new RegExp(`make no sense: ${field} `))
+    world.infos.set(E, {})
+    await registry.waitFor(states('healthy', 'healthy'))
+  }
 })
 
 t.test('states that a node tells of itself', async t => {

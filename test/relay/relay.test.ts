@@ -135,6 +135,15 @@ t.test('a reset connection is an error event in a stream and a broken connection
   }
 })
 
+t.test('a header that is none rejects, and the reply is untouched', async t => {
+  const endless = await rawUpstream(t, socket => { socket.write(Buffer.concat([Buffer.from(HEAD), frame(event(1))])) })
+  const { port, results } = await gateway(t, async () => await endless.open(), { headers: { 'x-epd-encoders': 'http://e/\u6a21' } })
+  t.equal((await ask(port)).statusCode, 502)
+  await t.rejects(results[0]!, { code: 'ERR_INVALID_CHAR' })
+  const socket = await endless.socket()
+  await until(() => socket.destroyed, 'the upstream is let go')
+})
+
 t.test('before the first byte a failure rejects and the reply is untouched', async t => {
   let upstream!: ScriptedUpstream
   const firstBytes: number[] = []
