@@ -7,6 +7,7 @@ import type { Gateway } from './gateway.ts'
 import type { Bypass } from './options.ts'
 import { deliver } from './deliver.ts'
 import { callersTraceId } from './telemetry/propagation.ts'
+import { upstreamPath } from './upstream-path.ts'
 
 export interface HandleOverrides {
   /** Another model than the body's, such as what an alias stands for. */
@@ -53,14 +54,16 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
 
   return async function handle (request, reply, { body: given, overrides = {} } = {}) {
     let body: Body
+    let path: string
     try {
+      path = overrides.path ?? pathOf(request.url)
       body = await readRequest(given ?? rawBodies.get(request) ?? request.body, overrides, options.limits.items)
     } catch (err) {
       return sendError(request, reply, err)
     }
     const served = await gateway.serve({
       body,
-      path: overrides.path ?? pathOf(request.url),
+      path,
       id: callId(request.id),
       headers: request.headers,
       signal: new ClientConnection(reply.raw),
@@ -91,9 +94,9 @@ function isScanned (source: unknown): source is Body {
 
 /** Path below the node's URL. A route of the gateway's own may be called anything: it is then a chat. */
 function pathOf (url: string): string {
-  const start = url.indexOf('/v1/')
-  const end = url.indexOf('?', start)
-  return start === -1 ? CHAT_PATH : url.slice(start, end === -1 ? undefined : end)
+  const [path] = url.split('?', 1) as [string]
+  const start = path.indexOf('/v1/')
+  return start === -1 ? CHAT_PATH : upstreamPath(path.slice(start))
 }
 
 function tenantOf (request: FastifyRequest, tenant: Gateway['options']['tenant']): string | undefined {

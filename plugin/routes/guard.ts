@@ -37,14 +37,18 @@ export function requireKey (keys: readonly string[]): onRequestHookHandler {
   return (request, _reply, done) => { done(check(request) ? undefined : epdError('EPD_ERR_UNAUTHORIZED')) }
 }
 
-/** onRequest hook: loopback and allowed networks, else the admin key. */
+/**
+ * onRequest hook: loopback and allowed networks, else the admin key. Without the key a browser must name this machine by
+ * an address: a site whose name suddenly means 127.0.0.1 could add nodes of its own. Engines and tools may use any name.
+ */
 export function requireOperator (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
   const networks = networksOf(options.allowedNetworks)
   const hasKey = options.adminKey === undefined ? () => false : createKeyCheck([options.adminKey])
   // A browser adds a password by itself, also where another site made it ask: it is good for looking only.
   const hasPassword = options.adminKey === undefined ? () => false : createPasswordCheck(options.adminKey)
   return (request, _reply, done) => {
-    done(near(request, networks) || hasKey(request) || (request.method === 'GET' && hasPassword(request)) ? undefined : epdError('EPD_ERR_FORBIDDEN'))
+    const trusted = near(request, networks) && !(fromBrowser(request) && namedByStranger(request))
+    done(trusted || hasKey(request) || (request.method === 'GET' && hasPassword(request)) ? undefined : epdError('EPD_ERR_FORBIDDEN'))
   }
 }
 
@@ -64,6 +68,11 @@ export function requireViewer (options: { readonly allowedNetworks: readonly str
     reply.header('www-authenticate', 'Basic realm="fastify-epd admin key", charset="UTF-8"')
     done(epdError('EPD_ERR_UNAUTHORIZED'))
   }
+}
+
+/** By what no page's script can leave out: `Origin` of a POST, the agent's name of a GET. */
+function fromBrowser ({ headers }: FastifyRequest): boolean {
+  return headers.origin !== undefined || headers['sec-fetch-site'] !== undefined || headers['user-agent']?.startsWith('Mozilla/') === true
 }
 
 function namedByStranger ({ hostname }: FastifyRequest): boolean {

@@ -4,6 +4,7 @@ import { readBody } from '../body/index.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import { CHAT_PATH, kArrivedAt, onRouteError, type Arriving, type Handle } from '../handle.ts'
+import { upstreamPath } from '../upstream-path.ts'
 import { passOn } from './pass.ts'
 import { requireKey } from './guard.ts'
 
@@ -34,9 +35,9 @@ export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async funct
   app.route({
     method: ['GET', 'DELETE'],
     url: '/v1/*',
-    handler: async (request, reply) => await passOn(gateway, request, reply, request.url.slice(below))
+    handler: async (request, reply) => await passOn(gateway, request, reply, upstreamPath(request.url.slice(below)))
   })
-  app.post('/v1/*', async (request, reply) => await handle(request, reply, { overrides: { path: request.url.slice(below) } }))
+  app.post('/v1/*', async (request, reply) => await handle(request, reply, { overrides: { path: upstreamPath(request.url.slice(below)) } }))
 }
 
 /** Bodies stay bytes: they are scanned, never parsed as a whole. */

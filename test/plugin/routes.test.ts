@@ -1,3 +1,6 @@
+import { once } from 'node:events'
+import { request, type IncomingMessage } from 'node:http'
+import { json } from 'node:stream/consumers'
 import t from 'tap'
 import { metric } from '../helper/metrics.ts'
 import { FakeLmdeploy } from '../helper/fake-lmdeploy.ts'
@@ -31,6 +34,25 @@ t.test('other routes reach a node that serves the model, with their bytes as the
   t.match(await got.json(), { path: '/v1/files/1?limit=2' })
   t.equal((await fetch(`${url}/v1/missing`)).status, 404, "a node's own status comes through")
   t.equal((await post(`${url}/v1/embeddings`, { model: 'c' })).status, 404)
+})
+
+t.test('no path steps out of /v1, however it is written, and a query is no path', async t => {
+  const node = await FakeNode.start(t, { models: ['m'] })
+  const { url } = await buildGateway(t, { nodes: [node], after: app => { app.post('/own', async (request, reply) => await app.epd.handle(request, reply)) } })
+  const payload = { model: 'm', messages: [] }
+  for (const path of ['/v1/../terminate', '/v1/files/..', '/v1/%2e%2E/terminate', '/v1/a/%2e./../x?y=1', '/v1/..%2fterminate', '/v1/..%5cterminate', '/v1/./models']) {
+    for (const method of ['GET', 'POST'] as const) {
+      // Other clients would walk the path themselves.
+      const sent = request(url, { method, path, headers: { 'content-type': 'application/json' } }).end(method === 'POST' ? JSON.stringify(payload) : undefined)
+      const [answer] = await once(sent, 'response') as [IncomingMessage]
+      t.equal(answer.statusCode, 400, `${method} ${path}`)
+      t.match(await json(answer), { error: { code: 'invalid_path', type: 'invalid_request_error' } })
+    }
+  }
+  t.same(node.generations, [])
+  t.equal((await fetch(`${url}/v1/files/a..b?next=../c`)).status, 200)
+  t.equal((await post(`${url}/own?x=/v1/embeddings`, payload)).status, 200)
+  t.same(node.generations.map(({ path }) => path), ['/v1/files/a..b?next=../c', PATH])
 })
 
 t.test('bad requests are told in OpenAI shape', async t => {
@@ -139,6 +161,19 @@ t.test('node management is for loopback, allowed networks and the admin key', as
   const trusting = await buildGateway(t, { fastify: { trustProxy: true } })
   t.equal((await trusting.app.inject({ url: '/nodes/status', headers: { 'x-forwarded-for': '8.8.8.8' } })).statusCode, 403)
   t.equal((await trusting.app.inject({ url: '/nodes/status', headers: { 'x-forwarded-for': '127.0.0.1' } })).statusCode, 200)
+})
+
+t.test('a page whose name has come to mean this machine manages no nodes; engines and tools may use any name', async t => {
+  const { app } = await buildGateway(t)
+  const add = async (headers: Record<string, string>): Promise<number> =>
+    (await app.inject({ method: 'POST', url: '/nodes/add', payload: { url: 'http://evil.example:1' }, headers })).statusCode
+  t.equal(await add({ host: 'evil.example:8000', origin: 'http://evil.example:8000' }), 403)
+  t.equal(await add({ host: 'evil.example:8000', 'sec-fetch-site': 'same-origin' }), 403)
+  t.same(app.epd.nodes.snapshot().nodes, [])
+  const look = async (headers: Record<string, string>): Promise<number> => (await app.inject({ url: '/epd/traces', headers })).statusCode
+  t.equal(await look({ host: 'evil.example:8000', 'user-agent': 'Mozilla/5.0' }), 403)
+  t.equal(await look({ host: '127.0.0.1:8000', 'user-agent': 'Mozilla/5.0' }), 200)
+  t.equal(await add({ host: 'gateway.internal:8000' }), 200)
 })
 
 t.test('health is readiness: 503 until a node can answer', async t => {
