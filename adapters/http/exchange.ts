@@ -84,7 +84,8 @@ export class Exchange implements UpstreamResponse, Dispatcher.DispatchHandler {
 
   onResponseEnd (): void {
     this.#ended = true
-    this.#cleanUp()
+    this.#stopTimer()
+    this.#settle()
     this.#wake?.()
   }
 
@@ -133,7 +134,7 @@ export class Exchange implements UpstreamResponse, Dispatcher.DispatchHandler {
       // Asked for before the socket is resumed, as resuming may bring news at once.
       const news = this.#news()
       this.#flush(sink)
-      if (this.#ended && this.#queue.length === 0) return
+      if (this.#over) return
       await news
     }
   }
@@ -154,8 +155,10 @@ export class Exchange implements UpstreamResponse, Dispatcher.DispatchHandler {
       this.#controller?.resume()
       await news
     }
+    if (this.#failed) throw this.#error
     const body = this.peek()
     this.#queue = []
+    this.#settle()
     if (body.length <= limit) return { body, complete: true }
     this.destroy()
     return { body: body.subarray(0, limit), complete: false }
@@ -188,26 +191,36 @@ export class Exchange implements UpstreamResponse, Dispatcher.DispatchHandler {
   }
 
   #flush (sink: ByteSink): void {
-    while (this.#queue.length > 0 && !this.#blocked) {
+    while (this.#queue.length > 0 && !this.#blocked && !this.#failed) {
       const chunk = this.#queue.shift()!
       this.#queued -= chunk.length
       this.#write(sink, chunk)
     }
+    this.#settle()
     if (!this.#blocked) this.#controller?.resume()
   }
 
   #fail (error: unknown, abort: boolean): void {
-    if (this.#failed || this.#ended) return
+    if (this.#failed || this.#over) return
     this.#failed = true
     this.#error = error
-    this.#cleanUp()
+    this.#stopTimer()
+    this.#signal.removeEventListener('abort', this.#onAbort)
     this.#headFailed(error)
-    if (abort) this.#controller?.abort(asError(error))
+    if (abort && !this.#ended) this.#controller?.abort(asError(error))
     this.#wake?.()
   }
 
-  #cleanUp (): void {
-    this.#signal.removeEventListener('abort', this.#onAbort)
+  /** Nothing is left to come or to hand on. An answer read to its end may yet wait for a reader who has left. */
+  get #over (): boolean {
+    return this.#ended && this.#queue.length === 0
+  }
+
+  #settle (): void {
+    if (this.#over) this.#signal.removeEventListener('abort', this.#onAbort)
+  }
+
+  #stopTimer (): void {
     if (this.#timer !== undefined) clearTimeout(this.#timer)
   }
 }

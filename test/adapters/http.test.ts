@@ -2,7 +2,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { once } from 'node:events'
 import { createServer as createNetServer, type AddressInfo, type Socket } from 'node:net'
 import t from 'tap'
-import { AdapterError, type ByteSink } from '../../adapters/adapter.ts'
+import { AdapterError, type ByteSink, type UpstreamResponse } from '../../adapters/adapter.ts'
 import { postStream, requestJson, requestOk, send } from '../../adapters/http.ts'
 import { firstData } from '../../adapters/http/first-event.ts'
 import { retryAfterOf } from '../../adapters/http/failures.ts'
@@ -221,6 +221,32 @@ t.test('a slow reader stops the upstream, and gets every byte in order', async t
   resume!()
   await done
   t.equal(got, total)
+})
+
+t.test('an answer read to its end before its reader keeps up is still given up', async t => {
+  const { url } = await upstream(t, (_request, response) => {
+    response.writeHead(200, { 'content-type': 'text/event-stream' })
+    response.cork()
+    for (let i = 0; i < 3; i++) response.write(EVENT)
+    response.end()
+    response.uncork()
+  })
+  const reason = new Error('client left')
+  const ways: Record<string, (response: UpstreamResponse, controller: AbortController) => void> = {
+    'by its signal': (_response, controller) => { controller.abort(reason) },
+    'by its reader': response => { response.destroy(reason) }
+  }
+  for (const [way, giveUp] of Object.entries(ways)) {
+    const controller = new AbortController()
+    const response = await postStream(nodeAt(url), POST, callWith(dispatcherFor(t), { signal: controller.signal }))
+    let resume: (() => void) | undefined
+    const seen: Buffer[] = []
+    const piping = response.pipe({ write: chunk => { seen.push(chunk); return false }, onDrain: again => { resume = again } })
+    giveUp(response, controller)
+    t.equal(await piping.catch((error: unknown) => error), reason, way)
+    resume!()
+    t.equal(seen.length, 1, 'nothing is written after that')
+  }
 })
 
 t.test('a kept connection that the server closes under an idempotent call is not an error', async t => {

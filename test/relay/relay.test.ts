@@ -201,6 +201,24 @@ t.test('a client that leaves ends the upstream at once', async t => {
   await t.rejects(second.results[0]!, { code: 'client_closed', statusCode: 499 })
 })
 
+t.test('a client that leaves before a whole answer has gone out ends the relay', async t => {
+  const whole = await rawUpstream(t, socket => { socket.write(Buffer.concat([Buffer.from(HEAD), frame(event(1)), frame(event(2)), Buffer.from('0\r\n\r\n')])) })
+  const { port, results } = await gateway(t, async reply => {
+    const { raw } = reply
+    const write = raw.write.bind(raw) as (chunk: Buffer) => boolean
+    // As when the client reads nothing.
+    raw.write = ((chunk: Buffer) => { write(chunk); return false }) as typeof raw.write
+    return await whole.open()
+  })
+  const request = get({ port, host: '127.0.0.1', agent: false })
+  request.on('error', () => {})
+  const [response] = await once(request, 'response') as [IncomingMessage]
+  response.on('error', () => {})
+  request.destroy()
+  await until(() => results.length > 0, 'the relay runs')
+  t.match(await results[0], { outcome: 'client_gone', chunks: 1 })
+})
+
 t.test('a slow client stops the upstream, and loses nothing', async t => {
   const chunk = Buffer.from(event('z'.repeat(64 * 1024 - 10)))
   for (const kind of ['event stream', 'short events', 'known length'] as const) {
