@@ -1,5 +1,6 @@
 import type { ServerResponse } from 'node:http'
 import type { AbortSignalLike } from './pipeline/index.ts'
+import { isClosed, offClosed, onClosed } from './relay/index.ts'
 
 /**
  * A signal that aborts when the client leaves before the answer is whole, by the same rule as `clientGone`, but without
@@ -15,17 +16,17 @@ export class ClientConnection implements AbortSignalLike {
   }
 
   get aborted (): boolean {
-    return this.#raw.destroyed && !this.#raw.writableEnded
+    return isClosed(this.#raw) && !this.#raw.writableEnded
   }
 
   addEventListener (_type: 'abort', listener: () => void): void {
     this.#listener = listener
-    this.#raw.on('close', this.#onClose)
+    onClosed(this.#raw, this.#onClose)
   }
 
   removeEventListener (): void {
     this.#listener = undefined
-    this.#raw.off('close', this.#onClose)
+    offClosed(this.#raw, this.#onClose)
   }
 
   readonly #onClose = (): void => {

@@ -3,7 +3,7 @@ import type { FastifyReply } from 'fastify'
 import type { UpstreamResponse } from '../adapters/adapter.ts'
 import { clientError, epdError } from './errors.ts'
 import type { Delivery } from './pipeline/index.ts'
-import { ClientGoneError, relay, type RelayOptions } from './relay/index.ts'
+import { ClientGoneError, onClosed, relay, type RelayOptions } from './relay/index.ts'
 
 const describeError: NonNullable<RelayOptions['describeError']> = error => clientError(epdError('EPD_ERR_UPSTREAM_BROKEN', [], { cause: error }))
 
@@ -30,7 +30,7 @@ function hasOnSend (reply: FastifyReply): boolean {
 function throughHooks (upstream: UpstreamResponse, reply: FastifyReply, options: RelayOptions): Promise<Delivery> {
   return new Promise((resolve, reject) => {
     const carrier = new Carrier(upstream, reply, options, resolve, reject)
-    reply.raw.once('close', () => { carrier.abandon() })
+    onClosed(reply.raw, () => { carrier.abandon() })
     const type = upstream.headers['content-type']
     reply.code(upstream.statusCode).headers({ ...options.headers, ...(type === undefined ? {} : { 'content-type': type }) }).send(carrier)
   })

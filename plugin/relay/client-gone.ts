@@ -1,5 +1,6 @@
 import type { ServerResponse } from 'node:http'
 import type { FastifyReply } from 'fastify'
+import { isClosed, onClosed } from './closed.ts'
 
 /** Why a request ended when its client left. Not a failure of anybody. */
 export class ClientGoneError extends Error {
@@ -22,8 +23,8 @@ export function clientGone (reply: FastifyReply | ServerResponse): AbortSignal {
   const raw = rawOf(reply)
   // writableEnded, as HTTP/2 calls cancelled streams finished (sveltejs/kit#16793).
   const end = (): void => { if (!raw.writableEnded) controller.abort(new ClientGoneError()) }
-  if (raw.destroyed) end()
-  else raw.once('close', end)
+  if (isClosed(raw)) end()
+  else onClosed(raw, end)
   return controller.signal
 }
 

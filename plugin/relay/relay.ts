@@ -2,6 +2,7 @@ import type { OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { FastifyReply } from 'fastify'
 import type { ByteSink, UpstreamResponse } from '../../adapters/adapter.ts'
 import { ClientGoneError, rawOf } from './client-gone.ts'
+import { isClosed, offClosed, onClosed } from './closed.ts'
 import { EventGate } from './events.ts'
 import { answerHeaders, isEventStream, knownLength } from './headers.ts'
 import { Tail } from './tail.ts'
@@ -115,9 +116,9 @@ class Relay implements ByteSink, RelayResult {
     const response = this.#response
     // Errors of the connection are told by 'close'; unheard they would end the process.
     response.on('error', ignore)
-    response.on('close', this.#onClose)
+    onClosed(response, this.#onClose)
     signal?.addEventListener('abort', this.#onAbort)
-    if (response.destroyed) this.#onClose()
+    if (isClosed(response)) this.#onClose()
     if (signal?.aborted === true) this.#onAbort()
     try {
       await this.#upstream.pipe(this)
@@ -127,7 +128,7 @@ class Relay implements ByteSink, RelayResult {
       this.#upstream.destroy(asError(reason))
       this.#settle(asError(reason))
     } finally {
-      response.off('close', this.#onClose)
+      offClosed(response, this.#onClose)
       signal?.removeEventListener('abort', this.#onAbort)
     }
     this.endedAt = performance.now()

@@ -2,10 +2,12 @@ import bearerAuth from '@fastify/bearer-auth'
 import cors from '@fastify/cors'
 import rateLimit from '@fastify/rate-limit'
 import Fastify, { type FastifyInstance } from 'fastify'
+import { once } from 'node:events'
 import { createRequire } from 'node:module'
+import { connect, type Socket } from 'node:net'
 import t, { type Test } from 'tap'
 import epd, { TraceStore, type EpdOptions } from '../../plugin/index.ts'
-import { FakeNode } from '../helper/fake-node.ts'
+import { FakeNode, type Fault } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { until } from '../helper/until.ts'
 import { context, propagation, trace } from '@opentelemetry/api'
@@ -184,6 +186,41 @@ t.test('traces are served from the store given, or not at all', async t => {
   t.same(await (await fetch(`${url}/epd/traces`)).json(), { traces: [] })
   const off = await buildGateway(t, { options: { telemetry: { traces: false } } })
   t.equal((await fetch(`${off.url}/epd/traces`)).status, 404)
+})
+
+/** Sends `count` streamed requests at once over one connection, and waits until the node has begun to answer all. */
+async function pipelined (t: Test, url: string, node: FakeNode, count: number): Promise<Socket> {
+  node.generateFaults.push(...Array<Fault>(count).fill('pause'))
+  const body = JSON.stringify({ ...chat('?'), stream: true })
+  const { hostname, port } = new URL(url)
+  const socket = connect(Number(port), hostname)
+  t.teardown(() => socket.destroy())
+  socket.on('error', () => {}).resume()
+  socket.write(`POST ${PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`.repeat(count))
+  await until(() => node.generations.length === count, 'the node has them all')
+  return socket
+}
+
+const passing = (app: FastifyInstance): void => { app.addHook('onSend', async (_request, _reply, payload) => payload) }
+for (const [how, before] of [['directly', () => {}], ['through onSend hooks', passing]] as const) {
+  t.test(`a client that leaves with pipelined requests, answered ${how}, ends them all`, async t => {
+    const pd = await FakeNode.start(t)
+    const { app, url } = await buildGateway(t, { nodes: [pd], before })
+    const socket = await pipelined(t, url, pd, 3)
+    socket.destroy()
+    await until(() => app.epd.gateway.inFlight === 0, 'no request is in flight')
+    await until(() => pd.generations.every(call => call.aborted), 'the node has been left')
+    t.equal(app.epd.nodes.snapshot().nodes[0]!.load.requests, 0)
+  })
+}
+
+t.test('many pipelined requests are few listeners on their connection', async t => {
+  const pd = await FakeNode.start(t)
+  const { app, url } = await buildGateway(t, { nodes: [pd] })
+  const connected = once(app.server, 'connection') as Promise<[Socket]>
+  await pipelined(t, url, pd, 20)
+  const [socket] = await connected
+  t.ok(socket.listenerCount('close') <= socket.getMaxListeners(), `${socket.listenerCount('close')} listeners`)
 })
 
 t.test('nothing of the plugin outlives close(), and close() may be called again', async t => {

@@ -420,6 +420,13 @@ t.test('clientGone aborts when the client leaves, and only then', async t => {
   await until(() => seen[1]!.signal.aborted, 'the signal aborts')
   t.match(seen[1]!.signal.reason, { code: 'client_closed', statusCode: 499 })
 
+  const socket = connect((app.server.address() as AddressInfo).port, '127.0.0.1')
+  socket.write('POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{"wait":true}'.repeat(2))
+  await until(() => seen.length === 4, 'both handlers run')
+  socket.destroy()
+  await until(() => seen[2]!.signal.aborted && seen[3]!.signal.aborted, 'that of a request behind another aborts, too')
+  t.ok(clientGone(seen[3]!.response).aborted, 'also when that was before')
+
   const server = createServer((_request, response) => {
     response.destroy()
     t.ok(clientGone(response).aborted, 'also when that was before')
