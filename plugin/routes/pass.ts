@@ -1,11 +1,14 @@
 import { context } from '@opentelemetry/api'
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { AdapterError } from '../../adapters/adapter.ts'
 import { send } from '../../adapters/http.ts'
 import { deliver } from '../deliver.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import { callId, sendError } from '../handle.ts'
 import { CallScope } from '../pipeline/call-scope.ts'
+import { IdleWatch } from '../pipeline/idle.ts'
+import type { Cancellable, Delivery } from '../pipeline/index.ts'
 import { ClientGoneError } from '../relay/index.ts'
 import { leastLoaded, usable } from '../planning/candidates.ts'
 import { ClientConnection } from '../client-connection.ts'
@@ -20,7 +23,10 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
   const node = leastLoaded(ready.filter(({ role }) => role === 'hybrid')) ?? leastLoaded(ready.filter(({ role }) => role === 'decode'))
   if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
   if (node === undefined) return sendError(request, reply, epdError('EPD_ERR_NO_NODE', ['*']))
-  const scope = new CallScope(gateway.deadlines, performance.now() + gateway.options.timeouts.answer)
+  const { timeouts } = gateway.options
+  const scope = new CallScope(gateway.deadlines, performance.now() + timeouts.answer)
+  const inFlight: Cancellable = { cancel: reason => { scope.abort(reason) } }
+  gateway.began(inFlight)
   const client = new ClientConnection(reply.raw)
   client.addEventListener('abort', () => { scope.abort(new ClientGoneError()) })
   const ticket = gateway.registry.acquire(node.id, 'decode')
@@ -29,8 +35,8 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
     const headers = { ...propagationHeaders(trace, request.headers), 'x-request-id': callId(request.id) }
     const call = { signal: scope.signal, headers, dispatcher: gateway.dispatcher, log: request.log }
     const upstream = await context.with(trace, () => scope.run(() => send(node.node, { method: request.method as 'GET' | 'DELETE', path }, call), late => { late.destroy() }))
-    await deliver(upstream, reply, {})
-    ticket.end()
+    const delivery = await deliver(new IdleWatch(upstream, scope, timeouts.idle), reply, {})
+    ticket.end(failureOf(delivery, scope, node.id))
     return reply
   } catch (err) {
     ticket.end(err)
@@ -39,5 +45,13 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
   } finally {
     client.removeEventListener()
     scope.disarm()
+    gateway.ended(inFlight)
   }
+}
+
+/** What the end of an answer says about its node: nothing, when it was we or the client who ended it. */
+function failureOf ({ outcome, error }: Delivery, scope: CallScope, node: string): Error | undefined {
+  if (outcome === 'complete') return undefined
+  if (outcome === 'client_gone' || (scope.aborted && !scope.timedOut)) return new DOMException('aborted', 'AbortError')
+  return new AdapterError('UNAVAILABLE', 'the answer broke off', { node, cause: error })
 }

@@ -12,7 +12,7 @@ import { postStream, requestJson, requestOk, type UpstreamFailure } from '../../
 import type { NodeOptions } from '../../plugin/options.ts'
 
 /** What the next call of a stage meets in place of an answer; `hold` waits until the test releases it. */
-export type Fault = 'reset' | 'silence' | 'gone' | 'corrupt' | 'busy' | 'failed' | 'rejected' | 'half' | 'pause' | { readonly hold: Promise<void> }
+export type Fault = 'reset' | 'silence' | 'gone' | 'corrupt' | 'busy' | 'failed' | 'rejected' | 'half' | 'pause' | 'endless' | { readonly hold: Promise<void> }
 
 export interface FakeNodeOptions {
   readonly role?: Role
@@ -99,6 +99,7 @@ export class FakeNode {
     else if (path === '/pull') json(response, this.handoffs.delete(call.body.lease) ? 200 : 410, {})
     else if (path === '/release') this.#release(call, response)
     else if (path === '/abort') { this.abortedRequests.push(call.body.id); json(response, 200, {}) } else if (path === '/link') json(response, 200, {})
+    else if (path.endsWith('?stream=true')) this.#stream(response, this.generateFaults.shift())
     else if (request.method === 'GET') json(response, path === '/v1/missing' ? 404 : 200, { path })
     else await this.#generate(call, response)
   }
@@ -155,13 +156,21 @@ export class FakeNode {
 
   async #generate (call: SeenCall, response: ServerResponse): Promise<void> {
     const fault = this.generateFaults.shift()
-    if (fault !== 'half' && fault !== 'pause' && await misbehave(fault, response)) return
+    if (fault !== 'half' && fault !== 'pause' && fault !== 'endless' && await misbehave(fault, response)) return
     if (call.body.handoff !== undefined && !(await this.#pull(call.body.handoff))) { json(response, 410, { error: { message: 'no such KV blocks', type: 'x', code: 'kv_gone' } }); return }
     if (call.body.stream !== true) { json(response, 200, { object: 'chat.completion', model: call.body.model, choices: [{ message: { content: this.answer } }] }); return }
+    this.#stream(response, fault)
+  }
+
+  #stream (response: ServerResponse, fault: Fault | undefined): void {
+    const event = `data: {"choices":[{"delta":{"content":"${this.answer}"}}]}\n\n`
     response.writeHead(200, { 'content-type': 'text/event-stream' })
-    response.write(`data: {"choices":[{"delta":{"content":"${this.answer}"}}]}\n\n`)
+    response.write(event)
     if (fault === 'half') setTimeout(() => response.socket?.resetAndDestroy(), 20)
-    else if (fault !== 'pause') response.end('data: [DONE]\n\n')
+    else if (fault === 'endless') {
+      const timer = setInterval(() => { response.write(event) }, 20)
+      response.on('close', () => { clearInterval(timer) })
+    } else if (fault !== 'pause') response.end('data: [DONE]\n\n')
   }
 }
 

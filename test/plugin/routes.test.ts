@@ -55,6 +55,51 @@ t.test('no path steps out of /v1, however it is written, and a query is no path'
   t.same(node.generations.map(({ path }) => path), ['/v1/files/a..b?next=../c', PATH])
 })
 
+const STREAM = '/v1/responses/1?stream=true'
+
+t.test('a GET in flight is ended when the grace time of a gateway that closes is over', async t => {
+  const node = await FakeNode.start(t)
+  const { app, url } = await buildGateway(t, { nodes: [node], options: { timeouts: { grace: 50 } }, fastify: { forceCloseConnections: 'idle' } })
+  node.generateFaults.push('endless')
+  const answer = await fetch(url + STREAM)
+  t.equal(app.epd.gateway.inFlight, 1)
+  const closed = app.close()
+  t.match(await answer.text(), /upstream_broken/, 'its stream ends properly')
+  await closed
+  t.equal(app.epd.gateway.inFlight, 0)
+})
+
+t.test('a GET may take longer than an answer may be waited for, as long as bytes flow', async t => {
+  const node = await FakeNode.start(t)
+  const { url } = await buildGateway(t, { nodes: [node], options: { timeouts: { answer: 100 } } })
+  node.generateFaults.push('endless')
+  const answer = await fetch(url + STREAM)
+  let text = ''
+  // Twenty events are four times as long.
+  for await (const chunk of answer.body!.pipeThrough(new TextDecoderStream())) if ((text += chunk).split('data:').length > 20) break
+  t.notMatch(text, /upstream_broken/)
+})
+
+t.test('a GET that falls silent is ended', async t => {
+  const node = await FakeNode.start(t)
+  const { url } = await buildGateway(t, { nodes: [node], options: { timeouts: { idle: 50 } } })
+  node.generateFaults.push('pause')
+  const answer = await fetch(url + STREAM, { signal: AbortSignal.timeout(10_000) })
+  t.match(await answer.text(), /upstream_broken/)
+})
+
+t.test('answers to GET that break off open the breaker', async t => {
+  const node = await FakeNode.start(t)
+  const { app, url } = await buildGateway(t, { nodes: [node] })
+  const state = (): string => app.epd.nodes.snapshot().nodes[0]!.breakers.decode
+  for (let i = 0; i < 5; i++) {
+    t.equal(state(), 'closed')
+    node.generateFaults.push('half')
+    t.match(await (await fetch(url + STREAM)).text(), /upstream_broken/)
+  }
+  t.equal(state(), 'open')
+})
+
 t.test('bad requests are told in OpenAI shape', async t => {
   const nodes = [await FakeNode.start(t)]
   const { url } = await buildGateway(t, { nodes, options: { limits: { body: 20_000, items: 2 } } })
