@@ -1,6 +1,7 @@
 import type { MediaItem } from '../../adapters/adapter.ts'
 import type { Body } from '../body/index.ts'
 import type { RequestView, Undivided } from '../planning/index.ts'
+import { severalPrompts } from './prompts.ts'
 
 const COMPLETIONS = '/v1/completions'
 /** Routes that adapters know how to share between P and D. */
@@ -49,12 +50,6 @@ function undividedBy (body: Body, path: string): Undivided | undefined {
     const value = body.scalar(param)
     if (typeof value === 'number' && value > 1) return { what: `${param} greater than 1`, param, asked: true }
   }
-  return path === COMPLETIONS && severalPrompts(body) ? { what: 'several prompts', param: 'prompt', asked: true } : undefined
-}
-
-/** A prompt is a text or an array of token ids; an array of either is one for each. */
-function severalPrompts (body: Body): boolean {
-  const text = body.scalar('prompt') === undefined ? body.json('prompt') : undefined
-  const prompts: unknown = text === undefined ? undefined : JSON.parse(text.toString())
-  return Array.isArray(prompts) && prompts.length > 1 && typeof prompts[0] !== 'number'
+  const prompt = path === COMPLETIONS ? body.json('prompt') : undefined
+  return prompt !== undefined && severalPrompts(prompt) ? { what: 'several prompts', param: 'prompt', asked: true } : undefined
 }
