@@ -1,6 +1,6 @@
 import { Readable } from 'node:stream'
-import type { FastifyInstance, FastifyReply, FastifyRequest, preParsingHookHandler, RouteHandlerMethod, RouteOptions } from 'fastify'
-import { parseBody, readBody, type Body } from './body/index.ts'
+import type { FastifyInstance, FastifyReply, preParsingHookHandler, RouteHandlerMethod, RouteOptions } from 'fastify'
+import { parseBody, readBody, type Body, type RequestLike } from './body/index.ts'
 import type { Gateway } from './gateway.ts'
 import type { Handle, RawBodies } from './handle.ts'
 
@@ -9,6 +9,8 @@ interface Attaching {
   readonly handle: Handle
   readonly rawBodies: RawBodies
 }
+
+type RequestStream = RequestLike & { receivedEncodedLength?: number }
 
 const FASTIFY_BODY_LIMIT = 1_048_576
 
@@ -36,10 +38,11 @@ function listed (hooks: RouteOptions['preParsing']): preParsingHookHandler[] {
 function keepRaw (rawBodies: RawBodies, limit: number): preParsingHookHandler {
   return async (request, _reply, payload) => {
     if (!/^application\/json\b/i.test(request.headers['content-type'] ?? '')) return payload
-    const bytes = await readBody(payload as Readable & { headers: FastifyRequest['headers'] }, { limit })
+    const stream: RequestStream = payload
+    const bytes = await readBody(stream, { limit })
     rawBodies.set(request, bytes)
-    // Fastify's parser compares what it receives with content-length.
-    const again = Object.assign(new Readable({ read () {} }), { receivedEncodedLength: bytes.length })
+    // Fastify's parser compares what it receives with content-length. A hook before this one may have decoded it.
+    const again = Object.assign(new Readable({ read () {} }), { receivedEncodedLength: stream.receivedEncodedLength ?? bytes.length })
     again.push(bytes)
     again.push(null)
     return again

@@ -9,6 +9,7 @@ export type BodyErrorCode =
   | 'too_many_media'
   | 'body_too_large'
   | 'unsupported_content_encoding'
+  | 'invalid_encoding'
   | 'client_closed'
 
 export interface BodyErrorOptions {
@@ -29,6 +30,7 @@ const STATUS: Readonly<Record<BodyErrorCode, number>> = {
   too_many_media: 400,
   body_too_large: 413,
   unsupported_content_encoding: 415,
+  invalid_encoding: 400,
   client_closed: 499
 }
 

@@ -10,4 +10,4 @@ export { DEFAULT_MAX_DEPTH, DEFAULT_MAX_MEDIA, parseBody, parseBodyValue } from 
 export type { ParseOptions } from './parse.ts'
 export type { PictureSize } from './picture-size.ts'
 export { readBody } from './read.ts'
-export type { ReadBodyOptions } from './read.ts'
+export type { ReadBodyOptions, RequestLike } from './read.ts'

@@ -15,7 +15,8 @@ export interface ReadBodyOptions {
   readonly limit: number
 }
 
-type RequestLike = Readable & Pick<IncomingMessage, 'headers'>
+/** A request, or what a preParsing hook has put in its place: without headers it is of unknown length, and decoded. */
+export type RequestLike = Readable & Partial<Pick<IncomingMessage, 'headers'>>
 
 /**
  * Reads a request's body into one Buffer: preallocated when the client says how long it is, else put together at
@@ -25,11 +26,12 @@ type RequestLike = Readable & Pick<IncomingMessage, 'headers'>
  * then: the answer should carry `connection: close`.
  */
 export function readBody (request: RequestLike, options: ReadBodyOptions): Promise<Buffer> {
-  const encoding = request.headers['content-encoding']
+  const { headers = {} } = request
+  const encoding = headers['content-encoding']
   if (encoding !== undefined && encoding !== '' && encoding.toLowerCase() !== 'identity') {
     return Promise.reject(new BodyError('unsupported_content_encoding', 'The request body must not be compressed: send it without content-encoding'))
   }
-  const length = declaredLength(request.headers)
+  const length = declaredLength(headers)
   if (length !== undefined && length > options.limit) return Promise.reject(tooLarge(options.limit))
   if (request.destroyed || request.readableEnded) return Promise.reject(closed())
   return length === undefined ? readChunked(request, options.limit) : readKnown(request, length)
@@ -128,13 +130,17 @@ function consume<T> (request: RequestLike, take: (chunk: Buffer) => void, finish
         reject(error)
       }
     })
-    request.on('error', (error: Error) => { if (!settled) fail(closed(error)) })
+    request.on('error', (error: Error) => { if (!settled) fail(request instanceof IncomingMessage ? closed(error) : unreadable(error)) })
     request.on('close', () => { if (!settled) fail(closed()) })
   })
 }
 
 function tooLarge (limit: number): BodyError {
   return new BodyError('body_too_large', `The request body is larger than ${limit} bytes`)
+}
+
+function unreadable (cause: unknown): BodyError {
+  return new BodyError('invalid_encoding', 'The request body could not be decoded', { cause })
 }
 
 function closed (cause?: unknown): BodyError {

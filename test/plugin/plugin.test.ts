@@ -4,6 +4,8 @@ import rateLimit from '@fastify/rate-limit'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { once } from 'node:events'
 import { createRequire } from 'node:module'
+import { PassThrough } from 'node:stream'
+import { createGunzip, gzipSync } from 'node:zlib'
 import { connect, type Socket } from 'node:net'
 import t, { type Test } from 'tap'
 import epd, { TraceStore, type EpdOptions } from '../../plugin/index.ts'
@@ -126,6 +128,36 @@ t.test('config: { epd: true } and attach: media of a known model go through EPD,
   t.equal((await post(`${url}/small`, chat('?', pictureUrl(1)))).status, 413, "the route's own limit stands")
   t.equal((await fetch(`${url}/health`)).status, 404, 'no health route of ours beside an attached one')
   t.equal((await fetch(`${url}/nodes/status`)).status, 200)
+})
+
+t.test('a body that a preParsing hook of the application decodes is read as it comes out', async t => {
+  const [encoder, pd] = await pair(t)
+  const { url } = await buildGateway(t, {
+    nodes: [encoder, pd],
+    options: { prefix: '/ai', limits: { body: 20_000 } },
+    before: app => {
+      app.addHook('preParsing', async (request, _reply, payload) => {
+        if (request.headers['content-encoding'] !== 'gzip') return payload.pipe(new PassThrough())
+        const plain = Object.assign(payload.pipe(createGunzip()), { receivedEncodedLength: 0 })
+        payload.on('data', (chunk: Buffer) => { plain.receivedEncodedLength += chunk.length })
+        return plain
+      })
+    },
+    after: app => { app.post('/attached', { config: { epd: true } }, async request => ({ own: request.body })) }
+  })
+  const send = async (path: string, body: Buffer, headers: Record<string, string>): Promise<Response> =>
+    await fetch(url + path, { method: 'POST', body: new Uint8Array(body), headers: { 'content-type': 'application/json', ...headers } })
+  const gzip = { 'content-encoding': 'gzip' }
+  const [text, picture] = [chat('?'), chat('?', pictureUrl(1))].map(value => Buffer.from(JSON.stringify(value))) as [Buffer, Buffer]
+  for (const path of [`/ai${PATH}`, '/attached']) {
+    t.equal((await send(path, picture, {})).headers.get('x-epd-plan'), 'e-pd', path)
+    t.equal((await send(path, gzipSync(picture), gzip)).headers.get('x-epd-plan'), 'e-pd', path)
+    t.equal((await send(path, gzipSync(Buffer.alloc(30_000, 32)), gzip)).status, 413, 'the limit is that of what comes out')
+    const broken = await send(path, Buffer.from('no gzip'), gzip)
+    t.equal(broken.status, 400)
+    t.match(await broken.text(), /could not be decoded/)
+  }
+  t.match(await (await send('/attached', gzipSync(text), gzip)).json(), { own: chat('?') }, 'its own handler gets what was decoded')
 })
 
 t.test('app.epd.handle answers from inside a handler: parsed body, body of its own, overrides', async t => {
