@@ -1,9 +1,9 @@
-import { Readable } from 'node:stream'
+import { Readable, type Writable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
 import type { UpstreamResponse } from '../adapters/adapter.ts'
 import { clientError, epdError } from './errors.ts'
 import type { Delivery } from './pipeline/index.ts'
-import { ClientGoneError, onClosed, relay, type RelayOptions } from './relay/index.ts'
+import { answerHeaders, ClientGoneError, errorEvent, EventGate, isEventStream, onClosed, relay, Tail, type RelayOptions } from './relay/index.ts'
 
 const describeError: NonNullable<RelayOptions['describeError']> = error => clientError(epdError('EPD_ERR_UPSTREAM_BROKEN', [], { cause: error }))
 
@@ -31,20 +31,33 @@ function throughHooks (upstream: UpstreamResponse, reply: FastifyReply, options:
   return new Promise((resolve, reject) => {
     const carrier = new Carrier(upstream, reply, options, resolve, reject)
     onClosed(reply.raw, () => { carrier.abandon() })
-    const type = upstream.headers['content-type']
-    reply.code(upstream.statusCode).headers({ ...options.headers, ...(type === undefined ? {} : { 'content-type': type }) }).send(carrier)
+    const headers = answerHeaders(upstream.headers, {}, options.headers)
+    // A hook may make another body of it.
+    delete headers['content-length']
+    for (const name in headers) {
+      const taken = reply.hasHeader(name) && name !== 'content-type' && options.headers?.[name] === undefined
+      if (!taken) reply.header(name, headers[name])
+    }
+    reply.code(upstream.statusCode).send(carrier)
   })
 }
 
-/** A stream that Fastify can send. What it pipes is not its own: it lets the relay write to the response directly. */
+/**
+ * A stream that Fastify can send. What it pipes is not its own: it lets the relay write to the response directly. Where a
+ * hook has put something in between, such as compression, it is a stream like any other.
+ */
 class Carrier extends Readable {
   readonly #upstream: UpstreamResponse
   readonly #reply: FastifyReply
   readonly #options: RelayOptions
   readonly #resolve: (delivery: Delivery) => void
   readonly #reject: (error: unknown) => void
-  #started = false
+  readonly #tail = new Tail()
+  readonly #gate: EventGate | undefined
+  #destinations: NodeJS.WritableStream[] = []
+  #way: 'unread' | 'relayed' | 'read' = 'unread'
   #resume: (() => void) | undefined
+  #firstByteAt: number | undefined
 
   constructor (upstream: UpstreamResponse, reply: FastifyReply, options: RelayOptions, resolve: (delivery: Delivery) => void, reject: (error: unknown) => void) {
     super()
@@ -53,17 +66,18 @@ class Carrier extends Readable {
     this.#options = options
     this.#resolve = resolve
     this.#reject = reject
+    this.#gate = isEventStream(upstream.headers) ? new EventGate() : undefined
+    // A hook that pipes it on may not listen, and an error nobody hears would end the process.
+    this.on('error', () => {})
   }
 
   override pipe<T extends NodeJS.WritableStream> (destination: T, options?: { end?: boolean }): T {
     const { raw } = this.#reply
-    if (destination as unknown !== raw) {
-      // A hook has put a transform in between, such as compression.
-      this.#started = true
-      this.#pull()
+    if (destination as unknown !== raw || this.#way === 'read') {
+      this.#destinations.push(destination)
       return super.pipe(destination, options)
     }
-    this.#started = true
+    this.#way = 'relayed'
     relay(this.#upstream, raw, this.#options).then(this.#resolve, err => { this.#failed(err) })
     // To Fastify the stream is over: a stream that ends after its response would be taken for an accident.
     this.push(null)
@@ -72,14 +86,20 @@ class Carrier extends Readable {
   }
 
   override _read (): void {
+    if (this.#way === 'unread') {
+      this.#way = 'read'
+      this.#pull()
+      return
+    }
     const resume = this.#resume
     this.#resume = undefined
     resume?.()
   }
 
-  /** The response is closed. A hook may have failed, so that nothing was ever piped. */
+  /** The response is closed. A hook may have failed, so that nothing was ever read. */
   abandon (): void {
-    if (this.#started) return
+    if (this.#way === 'read') this.destroy()
+    if (this.#way !== 'unread') return
     this.#upstream.destroy(new ClientGoneError())
     this.#resolve({ outcome: 'client_gone', statusCode: this.#reply.statusCode })
   }
@@ -94,17 +114,43 @@ class Carrier extends Readable {
   }
 
   #pull (): void {
-    const { statusCode } = this.#upstream
+    this.once('close', () => { if (!this.readableEnded) this.#upstream.destroy(new ClientGoneError()) })
     this.#upstream.pipe({
-      write: chunk => this.push(chunk),
+      write: chunk => this.#take(chunk),
       onDrain: resume => { this.#resume = resume }
     }).then(() => {
+      const rest = this.#gate?.rest()
+      if (rest !== undefined) this.push(rest)
       this.push(null)
-      this.#resolve({ outcome: 'complete', statusCode })
+      this.#settle('complete')
     }, (error: Error) => {
-      this.destroy(error)
-      this.#resolve({ outcome: 'upstream_failed', error, statusCode })
+      if (error instanceof ClientGoneError) return this.#settle('client_gone')
+      this.#breakOff(error)
+      this.#settle('upstream_failed', error)
     })
-    this.once('close', () => { if (!this.readableEnded) this.#upstream.destroy(new ClientGoneError()) })
+  }
+
+  #take (chunk: Buffer): boolean {
+    this.#firstByteAt ??= performance.now()
+    this.#tail.add(chunk)
+    const bytes = this.#gate === undefined ? chunk : this.#gate.pass(chunk)
+    return bytes === undefined || this.push(bytes)
+  }
+
+  /** As the relay does: an event into a stream of events, else the connection is cut. */
+  #breakOff (error: Error): void {
+    if (this.#gate !== undefined) {
+      this.push(errorEvent(describeError(error), this.#gate))
+      this.push(null)
+      return
+    }
+    this.destroy(error)
+    // One that is only piped to is never told.
+    for (const destination of this.#destinations) if ('destroy' in destination) (destination as Writable).destroy()
+    if (this.#reply.raw.headersSent) this.#reply.raw.destroy()
+  }
+
+  #settle (outcome: Delivery['outcome'], error?: Error): void {
+    this.#resolve({ ...this.#tail.read(), outcome, error, statusCode: this.#upstream.statusCode, firstByteAt: this.#firstByteAt })
   }
 }

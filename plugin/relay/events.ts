@@ -61,3 +61,17 @@ export class EventGate {
     return rest
   }
 }
+
+/** The `error` object of OpenAI's shape, for streams that break off. */
+export interface StreamError {
+  readonly message: string
+  readonly type: string
+  readonly code: string | null
+  readonly param: string | null
+}
+
+/** The last event of a stream that has broken off behind what this gate has let pass. */
+export function errorEvent (error: StreamError, gate: EventGate): Buffer {
+  const event = `data: ${JSON.stringify({ error })}\n\n`
+  return Buffer.from(gate.atBoundary ? event : `\n\n${event}`)
+}

@@ -1,6 +1,10 @@
 /** From an upstream's answer to the client's: bytes as they come, with back-pressure. */
 export { ClientGoneError, clientGone } from './client-gone.ts'
 export { isClosed, offClosed, onClosed } from './closed.ts'
+export { errorEvent, EventGate } from './events.ts'
+export type { StreamError } from './events.ts'
+export { answerHeaders, isEventStream } from './headers.ts'
 export { relay } from './relay.ts'
-export type { RelayOptions, RelayResult, StreamError } from './relay.ts'
+export type { RelayOptions, RelayResult } from './relay.ts'
+export { Tail } from './tail.ts'
 export type { Usage } from './tail.ts'

@@ -3,20 +3,12 @@ import type { FastifyReply } from 'fastify'
 import type { ByteSink, UpstreamResponse } from '../../adapters/adapter.ts'
 import { ClientGoneError, rawOf } from './client-gone.ts'
 import { isClosed, offClosed, onClosed } from './closed.ts'
-import { EventGate } from './events.ts'
+import { errorEvent, EventGate, type StreamError } from './events.ts'
 import { answerHeaders, isEventStream, knownLength } from './headers.ts'
 import { Tail } from './tail.ts'
 import type { Closing, Usage } from './tail.ts'
 import { endWith, writerFor } from './writer.ts'
 import type { BodyWriter } from './writer.ts'
-
-/** The `error` object of OpenAI's shape, for streams that break off. */
-export interface StreamError {
-  readonly message: string
-  readonly type: string
-  readonly code: string | null
-  readonly param: string | null
-}
 
 export interface RelayOptions {
   /** Response headers beside the upstream's and the reply's: `x-epd-*`. */
@@ -220,8 +212,7 @@ class Relay implements ByteSink, RelayResult {
       response.destroy()
       return
     }
-    const event = `data: ${JSON.stringify({ error: (this.#options.describeError ?? describe)(error) })}\n\n`
-    this.#writer!.write(Buffer.from(this.#gate.atBoundary ? event : `\n\n${event}`))
+    this.#writer!.write(errorEvent((this.#options.describeError ?? describe)(error), this.#gate))
     response.end()
   }
 }
