@@ -29,6 +29,8 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
   gateway.began(inFlight)
   const client = new ClientConnection(reply.raw)
   client.addEventListener('abort', () => { scope.abort(new ClientGoneError()) })
+  // A hook may have taken its time.
+  if (client.aborted) scope.abort(new ClientGoneError())
   const ticket = gateway.registry.acquire(node.id, 'decode')
   try {
     const trace = upstreamContext(parentContext(request.headers))
@@ -39,7 +41,7 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
     ticket.end(failureOf(delivery, scope, node.id))
     return reply
   } catch (err) {
-    ticket.end(err)
+    ticket.end(scope.timedOut ? new AdapterError('UNAVAILABLE', 'no answer in time', { node: node.id, cause: err }) : err)
     const error = client.aborted ? epdError('EPD_ERR_CLIENT_CLOSED_REQUEST') : scope.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err
     return sendError(request, reply, error)
   } finally {

@@ -163,6 +163,7 @@ export class FakeNode {
   }
 
   #stream (response: ServerResponse, fault: Fault | undefined): void {
+    if (fault === 'silence') return
     const event = `data: {"choices":[{"delta":{"content":"${this.answer}"}}]}\n\n`
     response.writeHead(200, { 'content-type': 'text/event-stream' })
     response.write(event)

@@ -88,17 +88,19 @@ t.test('a GET that falls silent is ended', async t => {
   t.match(await answer.text(), /upstream_broken/)
 })
 
-t.test('answers to GET that break off open the breaker', async t => {
-  const node = await FakeNode.start(t)
-  const { app, url } = await buildGateway(t, { nodes: [node] })
-  const state = (): string => app.epd.nodes.snapshot().nodes[0]!.breakers.decode
-  for (let i = 0; i < 5; i++) {
-    t.equal(state(), 'closed')
-    node.generateFaults.push('half')
-    t.match(await (await fetch(url + STREAM)).text(), /upstream_broken/)
-  }
-  t.equal(state(), 'open')
-})
+for (const [what, fault, told] of [['break off', 'half', /upstream_broken/], ['never begin', 'silence', /upstream_timeout/]] as const) {
+  t.test(`answers to GET that ${what} open the breaker`, async t => {
+    const node = await FakeNode.start(t)
+    const { app, url } = await buildGateway(t, { nodes: [node], options: { timeouts: { answer: 100 } } })
+    const state = (): string => app.epd.nodes.snapshot().nodes[0]!.breakers.decode
+    for (let i = 0; i < 5; i++) {
+      t.equal(state(), 'closed')
+      node.generateFaults.push(fault)
+      t.match(await (await fetch(url + STREAM)).text(), told)
+    }
+    t.equal(state(), 'open')
+  })
+}
 
 t.test('bad requests are told in OpenAI shape', async t => {
   const nodes = [await FakeNode.start(t)]
