@@ -5,6 +5,8 @@ const COLUMNS = [['encoder', 'Encode'], ['prefill', 'Prefill'], ['decode', 'Deco
 /** Tokens or calls that fill a node's bar: of encoders vision tokens, of prefill nodes prompt tokens. */
 const FULL_TOKENS = { encoder: 4_096, prefill: 16_384 }
 const FULL_CALLS = 16
+/** With more links than that a map is lines, not labels. */
+const LABELLED = 40
 const STATES = { linked: 'linked', linking: 'linking', failed: 'failed', refused: 'refused', none: 'not linked' }
 
 let shape = ''
@@ -22,7 +24,12 @@ export function showTopology (box, state) {
     build(box, state)
   }
   for (const node of state.nodes) fill(box, node)
-  redraw = () => { drawLinks(box, state) }
+  redraw = () => {
+    drawLinks(box, state)
+    // A region that scrolls must be reached by the keyboard; one that does not is a stop for nothing.
+    if (box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0
+    else box.removeAttribute('tabindex')
+  }
   redraw()
 }
 
@@ -47,7 +54,7 @@ function build (box, { nodes, links }) {
   })
   box.replaceChildren(
     el('div', { class: 'map' }, svg('svg', { class: 'wires', 'aria-hidden': 'true' }), ...columns),
-    el('ul', { class: 'links', aria: { label: 'Links' } }, ...links.map(({ from, to }) => el('li', { data: { key: `${from} ${to}` } })))
+    el('ul', { class: 'links', aria: { label: 'Links' } }, ...links.map(() => el('li')))
   )
 }
 
@@ -84,15 +91,16 @@ function drawLinks (box, { links, nodes }) {
   const frame = map.getBoundingClientRect()
   const wires = map.querySelector('.wires')
   wires.setAttribute('viewBox', `0 0 ${frame.width} ${frame.height}`)
+  wires.dataset.many = String(links.length > LABELLED)
+  const places = new Map([...map.querySelectorAll('.node')].map(node => [node.dataset.id, node.getBoundingClientRect()]))
   const drawn = links.flatMap(link => {
-    const from = map.querySelector(`[data-id="${CSS.escape(link.from)}"]`)?.getBoundingClientRect()
-    const to = map.querySelector(`[data-id="${CSS.escape(link.to)}"]`)?.getBoundingClientRect()
+    const [from, to] = [places.get(link.from), places.get(link.to)]
     return from === undefined || to === undefined ? [] : wire(link, wares(link, prefills), from, to, frame)
   })
   wires.replaceChildren(...drawn)
-  for (const link of links) {
-    const item = box.querySelector(`.links [data-key="${CSS.escape(`${link.from} ${link.to}`)}"]`)
-    if (item !== null) item.textContent = `${nameOf(link.from)} → ${nameOf(link.to)}: ${STATES[link.state] ?? link.state}${link.transport === null ? '' : ` over ${link.transport}`}, ${bytes(link.bytes)}${wares(link, prefills) === 'kv' ? ' of KV blocks' : ''} moved${link.reason === null ? '' : ` (${link.reason})`}`
+  const items = box.querySelectorAll('.links li')
+  for (const [i, link] of links.entries()) {
+    items[i].textContent = `${nameOf(link.from)} → ${nameOf(link.to)}: ${STATES[link.state] ?? link.state}${link.transport === null ? '' : ` over ${link.transport}`}, ${bytes(link.bytes)}${wares(link, prefills) === 'kv' ? ' of KV blocks' : ''} moved${link.reason === null ? '' : ` (${link.reason})`}`
   }
 }
 
