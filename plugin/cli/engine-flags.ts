@@ -1,7 +1,7 @@
 import { readFile, stat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import type { StartEngineOptions } from '../../engines/server/index.ts'
-import { parseFlags, portOf, UsageError } from './usage.ts'
+import { httpUrl, levelOf, oneOf, parseFlags, portOf, UsageError } from './usage.ts'
 
 export const ENGINE_HELP = `fastify-epd engine: one reference engine as an OpenAI-compatible server
 
@@ -95,7 +95,6 @@ const FLAGS = {
 
 const ROLES = ['encoder', 'hybrid', 'prefill', 'decode'] as const
 const BACKENDS = ['pytorch', 'turbomind'] as const
-const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const
 /** zeromq's keys as text. */
 const Z85_KEY = /^[0-9a-zA-Z.\-:+=^!/*?&<>()[\]{}@%$#]{40}$/
 const WILDCARD_HOSTS = new Set(['0.0.0.0', '::'])
@@ -128,7 +127,7 @@ export async function engineOptions (argv: string[]): Promise<EngineFlags | unde
     leaseMs: scaled(whole('--lease-seconds', values['lease-seconds'], 1, 86_400), 1_000),
     ...await curve(values),
     media: await media(values),
-    logger: { level: oneOf('--log-level', values['log-level'], LEVELS), stream: process.stderr }
+    logger: { level: levelOf('--log-level', values['log-level']), stream: process.stderr }
   }
   checkBackend(start)
   checkRole(start)
@@ -157,8 +156,8 @@ function network (values: Values): Pick<StartEngineOptions, 'host' | 'port' | 'p
   return {
     host,
     port: portOf('--port', values.port),
-    publicUrl: httpUrl('--public-url', publicUrl),
-    proxyUrl: httpUrl('--proxy-url', proxyUrl),
+    publicUrl: publicUrl === undefined ? undefined : httpUrl('--public-url', publicUrl),
+    proxyUrl: proxyUrl === undefined ? undefined : httpUrl('--proxy-url', proxyUrl),
     apiKey: values['api-key'] ?? (process.env.EPD_ENGINE_API_KEY || undefined)
   }
 }
@@ -214,22 +213,9 @@ async function folder (flag: string, dir: string): Promise<string> {
   return resolve(dir)
 }
 
-function oneOf<T extends string> (flag: string, value: string | undefined, choices: readonly T[]): T {
-  const found = choices.find(choice => choice === value)
-  if (found !== undefined) return found
-  throw new UsageError(`${flag} must be one of ${choices.join(', ')}${value === undefined ? '' : `, not '${value}'`}`)
-}
-
 function deviceOf (value: string): string {
   if (/^(cpu|cuda(:\d{1,2})?)$/.test(value)) return value
   throw new UsageError(`--device must be cpu, cuda or cuda:N, not '${value}'`)
-}
-
-function httpUrl (flag: string, value: string | undefined): string | undefined {
-  if (value === undefined) return undefined
-  const url = URL.canParse(value) ? new URL(value) : undefined
-  if (url === undefined || !/^https?:$/.test(url.protocol)) throw new UsageError(`${flag} must be an http or https URL, not '${value}'`)
-  return value.replace(/\/+$/, '')
 }
 
 function whole (flag: string, text: string | undefined, min: number, max: number): number | undefined {

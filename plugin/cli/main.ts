@@ -41,6 +41,9 @@ async function main ([name, ...argv]: string[]): Promise<number> {
   return (await load())(argv)
 }
 
+// A reader that has seen enough (`| head`) is no fault, and no reason for a server to end.
+for (const stream of [process.stdout, process.stderr]) stream.on('error', (err: NodeJS.ErrnoException) => { if (err.code !== 'EPIPE') throw err })
+
 main(process.argv.slice(2)).then(
   code => { process.exitCode = code },
   (err: unknown) => {

@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { startGateway } from './gateway-process.ts'
 import { loadConfig } from './config.ts'
-import { parseFlags, portOf, withUsage } from './usage.ts'
+import { levelOf, parseFlags, portOf, withUsage } from './usage.ts'
 
 const HELP = `fastify-epd serve: an OpenAI-compatible gateway with EPD routing
 
@@ -41,7 +41,7 @@ export function serveCommand (argv: string[]): Promise<number> {
       options: config.raw,
       host: values.host,
       port: portOf('--port', values.port),
-      logLevel: values['log-level'],
+      logLevel: levelOf('--log-level', values['log-level']),
       onProgress: line => { process.stderr.write(line + '\n') }
     })
     if (gateway.page !== undefined) process.stderr.write(`nodes, requests and their stages, live: ${gateway.page}\n`)

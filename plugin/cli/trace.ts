@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import { request } from 'undici'
 import type { TraceSummary, TraceView } from '../telemetry/trace-view.ts'
 import { follow } from './follow.ts'
-import { parseFlags, UsageError, withUsage } from './usage.ts'
+import { noTraces, read, type TraceSource } from './trace-source.ts'
+import { httpUrl, parseFlags, UsageError, withUsage } from './usage.ts'
 import { renderWaterfall } from './waterfall.ts'
 
 const HELP = `fastify-epd trace: one request's stages as a waterfall
@@ -36,7 +36,6 @@ const FLAGS = {
 
 const DEFAULT_WIDTH = 120
 const STATUSES = ['ok', 'error', 'aborted']
-const CALL_TIMEOUT_MS = 5_000
 /** Engines send their spans 200 ms after they end: a trace that has not grown for longer is complete. */
 const SETTLED_AFTER_MS = 450
 const POLL_MS = 50
@@ -52,8 +51,7 @@ export function traceCommand (argv: string[]): Promise<number> {
     if (positionals.length > 1) throw new UsageError('give one trace id at most')
     const id = positionals[0]
     if (id !== undefined && !/^[0-9a-f]{32}$/i.test(id)) throw new UsageError(`a trace id has 32 hexadecimal digits, not '${id}'`)
-    if (!URL.canParse(values.url)) throw new UsageError(`--url must be a URL, not '${values.url}'`)
-    const source = { url: values.url, adminKey: values['admin-key'] ?? process.env.EPD_ADMIN_KEY }
+    const source = { url: httpUrl('--url', values.url), adminKey: values['admin-key'] ?? process.env.EPD_ADMIN_KEY }
     const filter = filterOf(values)
     if (values.follow) {
       if (id !== undefined) throw new UsageError('--follow takes no trace id')
@@ -71,12 +69,6 @@ export function traceCommand (argv: string[]): Promise<number> {
   })
 }
 
-export interface TraceSource {
-  /** Base URL of the gateway, with its prefix. */
-  readonly url: string
-  readonly adminKey?: string | undefined
-}
-
 /**
  * A trace from a running gateway, once it is complete: engines send their spans a moment after the answer, so it is
  * asked for until it stops growing.
@@ -86,13 +78,13 @@ export interface TraceSource {
  */
 export async function fetchTrace (source: TraceSource, traceId: string, maxMs = 3_000): Promise<TraceView | undefined> {
   const end = performance.now() + maxMs
-  let trace = await get<TraceView>(source, `/epd/traces/${traceId}`)
+  let trace = await read<TraceView>(source, `/epd/traces/${traceId}`)
   let grown = performance.now()
   while (performance.now() < Math.min(end, grown + SETTLED_AFTER_MS)) {
     // A trace that ended a while ago has all it will ever have.
     if (trace !== undefined && Date.now() - Date.parse(trace.start) - trace.durationMs > 2 * SETTLED_AFTER_MS) break
     await delay(POLL_MS)
-    const next = await get<TraceView>(source, `/epd/traces/${traceId}`)
+    const next = await read<TraceView>(source, `/epd/traces/${traceId}`)
     if ((next?.spans.length ?? 0) > (trace?.spans.length ?? 0)) grown = performance.now()
     trace = next ?? trace
   }
@@ -115,40 +107,32 @@ function filterOf (values: { model?: string | undefined, plan?: string | undefin
 }
 
 async function followUntilSignal (source: TraceSource, filter: URLSearchParams, json: boolean): Promise<number> {
+  if (await read(source, '/epd/traces?limit=1') === undefined) throw noTraces(source)
   const stop = new AbortController()
   const onSignal = (): void => { stop.abort() }
   process.once('SIGINT', onSignal).once('SIGTERM', onSignal)
+  // Whoever read this has seen enough.
+  process.stdout.once('error', onSignal)
   try {
     await follow({
-      get: path => get(source, path),
+      get: path => read(source, path),
       filter,
       show: trace => { process.stdout.write(json ? JSON.stringify(trace) + '\n' : renderWaterfall(trace, terminal()) + '\n') },
+      onLost: err => { process.stderr.write(`fastify-epd trace: ${err.message}; waiting for it\n`) },
+      onFound: () => { process.stderr.write('fastify-epd trace: the gateway is back\n') },
       signal: stop.signal,
       settledMs: SETTLED_AFTER_MS
     })
     return 0
   } finally {
     process.off('SIGINT', onSignal).off('SIGTERM', onSignal)
+    process.stdout.off('error', onSignal)
   }
 }
 
 async function lastTraceId (source: TraceSource, filter: URLSearchParams): Promise<string | undefined> {
   filter.set('limit', '1')
-  const answer = await get<{ traces: TraceSummary[] }>(source, `/epd/traces?${filter}`)
-  if (answer === undefined) throw new Error(`${source.url} keeps no traces: it is no fastify-epd gateway, or they are switched off there`)
+  const answer = await read<{ traces: TraceSummary[] }>(source, `/epd/traces?${filter}`)
+  if (answer === undefined) throw noTraces(source)
   return answer.traces[0]?.traceId
-}
-
-async function get<T> ({ url, adminKey }: TraceSource, path: string): Promise<T | undefined> {
-  const response = await request(url.replace(/\/+$/, '') + path, {
-    headers: adminKey === undefined ? {} : { authorization: `Bearer ${adminKey}` },
-    signal: AbortSignal.timeout(CALL_TIMEOUT_MS)
-  }).catch((err: NodeJS.ErrnoException) => { throw new Error(`can't reach the gateway at ${url} (${err.code ?? err.message})`, { cause: err }) })
-  if (response.statusCode === 404) {
-    await response.body.dump()
-    return undefined
-  }
-  const text = await response.body.text()
-  if (response.statusCode !== 200) throw new Error(`the gateway answered ${response.statusCode}: ${text.slice(0, 300)}`)
-  return JSON.parse(text) as T
 }

@@ -1,5 +1,7 @@
 import { parseArgs, type ParseArgsConfig } from 'node:util'
 
+const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const
+
 /** A mistake in how a command was called: one line on stderr and exit code 2. */
 export class UsageError extends Error {}
 
@@ -17,6 +19,23 @@ export function portOf (flag: string, text: string): number {
   const port = Number(text)
   if (!/^\d+$/.test(text) || port > 65_535) throw new UsageError(`${flag} must be a whole number from 0 to 65535, not '${text}'`)
   return port
+}
+
+/** A URL as it was given, without slashes at its end. */
+export function httpUrl (flag: string, value: string): string {
+  if (!/^https?:\/\//i.test(value) || !URL.canParse(value)) throw new UsageError(`${flag} must be an http or https URL, not '${value}'`)
+  return value.replace(/\/+$/, '')
+}
+
+export function oneOf<T extends string> (flag: string, value: string | undefined, choices: readonly T[]): T {
+  const found = choices.find(choice => choice === value)
+  if (found !== undefined) return found
+  throw new UsageError(`${flag} must be one of ${choices.join(', ')}${value === undefined ? '' : `, not '${value}'`}`)
+}
+
+/** A level of the log. */
+export function levelOf (flag: string, text: string): string {
+  return oneOf(flag, text, LEVELS)
 }
 
 /** Runs a command so that usage errors end it with code 2 and a hint. */

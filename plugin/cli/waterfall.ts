@@ -52,7 +52,7 @@ export function renderWaterfall (trace: TraceView, options: WaterfallOptions = {
     const facts = cut(factsOf(span), room)
     return (facts === '' ? head : `${head} ${span.status.code === 'error' ? paint(facts, 31) : facts}`).trimEnd()
   })
-  return [`trace ${trace.traceId}  ${trace.name}  ${trace.status}  ${duration(trace.durationMs)}`, ...lines].join('\n') + '\n'
+  return [`trace ${trace.traceId}  ${clean(trace.name)}  ${trace.status}  ${duration(trace.durationMs)}`, ...lines].join('\n') + '\n'
 }
 
 /** Depth first, children in order of their start. A span whose parent is not here stands at the top. */
@@ -117,9 +117,13 @@ function bytes (value: string): string {
   return count >= 1_024 ? `${(count / 1_024).toFixed(1)} KiB` : `${value} B`
 }
 
-/** Control characters go: names and attributes may come from a network, and a terminal obeys them. */
 function cut (text: string, width: number): string {
+  const shown = clean(text)
+  return shown.length <= width ? shown : width <= 1 ? '' : shown.slice(0, width - 1) + '…'
+}
+
+/** Without control characters: names and attributes may come from a network, and a terminal obeys them. */
+function clean (text: string): string {
   // eslint-disable-next-line no-control-regex
-  const clean = text.replace(/[\x00-\x1f\x7f-\x9f]/g, ' ')
-  return clean.length <= width ? clean : width <= 1 ? '' : clean.slice(0, width - 1) + '…'
+  return text.replace(/[\x00-\x1f\x7f-\x9f]/g, ' ')
 }

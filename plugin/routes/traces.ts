@@ -18,18 +18,16 @@ export interface TraceRoutesOptions {
 interface ListQuery { model?: string, plan?: string, status?: TraceStatus, min_duration_ms?: number, limit?: number }
 
 const OTLP_BODY_LIMIT = 4 * 1024 * 1024
+const LIST_PARAMETERS = {
+  model: { type: 'string', maxLength: 256 },
+  plan: { type: 'string', maxLength: 32 },
+  status: { enum: ['ok', 'error', 'aborted'] },
+  min_duration_ms: { type: 'number', minimum: 0 },
+  limit: { type: 'integer', minimum: 1, maximum: 1_000 }
+} as const
+/** `additionalProperties: false` would make Fastify drop a filter that is misspelt, and show all there is. */
 const LIST_SCHEMA = {
-  querystring: {
-    type: 'object',
-    additionalProperties: false,
-    properties: {
-      model: { type: 'string', maxLength: 256 },
-      plan: { type: 'string', maxLength: 32 },
-      status: { enum: ['ok', 'error', 'aborted'] },
-      min_duration_ms: { type: 'number', minimum: 0 },
-      limit: { type: 'integer', minimum: 1, maximum: 1_000 }
-    }
-  }
+  querystring: { type: 'object', propertyNames: { enum: Object.keys(LIST_PARAMETERS) }, properties: LIST_PARAMETERS }
 } as const
 
 /**
@@ -51,7 +49,7 @@ export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async functio
 
 function reading (app: FastifyInstance, { store, guard }: TraceRoutesOptions): void {
   const onRequest = guard === undefined ? [] : [guard]
-  app.get<{ Querystring: ListQuery }>('/epd/traces', { schema: LIST_SCHEMA, onRequest }, async request => {
+  app.get<{ Querystring: ListQuery }>('/epd/traces', { schema: LIST_SCHEMA, schemaErrorFormatter: queryError, onRequest }, async request => {
     return { traces: store.list(filterOf(request.query)) }
   })
   app.get<{ Params: { id: string } }>('/epd/traces/:id', { onRequest }, async (request, reply) => {
@@ -90,6 +88,12 @@ function spansOf (body: Buffer, node: string): ParsedSpans | undefined {
 function nodeOf (authorization: string | undefined, isNodeToken: TraceRoutesOptions['isNodeToken']): string | undefined {
   const token = /^Bearer (\S{1,256})$/i.exec(authorization ?? '')?.[1]
   return token === undefined ? undefined : isNodeToken(token)
+}
+
+function queryError (problems: ReadonlyArray<{ readonly keyword: string, readonly instancePath: string, readonly message?: string, readonly params: Record<string, unknown> }>): Error {
+  const unknown = problems.find(({ keyword }) => keyword === 'propertyNames')
+  if (unknown !== undefined) return new Error(`There is no parameter '${String(unknown.params.propertyName)}'; there are ${Object.keys(LIST_PARAMETERS).join(', ')}.`)
+  return new Error(problems.map(({ instancePath, params, message }) => `${instancePath.slice(1)} ${message}${Array.isArray(params.allowedValues) ? `: ${params.allowedValues.join(', ')}` : ''}`).join('; '))
 }
 
 function filterOf (query: ListQuery): TraceFilter {

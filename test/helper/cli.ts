@@ -1,5 +1,6 @@
-import { spawn, type ChildProcess } from 'node:child_process'
+import { spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_process'
 import { createInterface } from 'node:readline'
+import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import { nodeCommand } from './node-command.ts'
@@ -26,34 +27,53 @@ export interface CliServer {
   stop (signal?: NodeJS.Signals): Promise<number | null>
 }
 
-/** Starts `fastify-epd ...args` and resolves when it prints its URL. Ended at the test's teardown. */
-export async function startCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliServer> {
+export interface CliProcess {
+  readonly process: ChildProcessByStdio<null, Readable, Readable>
+  /** What it has written so far. */
+  stdout (): string
+  stderr (): string
+  /** Its exit code; null after a signal it did not handle. */
+  readonly ended: Promise<number | null>
+  /** Sends the signal and resolves with the exit code. */
+  stop (signal?: NodeJS.Signals): Promise<number | null>
+}
+
+/** Starts `fastify-epd ...args`. Ended at the test's teardown. */
+export function spawnCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): CliProcess {
   const command = nodeCommand([MAIN, ...args])
   const child = spawn(command.file, command.args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
   children.add(child)
   child.once('exit', () => { children.delete(child) })
+  let stdout = ''
   let stderr = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => { stdout += text })
   child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
-  const exited = new Promise<number | null>(resolve => child.once('exit', resolve))
+  const ended = new Promise<number | null>(resolve => child.once('exit', resolve))
   const stop = async (signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> => {
-    if (child.exitCode !== null || child.signalCode !== null) return await exited
+    if (child.exitCode !== null || child.signalCode !== null) return await ended
     child.kill(signal)
     let late = false
     const timer = setTimeout(() => { late = child.kill('SIGKILL') }, PATIENCE_MS)
-    const code = await exited
+    const code = await ended
     clearTimeout(timer)
     if (late) throw new Error(`fastify-epd ${args.join(' ')} (${child.pid}) did not end within ${PATIENCE_MS} ms of ${signal}:\n${stderr}`)
     return code
   }
   t.teardown(() => stop())
+  return { process: child, stdout: () => stdout, stderr: () => stderr, ended, stop }
+}
+
+/** Starts `fastify-epd ...args` and resolves when it prints its URL. Ended at the test's teardown. */
+export async function startCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliServer> {
+  const { process: child, stderr, ended, stop } = spawnCli(t, args, env)
   const url = await new Promise<string>((resolve, reject) => {
     createInterface({ input: child.stdout }).on('line', line => {
       const found = /^listening on (\S+)$/.exec(line)
       if (found) resolve(found[1]!)
     })
-    exited.then(code => { reject(new Error(`fastify-epd ${args.join(' ')} ended with ${code}:\n${stderr}`)) })
+    ended.then(code => { reject(new Error(`fastify-epd ${args.join(' ')} ended with ${code}:\n${stderr()}`)) })
   })
-  return { url, child, stderr: () => stderr, stop }
+  return { url, child, stderr, stop }
 }
 
 export interface CliResult { readonly code: number | null, readonly stdout: string, readonly stderr: string }

@@ -1,6 +1,9 @@
-import t from 'tap'
+import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import t from 'tap'
 import { engineOptions } from '../../plugin/cli/engine-flags.ts'
 import { UsageError } from '../../plugin/cli/usage.ts'
 import { runCli } from '../helper/cli.ts'
@@ -65,13 +68,15 @@ t.test('flags become the options of an engine', async t => {
 })
 
 t.test('the command ends with 2 when called wrongly and 1 when it fails, and writes nothing but URLs and help to stdout', async t => {
-  const [unknown, turbomind, decode, broken] = await Promise.all([
+  const [unknown, level, turbomind, decode, broken] = await Promise.all([
     runCli(['engine', '--role', 'encoder', '--frobnicate']),
+    runCli(['serve', '--log-level', 'loud']),
     runCli(['engine', '--role', 'decode', '--backend', 'turbomind']),
     runCli(['engine', '--role', 'decode', '--no-vision']),
     runCli(['engine', '--role', 'encoder', '--model', t.testdir()])
   ])
   t.match(unknown, { code: 2, stdout: '', stderr: /Unknown option '--frobnicate'/ })
+  t.match(level, { code: 2, stdout: '', stderr: /--log-level must be one of trace, .*'loud'/ })
   t.match(turbomind, { code: 2, stdout: '', stderr: /TurboMind has no disaggregated prefill\/decode/ })
   t.match(decode, { code: 2, stdout: '', stderr: /--no-vision makes no sense with --role decode/ })
   t.match(broken, { code: 1, stdout: '' }, 'an empty model folder')
@@ -81,7 +86,19 @@ t.test('the command ends with 2 when called wrongly and 1 when it fails, and wri
 })
 
 t.test('trace tells what is wrong when it can not answer', async t => {
-  const [wrong, down] = await Promise.all([runCli(['trace', 'abc']), runCli(['trace', '--url', 'http://127.0.0.1:1'])])
+  const server = createServer((_request, response) => { response.end('<!doctype html>a page for every path') }).listen(0, '127.0.0.1')
+  t.teardown(() => server.close())
+  await once(server, 'listening')
+  const other = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const [wrong, schemeless, down, foreign, followed] = await Promise.all([
+    runCli(['trace', 'abc']),
+    runCli(['trace', '--url', 'localhost:8000']),
+    runCli(['trace', '--url', 'http://127.0.0.1:1']),
+    runCli(['trace', '--url', other]),
+    runCli(['trace', '--follow', '--url', other])
+  ])
   t.match(wrong, { code: 2, stderr: /32 hexadecimal digits/ })
-  t.match(down, { code: 1, stderr: /can't reach the gateway/ })
+  t.match(schemeless, { code: 2, stderr: /--url must be an http or https URL/ })
+  t.match(down, { code: 1, stderr: /can't reach the gateway at http:\/\/127\.0\.0\.1:1 \(ECONNREFUSED\)/ })
+  for (const one of [foreign, followed]) t.match(one, { code: 1, stderr: /keeps no traces: it is no fastify-epd gateway/ })
 })

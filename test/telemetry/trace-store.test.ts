@@ -1,3 +1,4 @@
+import type { AddressInfo } from 'node:net'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { setImmediate } from 'node:timers/promises'
@@ -17,7 +18,7 @@ import { cutSpans } from '../../plugin/telemetry/otlp-text.ts'
 import { StoreTracerProvider } from '../../plugin/telemetry/store-tracer.ts'
 import type { StoredSpan } from '../../plugin/telemetry/stored-span.ts'
 import { TraceStore } from '../../plugin/telemetry/trace-store.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCli, spawnCli } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
 
 // The bound is about real memory, which only a collected heap shows.
@@ -292,7 +293,9 @@ t.test('the reading routes list, filter, show one, and let a guard decide who ma
   const get = async (url: string): Promise<any> => (await app.inject(url)).json()
   t.equal((await get('/epd/traces')).traces.length, 3)
   t.equal((await get('/epd/traces?limit=1&model=tiny&status=ok&plan=e-pd&min_duration_ms=4')).traces.length, 1)
-  t.match(await get('/epd/traces?status=weird'), { error: { code: 'invalid_request' } })
+  t.match(await get('/epd/traces?status=weird'), { error: { code: 'invalid_request', message: 'status must be equal to one of the allowed values: ok, error, aborted' } })
+  t.match(await get('/epd/traces?limit=0'), { error: { code: 'invalid_request', message: 'limit must be >= 1' } })
+  t.match(await get('/epd/traces?min_duration=5'), { error: { code: 'invalid_request', message: /^There is no parameter 'min_duration'; there are model, .*min_duration_ms/ } }, 'a misspelt filter is no filter')
   t.match(await get(`/epd/traces/${id(2, 32)}`), { traceId: id(2, 32), spans: [{ name: 'chat tiny' }] })
   t.match(await get('/epd/traces/nothing'), { error: { code: 'trace_not_found' } })
   const guarded = await serve(t, store, { guard: async (_request, reply) => reply.code(403).send({ error: {} }) })
@@ -322,6 +325,11 @@ t.test('a waterfall shows each span\'s place in time, its depth and its facts', 
   for (const width of [20, 60, 80, 200]) {
     for (const line of renderWaterfall(store.get(id(7, 32))!, { width }).split('\n').slice(1)) t.ok(line.length <= Math.max(width, 60), `${width}: ${line.length}`)
   }
+  const evil = new TraceStore()
+  evil.add(chat(7, { name: 'chat \x1b]0;title\x07', status: 'error' }))
+  // A client may have asked for a model of any name.
+  t.match(renderWaterfall(evil.get(id(7, 32))!), /^trace 0{31}7 {2}chat {2}\]0;title {3}error/)
+  t.notMatch(renderWaterfall(evil.get(id(7, 32))!), /[\x1b\x07]/) // eslint-disable-line no-control-regex
   t.notMatch(lines.join(''), /\x1b/) // eslint-disable-line no-control-regex
   t.match(renderWaterfall(store.get(id(7, 32))!, { color: true }), /\x1b\[36m/) // eslint-disable-line no-control-regex
 })
@@ -361,6 +369,8 @@ t.test('fastify-epd trace takes filters, and follows until it is told to end', a
     },
     filter: new URLSearchParams({ plan: 'e-pd' }),
     show: trace => { shown.push(trace.traceId) },
+    onLost: err => { t.fail(err.message) },
+    onFound: () => {},
     signal: stop.signal,
     settledMs: 0
   })
@@ -373,6 +383,42 @@ t.test('fastify-epd trace takes filters, and follows until it is told to end', a
   stop.abort()
   await following
   t.strictSame(shown, [id(3, 32), id(6, 32)], 'in their order, each once, without those the filter leaves out')
+})
+
+t.test('fastify-epd trace --follow waits for a gateway that is started again', async t => {
+  const start = async (port: number): Promise<{ store: TraceStore, app: FastifyInstance, port: number }> => {
+    const store = new TraceStore()
+    const app = await serve(t, store)
+    await app.listen({ host: '127.0.0.1', port })
+    return { store, app, port: (app.server.address() as AddressInfo).port }
+  }
+  const first = await start(0)
+  const child = spawnCli(t, ['trace', '--follow', '--json', '--url', `http://127.0.0.1:${first.port}`])
+  first.store.add(chat(1))
+  await until(() => { first.store.add(chat(Math.floor(Math.random() * 1e9) + 10)); return child.stdout().includes('"traceId"') }, 'it follows')
+  await first.app.close()
+  await until(() => child.stderr().includes("can't reach the gateway"), 'it has noticed')
+  const { store } = await start(first.port)
+  store.add(chat(5))
+  await until(() => child.stdout().includes(id(5, 32)), 'it shows what the new one has')
+  await until(() => child.stderr().includes('the gateway is back'), 'and says so')
+  t.equal(await child.stop('SIGINT'), 0)
+  t.equal(child.stderr().match(/can't reach/g)!.length, 1, 'told once')
+})
+
+t.test('fastify-epd trace ends without noise when its reader has seen enough', async t => {
+  const store = new TraceStore()
+  const app = await serve(t, store)
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  store.add(chat(1))
+  for (const args of [['trace', '--url', url], ['trace', '--follow', '--url', url]]) {
+    const child = spawnCli(t, args)
+    child.process.stdout.destroy()
+    const timer = setInterval(() => { store.add(chat(Math.floor(Math.random() * 1e9) + 10)) }, 20)
+    t.equal(await child.ended, 0, args.join(' '))
+    clearInterval(timer)
+    t.equal(child.stderr(), '')
+  }
 })
 
 t.test('a trace is waited for until it stops growing', async t => {
