@@ -57,7 +57,8 @@ function live (app: FastifyInstance, gateway: Gateway, store: TraceStore | undef
     onStart: () => { feed.start() },
     onStop: () => { feed.stop() }
   })
-  app.get('/epd/feed', async (_request, reply) => {
+  // HEAD would be answered by a stream that nobody can read, nor sees the end of.
+  app.get('/epd/feed', { exposeHeadRoute: false }, async (_request, reply) => {
     if (broadcast.full) return reply.code(503).header('retry-after', '5').send({ error: { message: `At most ${MAX_PAGES} pages can be open`, type: 'server_error', code: 'too_many_pages', param: null } })
     const headers = reply.getHeaders() as Record<string, string>
     reply.hijack()

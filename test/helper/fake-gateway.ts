@@ -13,19 +13,21 @@ export interface BuildOptions {
   readonly nodes?: readonly FakeNode[]
   readonly options?: EpdOptions
   readonly fastify?: FastifyServerOptions
+  /** @default 0, a free one */
+  readonly port?: number
   /** Runs before the plugin is registered, and after. */
   readonly before?: (app: FastifyInstance) => unknown
   readonly after?: (app: FastifyInstance) => unknown
 }
 
 /** A listening application with the plugin, its nodes healthy and linked. */
-export async function buildGateway (t: Test, { nodes = [], options = {}, fastify = {}, before, after }: BuildOptions = {}): Promise<FakeGateway> {
+export async function buildGateway (t: Test, { nodes = [], options = {}, fastify = {}, port = 0, before, after }: BuildOptions = {}): Promise<FakeGateway> {
   const app = Fastify({ forceCloseConnections: true, ...fastify })
   t.teardown(() => app.close())
   await before?.(app)
   await app.register(epd, { embedded: false, adapters: [fakeAdapter], nodes: nodes.map(node => node.spec), ...options })
   await after?.(app)
-  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  const url = await app.listen({ host: '127.0.0.1', port })
   await settled(app.epd.nodes, nodes)
   return { app, url }
 }

@@ -6,7 +6,7 @@ import { PACKAGE_ROOT } from '../../plugin/version.ts'
 import { TraceStore } from '../../plugin/index.ts'
 import { openBrowser } from '../helper/chromium.ts'
 import { startCli, type CliServer } from '../helper/cli.ts'
-import { buildGateway } from '../helper/fake-gateway.ts'
+import { buildGateway, chat, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { tempFile } from '../helper/temp.ts'
 import { until } from '../helper/until.ts'
@@ -65,10 +65,7 @@ async function suite (browser: Browser): Promise<void> {
 
   t.test('many nodes scroll in a region of their own, and the requests stay in sight', async t => {
     const nodes = await Promise.all(Array.from({ length: 28 }, (_, i) => FakeNode.start(t, { role: i < 12 ? 'encoder' : 'hybrid' })))
-    const store = new TraceStore()
-    const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store } } })
-    const seconds = Math.floor(Date.now() / 1e3)
-    store.add({ traceId: '1'.repeat(32), spanId: '1'.repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', startTime: [seconds, 0], endTime: [seconds, 1e6], attributes: { 'gen_ai.operation.name': 'chat' }, status: 'unset', service: 's' })
+    const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store: storeOf(1) } } })
     const { page, problems } = await open(browser, { url }, { width: 1280, height: 860 })
     await page.waitForSelector('.wires[data-many=true] .wire')
     t.equal(await page.locator('.wire[data-state=linked]:not(.head)').count(), 12 * 16)
@@ -110,6 +107,89 @@ async function suite (browser: Browser): Promise<void> {
     await page.setViewportSize({ width: 390, height: 844 })
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     t.strictSame(problems, [])
+    await page.context().close()
+  })
+
+  t.test('a gateway that is started again is found again, and its figures begin anew', async t => {
+    const node = await FakeNode.start(t)
+    const options = { ui: true, telemetry: { store: storeOf(1) } }
+    const first = await buildGateway(t, { nodes: [node], options })
+    for (let n = 0; n < 5; n++) await (await post(`${first.url}/v1/chat/completions`, chat('hello'))).arrayBuffer()
+    const { page } = await open(browser, first, { width: 1280, height: 860 })
+    t.match(await page.locator('#figures').textContent(), /Requests[\d.]+\/s5 in all/)
+    await first.app.close()
+    await page.waitForSelector('#live[data-state=off]')
+    await buildGateway(t, { nodes: [node], options: { ...options, telemetry: { store: storeOf(2) } }, port: Number(new URL(first.url).port) })
+    await page.waitForSelector('#live[data-state=on]')
+    await until(async () => /0 in all/.test(String(await page.locator('#figures').textContent())), 'the figures are the new one\'s')
+    t.equal(await page.locator('#requests').getAttribute('aria-activedescendant'), null, 'the row that was selected is gone')
+    await page.locator('#requests [role=option]').click()
+    await shows(page, '2'.repeat(32))
+    await page.context().close()
+  })
+
+  t.test('counters that go back make no rate below zero', async t => {
+    const { url } = await buildGateway(t, { options: { ui: true } })
+    const context = await browser.newContext()
+    const page = await context.newPage()
+    const health = { status: 'healthy', nodes: { healthy: 1, total: 1 }, models: [] }
+    const state = (at: number, count: number): string => `data: ${JSON.stringify({
+      at, version: '1', health, inFlight: 0, requests: count === 0 ? [] : [{ plan: 'pd', outcome: 'ok', count }], retries: 0, admission: { inFlight: 0, waiting: 0, refused: 0 }, nodes: [], links: [], traces: [], stages: { request: [] }, capture: false
+    })}\n\n`
+    const body = state(1e6, 50) + state(1e6 + 10_000, 80)
+    await page.route('**/epd/feed', route => route.fulfill({ contentType: 'text/event-stream', body }))
+    await page.goto(`${url}/epd/`)
+    await until(async () => await page.locator('#figures dd').first().textContent() === '3.0/s80 in all', 'the rate is told')
+    await page.unroute('**/epd/feed')
+    await page.route('**/epd/feed', route => route.fulfill({ contentType: 'text/event-stream', body: state(1e6 + 20_000, 0) + state(1e6 + 26_000, 6) }))
+    await until(async () => await page.locator('#figures dd').first().textContent() === '1.0/s6 in all', 'and that of the gateway as it was started again')
+    await context.close()
+  })
+
+  t.test('a page that was refused, hidden and shown again asks for one feed only', async t => {
+    const { url } = await buildGateway(t, { options: { ui: true } })
+    const context = await browser.newContext()
+    const page = await context.newPage()
+    await page.clock.install()
+    let asked = 0
+    await page.route('**/epd/feed', async route => {
+      asked++
+      await route.fulfill({ status: 503, json: {} })
+    })
+    await page.goto(`${url}/epd/`)
+    const refused = (times: number): Promise<unknown> => until(async () => asked >= times && await page.locator('#live').textContent() === 'refused', 'it is refused')
+    await refused(1)
+    const look = (hidden: boolean): Promise<unknown> => page.evaluate(`Object.defineProperty(document, 'hidden', { configurable: true, value: ${hidden} }), document.dispatchEvent(new Event('visibilitychange'))`)
+    await look(true)
+    await page.clock.runFor(10_000)
+    t.equal(asked, 1, 'what nobody sees asks for nothing')
+    for (let n = 0; n < 3; n++) {
+      await look(true)
+      await look(false)
+      await refused(2 + n)
+    }
+    t.equal(asked, 4)
+    await page.clock.runFor(3_500)
+    await refused(5)
+    await page.clock.runFor(1_000)
+    t.equal(asked, 5, 'one more after three seconds')
+    await context.close()
+  })
+
+  t.test('spans with values of any type are shown, and a trace that is not kept any more is told', async t => {
+    const store = storeOf(1)
+    const seconds = Math.floor(Date.now() / 1e3)
+    store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: '1'.repeat(16), name: 'epd.encode', kind: 'internal', startTime: [seconds, 0], endTime: [seconds, 1e6], attributes: { 'epd.node': 7, 'epd.queue_ms': '3', 'epd.encoders': [1], 'epd.bytes': 'many' }, status: 'unset', service: 's' })
+    const { url } = await buildGateway(t, { options: { ui: true, telemetry: { store } } })
+    const { page, problems } = await open(browser, { url }, { width: 1280, height: 860 })
+    await shows(page, '1'.repeat(32))
+    t.match(await page.locator('#detail .span .facts').last().textContent(), /7.*waited 3\.00 ms/)
+    await page.click('#pause')
+    await page.route('**/epd/traces/*', route => route.fulfill({ status: 404, json: {} }))
+    await page.locator('#requests [role=option]').click()
+    await page.waitForSelector('#detail .empty')
+    t.match(await page.locator('#detail').textContent(), /no longer kept/)
+    t.strictSame(problems.filter(problem => !problem.includes('404')), [])
     await page.context().close()
   })
 
@@ -199,6 +279,14 @@ async function suite (browser: Browser): Promise<void> {
     t.strictSame(problems, [])
     await page.context().close()
   })
+}
+
+/** With one trace, all of whose ids are of this digit. */
+function storeOf (digit: number): TraceStore {
+  const store = new TraceStore()
+  const seconds = Math.floor(Date.now() / 1e3)
+  store.add({ traceId: String(digit).repeat(32), spanId: String(digit).repeat(16), parentSpanId: undefined, name: 'chat vlm', kind: 'client', startTime: [seconds, 0], endTime: [seconds, 1e6], attributes: { 'gen_ai.operation.name': 'chat' }, status: 'unset', service: 's' })
+  return store
 }
 
 async function shows (page: Page, trace: string | null): Promise<void> {

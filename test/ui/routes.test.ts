@@ -141,6 +141,7 @@ t.test('pages are bounded in number', async t => {
   const stop = new AbortController()
   t.teardown(() => { stop.abort() })
   for (let n = 0; n < 8; n++) t.equal((await fetch(`${url}/epd/feed`, { signal: stop.signal })).status, 200)
+  t.equal((await fetch(`${url}/epd/feed`, { method: 'HEAD' })).status, 404, 'and HEAD takes no place')
   const ninth = await fetch(`${url}/epd/feed`)
   t.equal(ninth.status, 503)
   t.equal(ninth.headers.get('retry-after'), '5')

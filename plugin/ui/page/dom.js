@@ -61,7 +61,7 @@ export function nameNodes (nodes) {
 }
 
 export function nameOf (id) {
-  return names.get(id) ?? shortId(id)
+  return names.get(id) ?? shortId(String(id))
 }
 
 export function quantile (sorted, q) {

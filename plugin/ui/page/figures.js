@@ -11,6 +11,8 @@ export function showFigures (list, state) {
   const bad = state.requests.filter(one => one.outcome === 'error').reduce((sum, one) => sum + one.count, 0)
   const items = state.nodes.reduce((sum, node) => sum + node.encoded, 0)
   const cached = state.nodes.reduce((sum, node) => sum + node.cached, 0)
+  // Counters that go back are those of a gateway that has been started again.
+  if (history.length > 0 && (ended < history.at(-1)[1] || items < history.at(-1)[2])) history.length = 0
   history.push([state.at, ended, items, cached])
   while (history.length > 2 && history[0][0] < state.at - WINDOW_MS) history.shift()
   const first = history[0]

@@ -1,4 +1,5 @@
 /* global EventSource, Option */
+import { el } from './dom.js'
 import { showFigures } from './figures.js'
 import { RequestList } from './requests.js'
 import { showStages } from './stages.js'
@@ -15,10 +16,15 @@ let state
 let paused = false
 let shown = ''
 let source
+let retry
+/** Which update the list is from, and how many there have been: one that is overtaken says nothing. */
+let listed = 0
+let updates = 0
 
 const list = new RequestList($('requests'), id => { showTrace(id).catch(() => {}) })
 
 function connect () {
+  disconnect()
   source = new EventSource('feed')
   source.onopen = () => { live('on', 'live') }
   source.onmessage = event => {
@@ -28,8 +34,13 @@ function connect () {
   source.onerror = () => {
     live('off', source.readyState === EventSource.CLOSED ? 'refused' : 'reconnecting')
     // The browser itself tries again after a lost connection, but not after an answer that was no stream.
-    if (source.readyState === EventSource.CLOSED) setTimeout(connect, RETRY_MS)
+    if (source.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS)
   }
+}
+
+function disconnect () {
+  clearTimeout(retry)
+  source?.close()
 }
 
 function live (mark, text) {
@@ -46,7 +57,10 @@ async function update () {
   showTopology($('topology'), state)
   showStages($('stages'), state)
   offer(models)
+  const update = ++updates
   const traces = await wanted()
+  if (update < listed) return
+  listed = update
   list.show(traces)
   if (list.selected === undefined && traces.some(trace => !trace.partial)) list.select((traces.find(trace => !trace.partial && trace.items > 0) ?? traces.find(trace => !trace.partial)).traceId)
   const selected = traces.find(trace => trace.traceId === list.selected)
@@ -76,12 +90,19 @@ function offer (models) {
 
 async function showTrace (id) {
   const answer = await fetch(`traces/${id}`)
-  if (!answer.ok || id !== list.selected) return
-  const trace = await answer.json()
+  const trace = answer.ok ? await answer.json() : undefined
+  if (id !== list.selected) return
+  if (answer.status === 404) showGone()
+  if (trace === undefined) return
   const key = `${trace.traceId} ${trace.spans.length}`
   if (key === shown) return
   shown = key
   showWaterfall($('detail'), trace, state)
+}
+
+function showGone () {
+  shown = ''
+  $('detail').replaceChildren(el('h2', { id: 'detail-title' }, 'Waterfall'), el('p', { class: 'empty' }, 'This trace is no longer kept: newer ones have taken its place.'))
 }
 
 $('filter').addEventListener('input', () => { if (state !== undefined) update().catch(() => {}) })
@@ -94,7 +115,7 @@ $('pause').addEventListener('click', () => {
 })
 // A page nobody sees asks for nothing.
 document.addEventListener('visibilitychange', () => {
-  if (document.hidden) source.close()
-  else if (source.readyState === EventSource.CLOSED) connect()
+  if (document.hidden) disconnect()
+  else connect()
 })
-connect()
+if (!document.hidden) connect()

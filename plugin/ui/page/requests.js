@@ -34,6 +34,8 @@ export class RequestList {
       rows.set(trace.traceId, row)
     }
     this.#rows = rows
+    if (rows.has(this.selected)) this.#box.setAttribute('aria-activedescendant', `r${this.selected}`)
+    else this.#box.removeAttribute('aria-activedescendant')
     this.#order = traces.map(trace => trace.traceId)
     if (traces.length === 0) this.#box.replaceChildren(el('li', { class: 'empty' }, 'No requests here yet.'))
     else this.#place([...rows.values()])

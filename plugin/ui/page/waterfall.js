@@ -5,7 +5,7 @@ const ROLE_OF = [
   ['engine.migrate', 'migrate'], ['engine.preprocess', 'encode'], ['engine.encode', 'encode'], ['epd.encode', 'encode'],
   ['engine.prefill', 'prefill'], ['epd.prefill', 'prefill'], ['engine.decode', 'decode'], ['epd.decode', 'decode'], ['epd.plan', 'plan']
 ]
-/** What is told beside a bar, in this order. */
+/** What is told beside a bar, in this order. Spans come from engines of all kinds: a value may be of any type. */
 const FACTS = [
   ['epd.topology', value => value],
   ['epd.node', nameOf],
@@ -18,7 +18,7 @@ const FACTS = [
   ['epd.bytes', value => value > 0 ? bytes(value) : ''],
   ['epd.link', value => value],
   ['epd.batch', value => value > 1 ? `batch ${value}` : ''],
-  ['epd.queue_ms', value => value >= 0.5 ? `waited ${ms(value)}` : ''],
+  ['epd.queue_ms', value => value >= 0.5 ? `waited ${ms(Number(value))}` : ''],
   ['epd.retries', value => value > 0 ? `${value} retried` : '']
 ]
 
