@@ -87,7 +87,8 @@ function serving (app: FastifyInstance, state: ServerState, engine: EngineServic
     version: options.version,
     proxyUrl: options.proxyUrl,
     token: () => registration?.token(),
-    onRefused: () => { registration?.again() }
+    onRefused: () => { registration?.again() },
+    onLost: message => { app.log.warn(message) }
   })
   let closing: Promise<void> | undefined
   return {

@@ -17,6 +17,8 @@ export interface EngineTelemetryOptions {
   readonly token: () => string | undefined
   /** The gateway does not know the token: register again. */
   readonly onRefused: () => void
+  /** Told of spans that an OTLP receiver did not get. */
+  readonly onLost?: (message: string) => void
 }
 
 export interface EngineTelemetry {
@@ -60,17 +62,36 @@ export function contextOf (headers: Readonly<Record<string, string | string[] | 
 }
 
 function processorsOf (options: EngineTelemetryOptions): SpanProcessor[] {
-  const { OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_TRACES_EXPORTER } = process.env
   const processors: SpanProcessor[] = []
   if (options.proxyUrl !== undefined) {
     processors.push(new BatchSpanProcessor(gatewayExporter(options.proxyUrl, options), {
       scheduledDelayMillis: SEND_AFTER_MS, exportTimeoutMillis: SEND_TIMEOUT_MS, maxQueueSize: MAX_WAITING_SPANS
     }))
   }
-  if (OTEL_TRACES_EXPORTER !== 'none' && (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT || OTEL_EXPORTER_OTLP_ENDPOINT)) {
-    processors.push(new BatchSpanProcessor(new OTLPTraceExporter()))
-  }
+  if (otlpConfigured()) processors.push(new BatchSpanProcessor(otlpExporter(options.onLost)))
   return processors
+}
+
+function otlpConfigured (): boolean {
+  const { OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_TRACES_EXPORTER } = process.env
+  if (OTEL_TRACES_EXPORTER) return OTEL_TRACES_EXPORTER.split(',').some(name => name.trim() === 'otlp')
+  return Boolean(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT || OTEL_EXPORTER_OTLP_ENDPOINT)
+}
+
+/** Says so when it starts to lose spans; the SDK drops them without a word. */
+function otlpExporter (onLost: (message: string) => void = () => {}): SpanExporter {
+  const exporter = new OTLPTraceExporter()
+  let losing = false
+  return Object.assign(Object.create(exporter) as SpanExporter, {
+    export (spans: ReadableSpan[], done: (result: ExportResult) => void) {
+      exporter.export(spans, result => {
+        const lost = result.code === ExportResultCode.FAILED
+        if (lost && !losing) onLost(`spans could not be sent to the OTLP receiver: ${result.error?.message ?? 'it refused them'}`)
+        losing = lost
+        done(result)
+      })
+    }
+  })
 }
 
 /** Sends to the gateway with the token of the day. Failing is never an error here: the spans are gone, the requests were fine. */

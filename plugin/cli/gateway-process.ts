@@ -34,18 +34,18 @@ const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 export async function startGateway ({ options, host, port, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
   const store = resolved.traces > 0 ? new TraceStore({ maxTraces: resolved.traces }) : undefined
-  const telemetry = store === undefined ? undefined : await startTelemetry({ store })
-  // stdout is for the URL alone.
   const ui = options.ui ?? LOOPBACK.has(host)
   const app = Fastify({
+    // stdout is for the URL alone.
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
     logController: new LogController({ disableRequestLogging: true }),
     // While it drains it answers in its own words: OpenAI's shape, with Retry-After.
     return503OnClosing: false
   })
+  const telemetry = await startTelemetry({ store, onProblem: message => { app.log.warn(message) } })
   const close = async (): Promise<void> => {
     await app.close()
-    await telemetry?.close()
+    await telemetry.close()
   }
   try {
     await app.register(epd, {

@@ -4,7 +4,8 @@ import { context, createContextKey, propagation, trace, type Context } from '@op
 /** Marks contexts made here, so that only this gateway's own upstream calls are looked at. */
 const kOurs = createContextKey('fastify-epd.upstream')
 const CHANNEL = 'undici:request:create'
-const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}/
+/** Version 00 ends after its flags, later ones may go on; a comma is where two headers were joined. */
+const TRACEPARENT = /^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:$|(?<!^00.{53})-[^,]*$)/
 const TRACE_FIELDS = ['traceparent', 'tracestate'] as const
 
 export type IncomingHeaders = Readonly<Record<string, string | string[] | undefined>>

@@ -18,7 +18,7 @@ export class Points {
 
   /** Would a point be made of it? */
   takes ({ endTime, status }: StoredSpan): boolean {
-    const at = millisOf(endTime)
+    const at = endedAt(endTime)
     if (at > this.#at) this.#refill(at)
     return this.#spare[failed(status)]! >= 1
   }
@@ -29,7 +29,7 @@ export class Points {
     const kind = failed(span.status)
     this.#spare[kind]!--
     const ms = (endTime[0] - startTime[0]) * 1e3 + (endTime[1] - startTime[1]) / 1e6
-    this.#points.push([Math.round(millisOf(endTime)), Math.round(ms * 100) / 100, kind])
+    this.#points.push([Math.round(endedAt(endTime)), Math.round(ms * 100) / 100, kind])
     if (this.#points.length > 2 * MAX_POINTS) this.#points = this.#points.slice(-MAX_POINTS)
   }
 
@@ -49,6 +49,7 @@ function failed (status: StoredSpan['status']): 0 | 1 {
   return status === 'error' ? 1 : 0
 }
 
-function millisOf ([seconds, nanoseconds]: StoredSpan['endTime']): number {
-  return seconds * 1e3 + nanoseconds / 1e6
+/** Now at the latest: an engine's clock may be ahead, and what is yet to come would neither leave the chart nor let others in. */
+function endedAt ([seconds, nanoseconds]: StoredSpan['endTime']): number {
+  return Math.min(seconds * 1e3 + nanoseconds / 1e6, Date.now())
 }

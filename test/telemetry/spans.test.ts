@@ -72,7 +72,11 @@ t.test('without an SDK the client\'s own trace context passes through and nothin
   chat.end()
   t.strictSame(startRequest({ headers: {}, model: 'm' }).headers, {})
   t.match(startRequest({ headers: {}, model: 'm' }).traceId, /^[0-9a-f]{32}$/, 'a response can still be named')
-  for (const bad of [`${PARENT}, ${PARENT.slice(3)}`.replace('00', 'zz'), 'garbage']) t.strictSame(startRequest({ headers: { traceparent: bad }, model: 'm' }).headers, {})
+  for (const bad of [`${PARENT}, ${PARENT}`, PARENT.replace('00', 'zz'), PARENT.replace('00', 'ff'), PARENT.replace(TRACE_ID, '0'.repeat(32)), `${PARENT}-more`, `${PARENT}0`, PARENT.toUpperCase(), 'garbage']) {
+    t.strictSame(startRequest({ headers: { traceparent: bad, tracestate: 'vendor=1' }, model: 'm' }).headers, {}, bad)
+  }
+  const later = PARENT.replace('00', '01') + '-more'
+  t.strictSame(startRequest({ headers: { traceparent: later }, model: 'm' }).headers, { traceparent: later }, 'a later version may say more')
 })
 
 t.test('a request that is not sampled says so to the engines, and its stages cost nothing', async t => {
@@ -244,9 +248,76 @@ t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves
   const value = (key: string): string => sender.attributes.find((one: any) => one.key === key).value.stringValue
   t.strictSame(['service.name', 'service.instance.id', 'epd.role', 'deployment.environment'].map(value), ['fastify-epd-engine', 'http://e:1', 'encoder', 'test'])
   t.equal(scope.spans[0].name, ENGINE_SPAN.encode)
+
+  const sendOnly = await startTelemetry({ store: undefined })
+  startRequest({ headers: {}, model: 'without a store' }).end()
+  await sendOnly.close()
+  t.equal((await until(() => received[2], 'what no store keeps is sent all the same')).body.resourceSpans[0].scopeSpans[0].spans[0].name, 'chat without a store')
   process.env.OTEL_SDK_DISABLED = 'true'
   t.teardown(() => { delete process.env.OTEL_SDK_DISABLED })
   t.equal((await startTelemetry({ store })).enabled, false)
+})
+
+t.test('what is wrong with an export is told: variables that ask for what is not there, a receiver that refuses', async t => {
+  const receiver = Fastify()
+  t.teardown(() => receiver.close())
+  let asked = 0
+  receiver.post('/v1/traces', async (_request, reply) => {
+    asked++
+    return reply.code(400).send({})
+  })
+  const url = await receiver.listen({ host: '127.0.0.1', port: 0 })
+  const told = async (env: Record<string, string>, run = async (): Promise<void> => {}): Promise<string[]> => {
+    Object.assign(process.env, env)
+    const problems: string[] = []
+    const telemetry = await startTelemetry({ store: new TraceStore(), onProblem: message => { problems.push(message) } })
+    await run()
+    await telemetry.close()
+    for (const name of Object.keys(env)) delete process.env[name]
+    return problems
+  }
+  t.strictSame(await told({}), [])
+  t.strictSame(await told({ OTEL_TRACES_EXPORTER: 'none', OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' }), [])
+  t.match(await told({ OTEL_TRACES_EXPORTER: 'zipkin' }), [/OTEL_TRACES_EXPORTER: 'zipkin' is not supported/])
+  t.match(await told({ OTEL_EXPORTER_OTLP_ENDPOINT: url, OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' }), [/OTEL_EXPORTER_OTLP_PROTOCOL: grpc is not supported/])
+  const ask = async (): Promise<void> => { startRequest({ headers: {}, model: 'm' }).end() }
+  t.match(await told({ OTEL_EXPORTER_OTLP_ENDPOINT: url, OTEL_BSP_SCHEDULE_DELAY: '1' }, async () => {
+    for (let n = 1; n <= 3; n++) {
+      await ask()
+      await until(() => asked === n, 'it was asked')
+    }
+  }), [/spans could not be sent to the OTLP receiver: /], 'once')
+
+  process.env.OTEL_EXPORTER_OTLP_ENDPOINT = url
+  t.teardown(() => { delete process.env.OTEL_EXPORTER_OTLP_ENDPOINT })
+  const lost: string[] = []
+  const engine = startEngineTelemetry({ engineId: 'http://e:1', role: 'encoder', version: '0', token: () => undefined, onRefused () {}, onLost: message => { lost.push(message) } })!
+  t.teardown(() => { propagation.disable() })
+  trace.getTracer(ENGINE_TRACER_NAME).startSpan(ENGINE_SPAN.encode).end()
+  await engine.close()
+  t.match(lost, [/spans could not be sent to the OTLP receiver: /], 'by an engine, too')
+})
+
+t.test('OTEL_TRACES_EXPORTER=otlp alone sends to where receivers listen by default', async t => {
+  const receiver = Fastify()
+  t.teardown(() => receiver.close())
+  let arrived = 0
+  receiver.post('/v1/traces', async () => {
+    arrived++
+    return {}
+  })
+  try {
+    await receiver.listen({ host: 'localhost', port: 4318 })
+  } catch (err) {
+    t.plan(0, `somebody listens there: ${(err as Error).message}`)
+    return
+  }
+  process.env.OTEL_TRACES_EXPORTER = 'otlp'
+  t.teardown(() => { delete process.env.OTEL_TRACES_EXPORTER })
+  const telemetry = await startTelemetry({ store: new TraceStore() })
+  startRequest({ headers: {}, model: 'm' }).end()
+  await telemetry.close()
+  t.equal(arrived, 1)
 })
 
 /** Requests of all kinds, told by what the store has of them; ids, which differ, by the names of the spans that bear them. */

@@ -118,6 +118,18 @@ t.test('a chart has the calls of two minutes: all of them, or an even sample, al
   t.equal(points.since(now * 1_000 + 400_000).length, 0)
 })
 
+t.test('a node whose clock is ahead takes no other\'s place in a chart', t => {
+  const points = new Points()
+  const call = (seconds: number): never => ({ startTime: [seconds - 1, 0], endTime: [seconds, 0], status: 'unset' }) as never
+  const now = Math.floor(Date.now() / 1_000)
+  for (let n = 100; n > 60; n--) points.note(call(now - n))
+  points.note(call(now + 86_400))
+  points.note(call(now - 10))
+  t.strictSame(points.since(Date.now()).slice(-2).map(([at]) => Math.abs(at - Date.now()) < 60_000), [true, true])
+  t.equal(points.since(Date.now() + 130_000).length, 0, 'and leaves it like any other')
+  t.end()
+})
+
 t.test('the feed tells prefill and decode nodes apart, what moves between them, and how long hand-offs take', async t => {
   const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t, { role: 'prefill' }), FakeNode.start(t, { role: 'decode' })])
   const [e, p, d] = nodes.map(node => node.url) as [string, string, string]
