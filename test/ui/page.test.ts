@@ -128,6 +128,18 @@ async function suite (browser: Browser): Promise<void> {
     await page.context().close()
   })
 
+  t.test('a page without requests, or without traces, says so', async t => {
+    for (const [telemetry, text] of [[{ store: new TraceStore() }, 'No requests here yet.'], [{ traces: false }, 'Traces are switched off here (telemetry.traces).']] as const) {
+      const { url } = await buildGateway(t, { options: { ui: true, telemetry } })
+      const context = await browser.newContext()
+      const page = await context.newPage()
+      await page.goto(`${url}/epd/`)
+      await page.waitForSelector('#requests .empty')
+      t.equal(await page.locator('#requests').textContent(), text)
+      await context.close()
+    }
+  })
+
   t.test('counters that go back make no rate below zero', async t => {
     const { url } = await buildGateway(t, { options: { ui: true } })
     const context = await browser.newContext()
@@ -265,6 +277,7 @@ async function suite (browser: Browser): Promise<void> {
     t.ok(await page.locator('#requests [role=option]').count() > 0)
     await page.fill('#filter [name=min]', '600000')
     await page.waitForSelector('#requests .empty')
+    t.equal(await page.locator('#requests').textContent(), 'No request like that.')
     await page.context().close()
   })
 

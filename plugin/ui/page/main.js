@@ -61,15 +61,21 @@ async function update () {
   const traces = await wanted()
   if (update < listed) return
   listed = update
-  list.show(traces)
+  list.show(traces, nothing())
   if (list.selected === undefined && traces.some(trace => !trace.partial)) list.select((traces.find(trace => !trace.partial && trace.items > 0) ?? traces.find(trace => !trace.partial)).traceId)
   const selected = traces.find(trace => trace.traceId === list.selected)
   const young = selected !== undefined && state.at - Date.parse(selected.start) - selected.durationMs < SETTLED_MS
   if (selected !== undefined && (young || shown !== `${selected.traceId} ${selected.spans}`)) await showTrace(selected.traceId)
 }
 
+function nothing () {
+  if (state.traces === null) return 'Traces are switched off here (telemetry.traces).'
+  return state.traces.length === 0 ? 'No requests here yet.' : 'No request like that.'
+}
+
 /** The list as it comes with the feed, or as the filter asks for. */
 async function wanted () {
+  if (state.traces === null) return []
   const query = new URLSearchParams()
   const form = new FormData($('filter'))
   for (const name of ['plan', 'status', 'model']) if (form.get(name)) query.set(name, form.get(name))

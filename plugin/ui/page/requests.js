@@ -21,7 +21,8 @@ export class RequestList {
     })
   }
 
-  show (traces) {
+  /** @param nothing what to say when there are none */
+  show (traces, nothing) {
     const rows = new Map()
     // Nine in ten fit their bar: one slow request must not make a dot of every other.
     const longest = Math.max(1, quantile(traces.map(trace => trace.durationMs).sort((a, b) => a - b), 0.9) ?? 1)
@@ -37,7 +38,7 @@ export class RequestList {
     if (rows.has(this.selected)) this.#box.setAttribute('aria-activedescendant', `r${this.selected}`)
     else this.#box.removeAttribute('aria-activedescendant')
     this.#order = traces.map(trace => trace.traceId)
-    if (traces.length === 0) this.#box.replaceChildren(el('li', { class: 'empty' }, 'No requests here yet.'))
+    if (traces.length === 0) this.#box.replaceChildren(el('li', { class: 'empty' }, nothing))
     else this.#place([...rows.values()])
   }
 
