@@ -1,5 +1,6 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import axe from 'axe-core'
 import type { Browser, Page } from 'playwright-core'
 import t from 'tap'
 import { PACKAGE_ROOT } from '../../plugin/version.ts'
@@ -279,6 +280,18 @@ async function suite (browser: Browser): Promise<void> {
     await page.waitForSelector('#requests .empty')
     t.equal(await page.locator('#requests').textContent(), 'No request like that.')
     await page.context().close()
+  })
+
+  t.test('axe finds nothing that shuts somebody out, light and wide or dark and narrow', async t => {
+    for (const [width, dark] of [[1280, false], [390, true]] as const) {
+      const { page } = await open(browser, gateway, { width, height: 860, dark })
+      await page.click('#pause')
+      await page.locator('#detail .span summary').first().click()
+      await page.evaluate(axe.source)
+      const { violations } = await page.evaluate("axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice'], resultTypes: ['violations'] })") as axe.AxeResults
+      t.strictSame(violations.map(({ id, nodes }) => [id, ...nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`)]), [], `${width} pixels, ${dark ? 'dark' : 'light'}`)
+      await page.context().close()
+    }
   })
 
   t.test('at 390 pixels everything is in one column and nothing sticks out', async t => {
