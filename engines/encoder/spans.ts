@@ -1,5 +1,7 @@
-import { SpanStatusCode, trace, type Attributes, type Context, type Span } from '@opentelemetry/api'
-import { ENGINE_ATTR, ENGINE_TRACER_NAME } from '../semconv.ts'
+import { trace, type Attributes, type Context, type Span } from '@opentelemetry/api'
+import { ENGINE_TRACER_NAME } from '../semconv.ts'
+import { failSpan } from '../span-outcome.ts'
+import { toEngineError } from './media-error.ts'
 
 /** Runs `work` under a span that ends with it, and tells of its failure. */
 export async function inSpan<T> (name: string, context: Context, attributes: Attributes, work: (span: Span) => Promise<T>): Promise<T> {
@@ -8,8 +10,7 @@ export async function inSpan<T> (name: string, context: Context, attributes: Att
   try {
     return await work(span)
   } catch (err) {
-    span.setAttribute(ENGINE_ATTR.errorType, err instanceof Error ? err.name : 'Error')
-    span.setStatus({ code: SpanStatusCode.ERROR })
+    failSpan(span, toEngineError(err, ''))
     throw err
   } finally {
     span.end()

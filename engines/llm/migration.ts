@@ -1,7 +1,8 @@
-import { SpanStatusCode, trace, type Attributes } from '@opentelemetry/api'
+import { trace, type Attributes } from '@opentelemetry/api'
 import type { PoolName } from '../cache/index.ts'
 import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../semconv.ts'
 import { spanTime } from '../span-clock.ts'
+import { failSpan } from '../span-outcome.ts'
 import type { FetchCall } from './block-link.ts'
 import { migrationError } from './migration-error.ts'
 import type { Sequence } from './sequence.ts'
@@ -94,8 +95,7 @@ export class MigrationLoop {
       return path.moves.finish(sequence)
     } catch (err) {
       const error = migrationError(err, path.pool)
-      span.recordException(error)
-      span.setStatus({ code: SpanStatusCode.ERROR, message: error.message })
+      failSpan(span, error)
       failMigration(sequence, error)
       return false
     } finally {

@@ -1,7 +1,8 @@
-import { SpanStatusCode, trace, type Span } from '@opentelemetry/api'
+import { trace, type Span } from '@opentelemetry/api'
 import type { EngineCounters } from '../engine-service.ts'
 import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../semconv.ts'
 import { spanTime } from '../span-clock.ts'
+import { failSpan } from '../span-outcome.ts'
 import type { Outcome, Sequence } from './sequence.ts'
 
 interface Spans {
@@ -65,8 +66,8 @@ export class SequenceTraces {
     this.#spans.delete(sequence)
     const last = spans?.decode ?? spans?.prefill
     if (last === undefined) return
-    if (outcome.kind === 'aborted') last.setStatus({ code: SpanStatusCode.ERROR, message: outcome.error.message })
-    if (outcome.kind === 'stopped') last.setAttribute(ENGINE_ATTR.aborted, true)
+    // Also one that was stopped may have failed: because the engine closes, say, and not because its client left.
+    if ('error' in outcome) failSpan(last, outcome.error)
     else last.setAttribute(ENGINE_ATTR.finishReasons, [outcome.kind])
     last.setAttribute(ENGINE_ATTR.outputTokens, sequence.generated)
     last.end(spanTime())

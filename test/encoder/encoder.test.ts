@@ -5,6 +5,7 @@ import { ROOT_CONTEXT, trace } from '@opentelemetry/api'
 import { InMemorySpanExporter, BasicTracerProvider, SimpleSpanProcessor } from '@opentelemetry/sdk-trace-base'
 import * as ort from 'onnxruntime-node'
 import t, { type Test } from 'tap'
+import { EngineError } from '../../engines/errors.ts'
 import { BlockPool, LeaseTable } from '../../engines/cache/index.ts'
 import { P2PNode, type P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { createEncoderEngine, type EncoderResultWire } from '../../engines/encoder/index.ts'
@@ -313,7 +314,9 @@ t.test('a lease nobody takes up expires; clearing the cache spares what is held'
 
 t.test('preprocessing and encoding are spans under the caller\'s', async t => {
   const exporter = new InMemorySpanExporter()
-  const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] })
+  let onStart = (): void => {}
+  const watcher = { onStart: () => { onStart() }, onEnd () {}, async forceFlush () {}, async shutdown () {} }
+  const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter), watcher] })
   trace.setGlobalTracerProvider(provider)
   t.teardown(async () => { trace.disable(); await provider.shutdown() })
   const h = await harness(t)
@@ -324,7 +327,13 @@ t.test('preprocessing and encoding are spans under the caller\'s', async t => {
   const spans = exporter.getFinishedSpans()
   t.same(spans.map(s => [s.name, s.spanContext().traceId, s.parentSpanContext?.spanId]), ['engine.preprocess', 'engine.encode', 'engine.preprocess'].map(name => [name, traceId, 'b7ad6b7169203331']))
   t.match(spans[1]?.attributes, { 'gen_ai.request.model': 'fake', 'epd.tokens': 20, 'epd.batch': 1 })
-  t.match(spans[2], { status: { code: 2 }, attributes: { 'error.type': 'PictureError' } })
+  t.match(spans[2], { status: { code: 2, message: /pixels/ }, attributes: { 'error.type': 'invalid_media' } })
+  const gone = new AbortController()
+  onStart = () => { gone.abort(new EngineError('cancelled', 'The client closed the connection.')) }
+  await rejection(h.chat([imagePart(await picture(2))], { context, signal: gone.signal }))
+  const left = await until(() => exporter.getFinishedSpans()[3], 'it has ended')
+  t.match(left, { name: 'engine.preprocess', status: { code: 0 }, attributes: { 'epd.aborted': true } }, 'a client that leaves is no error')
+  t.equal(left.attributes['error.type'], undefined)
 })
 
 t.test('what an encoder says of itself', async t => {

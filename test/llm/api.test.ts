@@ -2,14 +2,15 @@ import { cp, mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { context, trace, TraceFlags, propagation, ROOT_CONTEXT } from '@opentelemetry/api'
 import { W3CTraceContextPropagator } from '@opentelemetry/core'
-import { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor } from '@opentelemetry/sdk-trace-base'
+import { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor, type ReadableSpan } from '@opentelemetry/sdk-trace-base'
 import t from 'tap'
 import type { ChatAnswer } from '../../engines/engine-service.ts'
+import { EngineError } from '../../engines/errors.ts'
 import { createLlmEngine } from '../../engines/llm/index.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
 import { until } from '../helper/until.ts'
-import { ask, askByEncoder, checkIdle, events, failure, link, log, pictureParts, send, startEncoder, startLlm, user, type Completion } from './harness.ts'
+import { ask, askByEncoder, checkIdle, encode, events, failure, link, log, pictureParts, send, startEncoder, startLlm, user, withResults, type Completion } from './harness.ts'
 
 interface Chunk {
   object: string
@@ -221,7 +222,9 @@ t.test('an engine with vision', async t => {
 
 t.test('spans and latencies of a request', async t => {
   const exporter = new InMemorySpanExporter()
-  const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] })
+  let onStart = (_name: string): void => {}
+  const watcher = { onStart: (span: { name: string }) => { onStart(span.name) }, onEnd () {}, async forceFlush () {}, async shutdown () {} }
+  const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter), watcher] })
   trace.setGlobalTracerProvider(provider)
   propagation.setGlobalPropagator(new W3CTraceContextPropagator())
   t.teardown(() => { trace.disable(); propagation.disable(); context.disable() })
@@ -243,7 +246,24 @@ t.test('spans and latencies of a request', async t => {
   t.match(spans['engine.prefill']?.attributes, { 'gen_ai.usage.input_tokens': answer.usage.prompt_tokens, 'epd.cached': 0 })
   t.match(spans['engine.decode']?.attributes, { 'gen_ai.usage.output_tokens': answer.usage.completion_tokens, 'gen_ai.response.finish_reasons': ['stop'] })
   t.same(latencies, ['time_to_first_token', 'time_per_output_token'])
-  await checkIdle(t, engine, encoder)
+
+  exporter.reset()
+  const last = async (name: string): Promise<ReadableSpan> => await until(() => exporter.getFinishedSpans().findLast(span => span.name === name), `${name} has ended`)
+  const lost = await encode(encoder, [await drawScene(9)], { requestId: 'lost' })
+  encoder.abort('lost')
+  await t.rejects(ask(engine, withResults(lost, '?')), { code: 'features_gone' })
+  t.match(await last('engine.migrate'), { status: { code: 2, message: String }, attributes: { 'error.type': 'features_gone' } })
+  const client = new AbortController()
+  onStart = name => { if (name === 'engine.decode') setImmediate(() => { client.abort(new EngineError('cancelled', 'The client closed the connection.')) }) }
+  await t.rejects(ask(engine, hello, { signal: client.signal }))
+  t.match(await last('engine.decode'), { status: { code: 0 }, attributes: { 'epd.aborted': true } }, 'a client that leaves is no error')
+  exporter.reset()
+  let closing: Promise<void> | undefined
+  onStart = name => { if (name === 'engine.decode') setImmediate(() => { closing = engine.close() }) }
+  await t.rejects(ask(engine, hello))
+  t.match(await last('engine.decode'), { status: { code: 2, message: 'the engine is shutting down' }, attributes: { 'error.type': 'draining' } })
+  await closing
+  await checkIdle(t, encoder)
 })
 
 t.test('without vision the vision encoder\'s file is never opened; closing fails what is live', async t => {
