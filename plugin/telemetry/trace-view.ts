@@ -130,7 +130,8 @@ function view (span: StoredSpan, zero: StoredSpan['startTime']): SpanView {
     start: iso(span.startTime),
     end: iso(span.endTime),
     offsetMs: millis(zero, span.startTime),
-    durationMs: millis(span.startTime, span.endTime),
+    // A clock that was set back meanwhile made it end before it began.
+    durationMs: Math.max(0, millis(span.startTime, span.endTime)),
     attributes: span.attributes,
     status: span.message === undefined ? { code: span.status } : { code: span.status, message: span.message },
     service: span.service,

@@ -79,6 +79,8 @@ t.test('spans of several processes join by trace id, in any order, each once', a
   ])
   t.match(trace.spans[2], { start: new Date(NOW * 1_000).toISOString().slice(0, 19) + '.002000Z', instance: 'http://e:1', status: { code: 'unset' } })
   t.equal(store.get(id(9, 32)), undefined)
+  store.add(span(2, 1, { startTime: [NOW, 5], endTime: [NOW - 1, 0] }))
+  t.equal(store.get(id(2, 32))!.spans[0]!.durationMs, 0, 'a clock that was set back')
 })
 
 t.test('the list is newest first and filtered', async t => {

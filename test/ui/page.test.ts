@@ -29,6 +29,15 @@ const OVERLAPS = `[...document.querySelectorAll('#requests [role=option], .colum
   return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2).map(b => a.text + ' | ' + b.text))
 })`
 
+/** Cards that a link runs behind: in the page, an expression. */
+const BEHIND_CARDS = `[...document.querySelectorAll('.wire:not(.head)')].flatMap(wire => {
+  const frame = document.querySelector('.map').getBoundingClientRect()
+  const cards = [...document.querySelectorAll('.node')].map(node => [node.querySelector('b').textContent, node.getBoundingClientRect()])
+  const length = wire.getTotalLength()
+  const points = Array.from({ length: 200 }, (_, i) => wire.getPointAtLength(length * (i + 0.5) / 200)).map(({ x, y }) => [x + frame.left, y + frame.top])
+  return cards.filter(([, card]) => points.some(([x, y]) => x > card.left + 1 && x < card.right - 1 && y > card.top + 1 && y < card.bottom - 1)).map(([name]) => name)
+})`
+
 // Starting engines and a browser takes its time on a busy machine.
 t.setTimeout(120_000)
 const opened = await openBrowser()
@@ -89,22 +98,28 @@ async function suite (browser: Browser): Promise<void> {
     const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store } } })
     const p = nodes[1]!.url
     const span = (name: string, n: number, attributes: Record<string, string | number>): void => {
-      store.add({ traceId: '1'.repeat(32), spanId: String(n).repeat(16), parentSpanId: n === 1 ? undefined : '1'.repeat(16), name, kind: 'internal', startTime: [Date.now() / 1e3, n * 1e6], endTime: [Date.now() / 1e3, (10 - n) * 1e6], attributes, status: 'unset', service: 's' })
+      store.add({ traceId: '1'.repeat(32), spanId: String(n).repeat(16), parentSpanId: n === 1 ? undefined : '1'.repeat(16), name, kind: 'internal', startTime: [Date.now() / 1e3, n * 1e6], endTime: [Date.now() / 1e3, (20 - n) * 1e6], attributes, status: 'unset', service: 's' })
     }
     span('chat vlm', 1, { 'gen_ai.operation.name': 'chat', 'epd.items': 1, 'epd.topology': 'e-p-d', 'epd.reason': '1 item on 1 encoder, long prompt' })
     span('epd.prefill', 2, { 'epd.node': p, 'epd.tokens': 1_500 })
+    for (const [i, name] of ['epd.encode.call', 'epd.decode', 'engine.migrate', 'engine.prefill', 'engine.decode'].entries()) span(name, 3 + i, {})
     const { page, problems } = await open(browser, { url }, { width: 1280, height: 860 })
     await page.waitForSelector('.wire[data-kind=kv][data-state=linked]')
     t.strictSame(await page.locator('.column h3').allTextContents(), ['Encode', 'Prefill', 'Decode', 'Prefill + decode'])
     t.strictSame(await page.locator('.node b').allTextContents(), ['E1', 'P1', 'P2', 'D1', 'PD1'])
     t.match(await page.locator('.node[data-role=prefill] .facts').first().textContent(), '0 calls · 0 prompt tokens · vlm')
     const links = await page.locator('.links li').allTextContents()
+    t.strictSame(await page.evaluate(BEHIND_CARDS), [], 'no link runs behind a card, where it would seem to end')
     t.ok(links.includes('P1 → D1: linked over fake, 0 B of KV blocks moved'))
     t.ok(links.includes('E1 → P2: linked over fake, 0 B moved'))
     t.equal(await page.locator('#detail .why .plan').textContent(), 'e-p-d')
-    t.match(await page.locator('#detail .span[data-role=prefill]').textContent(), /epd\.prefill.*P1 · 1500 tokens/)
+    t.match(await page.locator('#detail .span[data-role=prefill]').first().textContent(), /epd\.prefill.*P1 · 1500 tokens/)
     t.match(await page.locator('.stage[data-stage=handoff] p').textContent(), /^p50/)
     await page.screenshot({ path: join(SHOTS, 'prefill-decode-1280.png') })
+    for (const width of [1280, 1000, 760]) {
+      await page.setViewportSize({ width, height: 860 })
+      t.strictSame(await page.evaluate("[...document.querySelectorAll('.stage p')].filter(p => p.scrollWidth > p.clientWidth).length"), 0, `figures below the charts fit at ${width} pixels`)
+    }
     await page.setViewportSize({ width: 390, height: 844 })
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     t.strictSame(problems, [])

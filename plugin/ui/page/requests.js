@@ -68,19 +68,25 @@ export class RequestList {
 }
 
 function fill (row, trace, longest) {
-  const { plan, status, partial, items, encoders, inputTokens, outputTokens, durationMs, start, name } = trace
+  const { plan, status, partial, encoders, inputTokens, outputTokens, durationMs, start, name } = trace
   const state = partial ? 'partial' : status
   const where = encoders.length === 0 ? '' : `encoded by ${[...new Set(encoders)].map(nameOf).join(', ')}`
   row.dataset.status = state
   row.replaceChildren(
     el('time', { datetime: start, title: start }, clock(start)),
     el('span', { class: 'plan', data: { plan: plan ?? 'none' } }, partial ? 'running' : plan ?? 'none'),
-    el('span', { class: 'media', title: where }, items === 0 ? 'text' : count(items, 'image'), encoders.length === 0 ? '' : el('small', {}, ` ${[...new Set(encoders)].map(nameOf).join(' ')}`)),
+    el('span', { class: 'media', title: where }, media(trace), encoders.length === 0 ? '' : el('small', {}, ` ${[...new Set(encoders)].map(nameOf).join(' ')}`)),
     el('span', { class: 'tokens' }, inputTokens === undefined ? '–' : `${inputTokens} → ${outputTokens ?? '?'}`),
     el('span', { class: 'took' }, el('i', { style: { 'inline-size': `${Math.min(100, Math.max(1, 100 * durationMs / longest)).toFixed(1)}%` } }), el('b', {}, ms(durationMs))),
     el('span', { class: 'mark' }, state === 'ok' || state === 'partial' ? '' : state)
   )
-  row.setAttribute('aria-label', `${name}, ${plan ?? 'no plan'}, ${state}, ${count(items, 'image')}, ${ms(durationMs)}`)
+  row.setAttribute('aria-label', `${name}, ${plan ?? 'no plan'}, ${state}, ${media(trace)}, ${ms(durationMs)}`)
+}
+
+/** Of one that is running nothing is known yet. */
+function media ({ partial, items }) {
+  if (items > 0) return count(items, 'image')
+  return partial ? '–' : 'text'
 }
 
 function clock (iso) {

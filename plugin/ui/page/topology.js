@@ -7,6 +7,9 @@ const FULL_TOKENS = { encoder: 4_096, prefill: 16_384 }
 const FULL_CALLS = 16
 /** With more links than that a map is lines, not labels. */
 const LABELLED = 40
+/** Lanes below the cards for links that pass a column by; what more there are share the last. */
+const LANES = 6
+const LANE_PX = 13
 const STATES = { linked: 'linked', linking: 'linking', failed: 'failed', refused: 'refused', none: 'not linked' }
 
 let shape = ''
@@ -47,13 +50,12 @@ function build (box, { nodes, links }) {
     box.replaceChildren(el('p', { class: 'empty' }, 'No nodes yet. Engines register by POST /nodes/add.'))
     return
   }
-  const columns = COLUMNS.flatMap(([role, title]) => {
-    const mine = nodes.filter(node => node.role === role)
-    if (mine.length === 0) return []
-    return [el('div', { class: 'column', data: { role } }, el('h3', {}, title), ...mine.map(card))]
-  })
+  const columns = COLUMNS.map(([role, title]) => [title, role, nodes.filter(node => node.role === role)]).filter(([, , mine]) => mine.length > 0)
+  const at = new Map(columns.flatMap(([, , mine], i) => mine.map(({ id }) => [id, i])))
+  const passing = links.filter(({ from, to }) => at.get(to) - at.get(from) > 1).length
   box.replaceChildren(
-    el('div', { class: 'map' }, svg('svg', { class: 'wires', 'aria-hidden': 'true' }), ...columns),
+    el('div', { class: 'map', style: { '--lanes': String(Math.min(passing, LANES)) } }, svg('svg', { class: 'wires', 'aria-hidden': 'true' }),
+      ...columns.map(([title, role, mine]) => el('div', { class: 'column', data: { role } }, el('h3', {}, title), ...mine.map(card)))),
     el('ul', { class: 'links', aria: { label: 'Links' } }, ...links.map(() => el('li')))
   )
 }
@@ -93,9 +95,13 @@ function drawLinks (box, { links, nodes }) {
   wires.setAttribute('viewBox', `0 0 ${frame.width} ${frame.height}`)
   wires.dataset.many = String(links.length > LABELLED)
   const places = new Map([...map.querySelectorAll('.node')].map(node => [node.dataset.id, node.getBoundingClientRect()]))
+  let lanes = 0
   const drawn = links.flatMap(link => {
     const [from, to] = [places.get(link.from), places.get(link.to)]
-    return from === undefined || to === undefined ? [] : wire(link, wares(link, prefills), from, to, frame)
+    if (from === undefined || to === undefined) return []
+    const between = [...places.values()].filter(place => place.left > from.right && place.right < to.left)
+    const way = between.length === 0 ? straight(from, to, frame) : around(between, Math.min(lanes++, LANES - 1), from, to, frame)
+    return wire(link, wares(link, prefills), way)
   })
   wires.replaceChildren(...drawn)
   const items = box.querySelectorAll('.links li')
@@ -109,17 +115,33 @@ function wares ({ from }, prefills) {
   return prefills.has(from) ? 'kv' : 'features'
 }
 
-function wire (link, kind, from, to, frame) {
-  const x1 = from.right - frame.left
-  const y1 = from.top + from.height / 2 - frame.top
-  const x2 = to.left - frame.left
-  const y2 = to.top + to.height / 2 - frame.top
+/** From a card's right edge to another's left one: where it ends, its path, and where its label is. */
+function straight (from, to, frame) {
+  const [x1, y1, x2, y2] = ends(from, to, frame)
   const bend = Math.max(24, (x2 - x1) / 2)
+  return { x2, y2, path: `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`, label: [(x1 + x2) / 2, (y1 + y2) / 2 - 7] }
+}
+
+/** Below the cards between the two: behind a card it would seem to end there, and to begin again. */
+function around (between, lane, from, to, frame) {
+  const [x1, y1, x2, y2] = ends(from, to, frame)
+  const left = Math.min(...between.map(place => place.left)) - frame.left
+  const right = Math.max(...between.map(place => place.right)) - frame.left
+  const y = Math.max(...between.map(place => place.bottom)) - frame.top + (lane + 0.8) * LANE_PX
+  const path = `M${x1},${y1} C${(x1 + left) / 2},${y1} ${(x1 + left) / 2},${y} ${left},${y} H${right} C${(right + x2) / 2},${y} ${(right + x2) / 2},${y2} ${x2},${y2}`
+  return { x2, y2, path, label: [(left + right) / 2, y + 4] }
+}
+
+function ends (from, to, frame) {
+  return [from.right - frame.left, from.top + from.height / 2 - frame.top, to.left - frame.left, to.top + to.height / 2 - frame.top]
+}
+
+function wire (link, kind, { x2, y2, path, label: [x, y] }) {
   const state = link.state === 'linked' && speeds.get(`${link.from} ${link.to}`) ? 'busy' : link.state
-  const label = svg('text', { x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 7, 'text-anchor': 'middle' })
+  const label = svg('text', { x, y, 'text-anchor': 'middle' })
   label.textContent = link.state === 'linked' ? bytes(link.bytes) : STATES[link.state] ?? link.state
   return [
-    svg('path', { d: `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`, class: 'wire', 'data-state': state, 'data-kind': kind }),
+    svg('path', { d: path, class: 'wire', 'data-state': state, 'data-kind': kind }),
     svg('path', { d: `M${x2 - 7},${y2 - 4} L${x2},${y2} L${x2 - 7},${y2 + 4}`, class: 'wire head', 'data-state': state, 'data-kind': kind }),
     label
   ]
