@@ -4,6 +4,7 @@
  */
 import type { Log } from '../../adapters/adapter.ts'
 import { startEngineChild, type EngineChild } from './child.ts'
+import { passOn } from './engine-log.ts'
 
 export interface EmbeddedConfig {
   readonly encoders: number
@@ -46,7 +47,7 @@ export function startEmbedded (options: EmbeddedOptions): Embedded {
   let closing = false
 
   async function run (slot: Slot): Promise<void> {
-    const child = startEngineChild(slot.args, line => { options.log.debug({ engine: slot.name }, line) })
+    const child = startEngineChild(slot.args, line => { passOn(options.log, slot.name, line) })
     slot.child = child
     const since = performance.now()
     child.exited.then(how => { again(slot, how, performance.now() - since) })

@@ -1,4 +1,7 @@
 /** The embedded default as a newcomer meets it: demo, serve, an engine that dies, the end. */
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import { runCli, startCli } from '../helper/cli.ts'
 import { listenerPid } from '../helper/listener.ts'
@@ -98,8 +101,18 @@ await t.test('serve', async t => {
   })
 })
 
-await t.test('engines end when their gateway is killed', async t => {
-  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn'])
+await t.test('what engines warn of is in the gateway\'s log, and they end when it is killed', async t => {
+  const receiver = createServer((_request, response) => { response.writeHead(400).end() }).listen(0, '127.0.0.1')
+  t.teardown(() => { receiver.close().closeAllConnections() })
+  await once(receiver, 'listening')
+  const env = { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${(receiver.address() as AddressInfo).port}`, OTEL_BSP_SCHEDULE_DELAY: '10' }
+  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn'], env)
+  const asked = await fetch(`${gateway.url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', messages: [{ role: 'user', content: 'Hello' }] }) })
+  t.equal(asked.status, 200)
+  const lines = (): Array<Record<string, unknown>> => gateway.stderr().split('\n').filter(line => line.startsWith('{') && line.endsWith('}')).map(line => JSON.parse(line) as Record<string, unknown>)
+  const warning = await until(() => lines().find(line => line.engine === 'engine 1'), 'the engine has lost spans, and said so')
+  t.match(warning, { level: 40, msg: /^spans could not be sent to the OTLP receiver: / })
+  t.ok(lines().every(line => Number(line.level) >= 40), 'what it merely tells is for who debugs')
   const nodes = await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
   const pids = await Promise.all(Object.keys(nodes).map(url => listenerPid(Number(new URL(url).port))))
   t.equal(pids.length, 2)
