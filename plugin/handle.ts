@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
+import { AdapterError } from '../adapters/adapter.ts'
 import { epdError, toEpdError, toReply } from './errors.ts'
 import { BodyError, parseBody, parseBodyValue, type Body } from './body/index.ts'
 import { ClientConnection } from './client-connection.ts'
@@ -116,13 +117,27 @@ export function onRouteError (err: FastifyError, request: FastifyRequest, reply:
   return sendError(request, reply, err)
 }
 
+const MAX_REASONS = 4
+
+/** For the log. A stack is for what nobody has foreseen: nodes that are down are told in a line, of which an outage writes many. */
+function whyOf (err: unknown, code: string | undefined): object {
+  if (code === undefined || code === 'EPD_ERR_INTERNAL' || !(err instanceof Error)) return { err }
+  const reasons: string[] = []
+  let node: string | undefined
+  for (let one: unknown = err; one instanceof Error && reasons.length < MAX_REASONS; one = one.cause) {
+    if (!reasons.includes(one.message)) reasons.push(one.message)
+    if (AdapterError.is(one)) node ??= one.node
+  }
+  return { node, reason: reasons.join(': ') }
+}
+
 /** Answers with an error in OpenAI's shape, or with the upstream's own as it came. */
 export function sendError (request: FastifyRequest, reply: FastifyReply, err: unknown, headers: Readonly<Record<string, string>> = {}, traceId?: string): FastifyReply {
   const answer = toReply(err)
   // A request that failed before it was routed is in no trace of ours; it may be in its client's.
   const id = traceId ?? callersTraceId(request.headers)
   const trace = id === undefined ? {} : { trace_id: id }
-  if (answer.statusCode >= 500) request.log.error({ ...trace, err: answer.error?.cause ?? err, code: answer.error?.code }, 'request failed')
+  if (answer.statusCode >= 500) request.log.error({ ...trace, ...whyOf(answer.error?.cause ?? err, answer.error?.code), code: answer.error?.code }, 'request failed')
   else request.log.info({ ...trace, code: answer.error?.code, upstream: answer.error === undefined ? answer.statusCode : undefined }, 'request refused')
   if (reply.sent) return reply
   // What is left of a body nobody reads would be taken for the next request.

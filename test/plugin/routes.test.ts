@@ -233,6 +233,23 @@ t.test('health is readiness: 503 until a node can answer', async t => {
   await until(async () => (await fetch(`${url}/health`)).status === 200, 'the gateway is healthy')
 })
 
+t.test('the log tells in a line why there was no answer, and has a stack of what nobody has foreseen', async t => {
+  const lines: Array<Record<string, any>> = []
+  const node = await FakeNode.start(t)
+  const options = { logger: { level: 'error', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } }
+  const { url, app } = await buildGateway(t, { nodes: [node], fastify: options, options: { retries: 0 } })
+  node.generateFaults.push('failed')
+  t.equal((await post(url + PATH, chat('?'))).status, 503)
+  t.match(lines[0], { msg: 'request failed', code: 'EPD_ERR_UPSTREAM_FAILED', node: node.url, reason: String })
+  app.epd.nodes.remove(node.url)
+  t.equal((await post(url + PATH, chat('?'))).status, 503)
+  t.match(lines[1], { msg: 'request failed', code: 'EPD_ERR_NO_NODE' })
+  for (const line of lines) t.notOk('err' in line)
+  app.epd.gateway.registry.snapshot = () => { throw new TypeError('a fault in the gateway') }
+  t.equal((await post(url + PATH, chat('?'))).status, 500)
+  t.match(lines[2], { msg: 'request failed', code: 'EPD_ERR_INTERNAL', err: { message: 'a fault in the gateway', stack: /TypeError/ } })
+})
+
 t.test('metrics count what happened', async t => {
   const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
   const { url } = await buildGateway(t, { nodes, options: { bypass: 'never' } })
