@@ -4,8 +4,9 @@ import { context, createContextKey, propagation, trace, type Context } from '@op
 /** Marks contexts made here, so that only this gateway's own upstream calls are looked at. */
 const kOurs = createContextKey('fastify-epd.upstream')
 const CHANNEL = 'undici:request:create'
-/** Version 00 ends after its flags, later ones may go on; a comma is where two headers were joined. */
-const TRACEPARENT = /^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:$|(?<!^00.{53})-[^,]*$)/
+/** A comma is where two headers were joined. */
+const TRACEPARENT = /^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:$|-[^,]*$)/
+const LENGTH_00 = 55
 const TRACE_FIELDS = ['traceparent', 'tracestate'] as const
 
 export type IncomingHeaders = Readonly<Record<string, string | string[] | undefined>>
@@ -62,13 +63,18 @@ export function propagationHeaders (from: Context, incoming: IncomingHeaders): R
 
 /** Trace id of the client's `traceparent`, when it has a well-formed one. */
 export function callersTraceId ({ traceparent }: IncomingHeaders): string | undefined {
-  return typeof traceparent === 'string' && TRACEPARENT.test(traceparent) ? traceparent.slice(3, 35) : undefined
+  return isTraceparent(traceparent) ? traceparent.slice(3, 35) : undefined
+}
+
+/** Version 00 ends after its flags, later ones may go on. */
+function isTraceparent (value: unknown): value is string {
+  return typeof value === 'string' && TRACEPARENT.test(value) && (value.length === LENGTH_00 || !value.startsWith('00'))
 }
 
 function forward (incoming: IncomingHeaders, headers: Record<string, string>): void {
   const { traceparent, tracestate } = incoming
   // Anything else (two headers joined by a comma, garbage) would only be thrown away further on.
-  if (typeof traceparent !== 'string' || !TRACEPARENT.test(traceparent)) return
+  if (!isTraceparent(traceparent)) return
   headers.traceparent = traceparent
   if (typeof tracestate === 'string') headers.tracestate = tracestate
 }
