@@ -15,10 +15,11 @@ export class Points {
   /** How many more may come at once: of those that went well, of those that failed. */
   readonly #spare = [BURST, BURST]
   #at = -Infinity
+  #now = 0
 
   /** Would a point be made of it? */
   takes ({ endTime, status }: StoredSpan): boolean {
-    const at = endedAt(endTime)
+    const at = this.#endedAt(endTime)
     if (at > this.#at) this.#refill(at)
     return this.#spare[failed(status)]! >= 1
   }
@@ -29,7 +30,7 @@ export class Points {
     const kind = failed(span.status)
     this.#spare[kind]!--
     const ms = (endTime[0] - startTime[0]) * 1e3 + (endTime[1] - startTime[1]) / 1e6
-    this.#points.push([Math.round(endedAt(endTime)), Math.round(ms * 100) / 100, kind])
+    this.#points.push([Math.round(this.#endedAt(endTime)), Math.round(ms * 100) / 100, kind])
     if (this.#points.length > 2 * MAX_POINTS) this.#points = this.#points.slice(-MAX_POINTS)
   }
 
@@ -37,6 +38,14 @@ export class Points {
   since (now: number): Point[] {
     this.#points = this.#points.filter(([at]) => at > now - WINDOW_MS)
     return this.#points.sort((one, other) => one[0] - other[0]).slice(-MAX_POINTS)
+  }
+
+  /** Now at the latest: an engine's clock may be ahead, and what is yet to come would neither leave the chart nor let others in. */
+  #endedAt ([seconds, nanoseconds]: StoredSpan['endTime']): number {
+    const at = seconds * 1e3 + nanoseconds / 1e6
+    // Looked up once a millisecond, whatever the rate.
+    if (at > this.#now) this.#now = Date.now() + 1
+    return Math.min(at, this.#now)
   }
 
   #refill (at: number): void {
@@ -47,9 +56,4 @@ export class Points {
 
 function failed (status: StoredSpan['status']): 0 | 1 {
   return status === 'error' ? 1 : 0
-}
-
-/** Now at the latest: an engine's clock may be ahead, and what is yet to come would neither leave the chart nor let others in. */
-function endedAt ([seconds, nanoseconds]: StoredSpan['endTime']): number {
-  return Math.min(seconds * 1e3 + nanoseconds / 1e6, Date.now())
 }
