@@ -112,8 +112,8 @@ export class Scheduler implements BatchScheduler {
     }
     this.#lastWasPrefill = false
     const sequences = this.#decodable()
-    // Everything that could decode may have been evicted for lack of blocks; then there is room for the oldest again.
-    if (sequences.length === 0) return this.#waiting.length > 0 && this.#running.length === 0 ? this.#retry() : undefined
+    // Everything that could decode may have been evicted for lack of blocks; then there is room for the oldest again, or a prefill that gave way to decoding goes on.
+    if (sequences.length === 0) return this.#waiting.length > 0 ? this.#retry() : undefined
     return { kind: 'decode', sequences }
   }
 

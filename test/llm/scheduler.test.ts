@@ -113,6 +113,20 @@ t.test('when decoding needs a block and none is left, the newest is evicted, and
   t.same(step(s), { kind: 'decode', ids: [b.id], tokens: 1 })
 })
 
+t.test('a prefill that gave way to a decode step goes on when that ends in an eviction', async t => {
+  const s = scheduler(17, { maxPrefillTokens: 4 })
+  const long = sequence(count(0, 60))
+  s.add(long)
+  step(s)
+  const newest = sequence([99])
+  s.add(newest)
+  let steps = 0
+  while (long.prefillLeft > 0 && steps < 60 && step(s) !== undefined) steps++
+  t.ok(s.evictions > 0, 'the newest had to go')
+  t.equal(long.prefillLeft, 0, 'and nobody had to come to wake the others')
+  s.checkIntegrity()
+})
+
 t.test('nobody overtakes a prompt that waits for room', async t => {
   const s = scheduler(6)
   const [a, big, small] = [sequence(count(0, 14)), sequence(count(100, 120)), sequence(count(200, 202))]
