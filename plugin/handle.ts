@@ -40,6 +40,8 @@ export const kArrivedAt = Symbol('fastify-epd.arrivedAt')
 export interface Arriving { [kArrivedAt]?: number }
 
 const INSTANCE = randomBytes(4).toString('hex')
+/** Of an error and its causes, those that the log tells. */
+const MAX_REASONS = 4
 let calls = 0
 
 /**
@@ -116,8 +118,6 @@ export function onRouteError (err: FastifyError, request: FastifyRequest, reply:
   if (foreign) throw err
   return sendError(request, reply, err)
 }
-
-const MAX_REASONS = 4
 
 /** For the log. A stack is for what nobody has foreseen: nodes that are down are told in a line, of which an outage writes many. */
 function whyOf (err: unknown, code: string | undefined): object {

@@ -131,12 +131,6 @@ export class GatewayMetrics {
     return attributes
   }
 
-  /** Nodes that are gone keep their series, as any counter does, but not the attributes kept for speed. */
-  forget (node: string): void {
-    for (const key of this.#stageSets.keys()) if (key.endsWith(`\n${node}`)) this.#stageSets.delete(key)
-    for (const stage of STAGES) this.#well[stage].delete(node)
-  }
-
   close (): void {
     for (const meter of this.#meters) meter.close()
   }

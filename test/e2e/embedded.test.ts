@@ -106,12 +106,15 @@ await t.test('what engines warn of is in the gateway\'s log, and they end when i
   t.teardown(() => { receiver.close().closeAllConnections() })
   await once(receiver, 'listening')
   const env = { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${(receiver.address() as AddressInfo).port}`, OTEL_BSP_SCHEDULE_DELAY: '10' }
-  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn'], env)
+  const config = t.testdir({ 'epd.config.json': '{ "telemetry": { "traces": false } }' })
+  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn', '--config', `${config}/epd.config.json`], env)
   const asked = await fetch(`${gateway.url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', messages: [{ role: 'user', content: 'Hello' }] }) })
   t.equal(asked.status, 200)
   const lines = (): Array<Record<string, unknown>> => gateway.stderr().split('\n').filter(line => line.startsWith('{') && line.endsWith('}')).map(line => JSON.parse(line) as Record<string, unknown>)
   const warning = await until(() => lines().find(line => line.engine === 'engine 1'), 'the engine has lost spans, and said so')
   t.match(warning, { level: 40, msg: /^spans could not be sent to the OTLP receiver: / })
+  const own = await until(() => lines().find(line => line.engine === undefined && String(line.msg).startsWith('spans')), 'so has the gateway, which sends them also where it keeps none')
+  t.match(own, { level: 40, msg: warning.msg })
   t.ok(lines().every(line => Number(line.level) >= 40), 'what it merely tells is for who debugs')
   const nodes = await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
   const pids = await Promise.all(Object.keys(nodes).map(url => listenerPid(Number(new URL(url).port))))

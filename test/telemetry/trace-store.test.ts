@@ -396,8 +396,8 @@ t.test('fastify-epd trace --follow waits for a gateway that is started again', a
   }
   const first = await start(0)
   const child = spawnCli(t, ['trace', '--follow', '--json', '--url', `http://127.0.0.1:${first.port}`])
-  first.store.add(chat(1))
-  await until(() => { first.store.add(chat(Math.floor(Math.random() * 1e9) + 10)); return child.stdout().includes('"traceId"') }, 'it follows')
+  let next = 10
+  await until(() => { first.store.add(chat(next++)); return child.stdout().includes('"traceId"') }, 'it follows')
   await first.app.close()
   await until(() => child.stderr().includes("can't reach the gateway"), 'it has noticed')
   const { store } = await start(first.port)
@@ -413,10 +413,11 @@ t.test('fastify-epd trace ends without noise when its reader has seen enough', a
   const app = await serve(t, store)
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   store.add(chat(1))
+  let next = 10
   for (const args of [['trace', '--url', url], ['trace', '--follow', '--url', url]]) {
     const child = spawnCli(t, args)
     child.process.stdout.destroy()
-    const timer = setInterval(() => { store.add(chat(Math.floor(Math.random() * 1e9) + 10)) }, 20)
+    const timer = setInterval(() => { store.add(chat(next++)) }, 20)
     t.equal(await child.ended, 0, args.join(' '))
     clearInterval(timer)
     t.equal(child.stderr(), '')

@@ -57,10 +57,10 @@ async function update () {
   showTopology($('topology'), state)
   showStages($('stages'), state)
   offer(models)
-  const update = ++updates
+  const turn = ++updates
   const traces = await wanted()
-  if (update < listed) return
-  listed = update
+  if (turn < listed) return
+  listed = turn
   list.show(traces, nothing())
   if (list.selected === undefined && traces.some(trace => !trace.partial)) list.select((traces.find(trace => !trace.partial && trace.items > 0) ?? traces.find(trace => !trace.partial)).traceId)
   const selected = traces.find(trace => trace.traceId === list.selected)
