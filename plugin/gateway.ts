@@ -9,8 +9,8 @@ import { planRequest, type Plan, type Refusal, type RequestView } from './planni
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from './telemetry/semconv.ts'
-import type { Thumbnails } from './telemetry/thumbnails.ts'
-import type { StoredSpan } from './telemetry/stored-span.ts'
+import type { Thumbnails } from './ui/thumbnails.ts'
+import type { StoredSpan } from './traces/stored-span.ts'
 import { VERSION } from './version.ts'
 
 export interface GatewayInit {

@@ -4,7 +4,7 @@ import type { Adapter, Role } from '../adapters/adapter.ts'
 import { adapters as shipped } from '../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from './errors.ts'
 import { optionsSchema } from './options-schema.ts'
-import type { TraceStore } from './telemetry/trace-store.ts'
+import type { TraceStore } from './traces/trace-store.ts'
 
 export { OptionsError, optionsSchema, type OptionsProblem }
 

@@ -1,5 +1,5 @@
 import { CacheError } from '../cache/index.ts'
-import { EngineError, type EngineErrorCode } from '../errors.ts'
+import { EngineError, type EngineErrorCode } from '../service/errors.ts'
 
 /** A media item can't be used. The engine adds which one; the message goes to the client. */
 export class MediaError extends Error {

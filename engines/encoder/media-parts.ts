@@ -1,5 +1,5 @@
 /** The media items of a chat request: LMDeploy's item kinds, old and new, with the position each is named by in errors. */
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 import type { PixelSettings } from '../models/index.ts'
 
 /** Where an item's bytes come from. `epd` names a lease: the features are elsewhere already. */

@@ -1,7 +1,7 @@
 import type { Context } from '@opentelemetry/api'
 import type { LoadedModel, PixelSettings, PreparedItem } from '../models/index.ts'
 import { ProgramHost } from '../runtime/index.ts'
-import { ENGINE_ATTR, ENGINE_SPAN } from '../semconv.ts'
+import { ENGINE_ATTR, ENGINE_SPAN } from '../../adapters/wire/engine-semconv.ts'
 import type { PreprocessMethods } from './preprocess-program.ts'
 import { inSpan } from './spans.ts'
 

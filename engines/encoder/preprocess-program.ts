@@ -1,5 +1,5 @@
 /** Runs in a worker of its own: pictures become vision inputs. sharp decodes in libuv's threads, normalising happens here. */
-import { loadOptional } from '../optional.ts'
+import { loadOptional } from '../service/optional.ts'
 import { familyFor, type ModelSource, type PixelSettings, type PreparedItem } from '../models/index.ts'
 import { transferring, type CreateProgram, type Transferring } from '../runtime/index.ts'
 

@@ -1,6 +1,6 @@
 import { propagation, type Context } from '@opentelemetry/api'
 import type { PoolName } from '../cache/index.ts'
-import type { EngineCounters, EngineLog } from '../engine-service.ts'
+import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
 import type { P2PNode } from '../p2p/node.ts'
 import type { RemoteBlocks } from './wire-fields.ts'
 

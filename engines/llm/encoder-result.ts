@@ -1,4 +1,4 @@
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 import type { MediaItem } from '../encoder/media-parts.ts'
 import { featureBlocksFor, type LoadedModel } from '../models/family.ts'
 import { count, dict, integers, reject, remoteBlocks, text, type Dict, type RemoteBlocks } from './wire-fields.ts'

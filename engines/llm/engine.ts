@@ -1,6 +1,6 @@
 import type { FeatureCache } from '../cache/feature-cache.ts'
-import type { EngineCounters, EngineLog } from '../engine-service.ts'
-import { EngineError } from '../errors.ts'
+import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
+import { EngineError } from '../service/errors.ts'
 import type { BatchScheduler, JoinPlan, Plan } from './batch-scheduler.ts'
 import { MigrationLoop, type MigrationPath } from './migration.ts'
 import type { Runner } from './runner/runner.ts'

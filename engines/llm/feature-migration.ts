@@ -1,5 +1,5 @@
 import type { Attributes } from '@opentelemetry/api'
-import { ENGINE_ATTR } from '../semconv.ts'
+import { ENGINE_ATTR } from '../../adapters/wire/engine-semconv.ts'
 import type { FetchCall, Fetched } from './block-link.ts'
 import type { FeatureSource, RemoteMedia } from './feature-source.ts'
 import { transferAttributes, type MigrationPath } from './migration.ts'

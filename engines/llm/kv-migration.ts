@@ -1,5 +1,5 @@
 import type { Attributes } from '@opentelemetry/api'
-import { ENGINE_ATTR } from '../semconv.ts'
+import { ENGINE_ATTR } from '../../adapters/wire/engine-semconv.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall } from './block-link.ts'
 import { transferAttributes, type MigrationPath } from './migration.ts'
 import type { MigrationRequest } from './migration-request.ts'

@@ -3,9 +3,9 @@ import type { FeatureCache } from '../cache/feature-cache.ts'
 import type { VisionRunner } from '../encoder/vision.ts'
 import {
   ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName
-} from '../engine-service.ts'
-import { EngineError } from '../errors.ts'
-import { LeaseGrants } from '../lease-grants.ts'
+} from '../service/engine-service.ts'
+import { EngineError } from '../service/errors.ts'
+import { LeaseGrants } from '../cache/lease-grants.ts'
 import type { LoadedModel } from '../models/family.ts'
 import type { P2PNode } from '../p2p/node.ts'
 import { answer, answerHead } from './api/answer.ts'

@@ -1,6 +1,6 @@
 import type { PoolName } from '../cache/index.ts'
 import { CacheError } from '../cache/errors.ts'
-import { EngineError, type EngineErrorCode } from '../errors.ts'
+import { EngineError, type EngineErrorCode } from '../service/errors.ts'
 import { P2PError } from '../p2p/errors.ts'
 
 interface Words {

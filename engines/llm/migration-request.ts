@@ -1,5 +1,5 @@
 import { DEFAULT_MAX_ITEMS } from '../encoder/media-parts.ts'
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 import type { LoadedModel, MediaSpan } from '../models/family.ts'
 import type { SampledToken } from './sampler.ts'
 import { count, dict, integers, list, PROTOCOL_TCP, reject, remoteBlocks, text, type Dict, type RemoteBlocks } from './wire-fields.ts'

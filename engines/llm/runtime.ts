@@ -1,8 +1,8 @@
 /** What both LLM engines are assembled from. */
 import { BlockPool, type FeatureCache, type LeaseTable } from '../cache/index.ts'
-import type { EngineCounters } from '../counters.ts'
+import type { EngineCounters } from '../service/counters.ts'
 import { VisionRunner } from '../encoder/vision.ts'
-import type { EngineOptions } from '../engine-options.ts'
+import type { EngineOptions } from '../service/engine-options.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, type LoadedModel } from '../models/index.ts'
 import { P2PNode, type P2PNodeOptions } from '../p2p/index.ts'
 import { parseDevice, threadsPerEngine } from '../runtime/index.ts'

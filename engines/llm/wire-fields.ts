@@ -1,5 +1,5 @@
 /** Reading what another engine answered and a gateway handed on: untrusted objects whose place in the body is part of each error. */
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 
 export type Dict = Readonly<Record<string, unknown>>
 

@@ -3,7 +3,7 @@
  * Decoding runs in libuv's threads, not in the caller's.
  */
 import type { Sharp, SharpOptions } from 'sharp'
-import { loadOptional } from '../optional.ts'
+import { loadOptional } from '../service/optional.ts'
 import { enlarge } from './enlarge.ts'
 import { PictureError, type PictureSize } from './family.ts'
 import { sniffPicture } from './sniff.ts'

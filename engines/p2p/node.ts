@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import type { Worker } from 'node:worker_threads'
-import { bareWorker } from '../bare-worker.ts'
+import { bareWorker } from '../runtime/bare-worker.ts'
 import { checkCompatible, chooseAddress } from './endpoint.ts'
 import { P2PError } from './errors.ts'
 import { makeIpcDir, sweepIpcDirs, type IpcDir } from './ipc-dir.ts'

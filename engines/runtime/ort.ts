@@ -3,7 +3,7 @@
  * and holds its thread.
  */
 import type { InferenceSession, Tensor } from 'onnxruntime-node'
-import { missingPackage } from '../optional.ts'
+import { missingPackage } from '../service/optional.ts'
 import { cudaIndex } from './device.ts'
 import type { Device, OpenSessionOptions, Session, TensorData, TensorSpec, TensorType } from './types.ts'
 

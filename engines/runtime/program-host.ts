@@ -1,5 +1,5 @@
 import type { Worker } from 'node:worker_threads'
-import { bareWorker } from '../bare-worker.ts'
+import { bareWorker } from './bare-worker.ts'
 import type { FromWorker, ToWorker, WorkerInit } from './messages.ts'
 import { ProgramError } from './messages.ts'
 import type { CallOptions, CallResult, MethodArgs, MethodValue, ProgramHostOptions, ProgramMethods } from './types.ts'

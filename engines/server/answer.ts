@@ -1,7 +1,7 @@
 import { Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
-import type { ChatAnswer } from '../engine-service.ts'
-import { EngineError, errorEvent } from '../errors.ts'
+import type { ChatAnswer } from '../service/engine-service.ts'
+import { EngineError, errorEvent } from '../service/errors.ts'
 import type { Flight } from './in-flight.ts'
 
 /**

@@ -1,6 +1,6 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { onRequestHookHandler } from 'fastify'
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 
 /** Open to anybody, as in LMDeploy: liveness probes carry no keys. */
 const EXEMPT = ['/health', '/nodes']

@@ -1,5 +1,5 @@
-import type { EngineService } from '../engine-service.ts'
-import { EngineError } from '../errors.ts'
+import type { EngineService } from '../service/engine-service.ts'
+import { EngineError } from '../service/errors.ts'
 
 export type HealthStatus = 'initialising' | 'healthy' | 'draining'
 

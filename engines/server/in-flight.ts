@@ -1,4 +1,4 @@
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 
 /** One request being served. */
 export interface Flight {

@@ -1,5 +1,5 @@
 import { Counter, Gauge, Histogram, Registry } from 'prom-client'
-import { GAUGES, type EngineService, type GaugeName, type LatencyName } from '../engine-service.ts'
+import { GAUGES, type EngineService, type GaugeName, type LatencyName } from '../service/engine-service.ts'
 
 /** Bounds of the GenAI semantic conventions for servers, seconds. */
 const TTFT_BOUNDS = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { request } from 'undici'
-import type { EngineLog } from '../engine-service.ts'
+import type { EngineLog } from '../service/engine-service.ts'
 
 export interface RegistrationOptions {
   /** Gateway's base URL, with its prefix if it has one. */

@@ -1,6 +1,6 @@
 import type { FastifyInstance } from 'fastify'
-import type { EngineService } from '../engine-service.ts'
-import { EngineError } from '../errors.ts'
+import type { EngineService } from '../service/engine-service.ts'
+import { EngineError } from '../service/errors.ts'
 import { parseEndpoint } from '../p2p/endpoint.ts'
 import { P2PError } from '../p2p/errors.ts'
 import type { ServerState } from './state.ts'

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import { EngineError } from '../errors.ts'
+import { EngineError } from '../service/errors.ts'
 import type { ServerState } from './state.ts'
 
 interface AbortBody { request_id?: unknown, session_id?: unknown, abort_all?: unknown }

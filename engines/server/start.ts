@@ -1,10 +1,10 @@
 /** The assembly of an engine process: which engine for which role, behind the api_server. */
 import { join } from 'node:path'
-import type { EngineOptions } from '../engine-options.ts'
-import type { EngineLog, EngineService } from '../engine-service.ts'
-import { assertInstalled } from '../optional.ts'
-import { packageRoot } from '../package-root.ts'
-import { packageVersion } from '../package-version.ts'
+import type { EngineOptions } from '../service/engine-options.ts'
+import type { EngineLog, EngineService } from '../service/engine-service.ts'
+import { assertInstalled } from '../service/optional.ts'
+import { packageRoot } from '../service/package-root.ts'
+import { packageVersion } from '../service/package-version.ts'
 import { startApiServer, type ApiServer, type ApiServerOptions } from './api-server.ts'
 
 export interface StartEngineOptions extends Omit<EngineOptions, 'engineId' | 'log'>, Omit<ApiServerOptions, 'createEngine' | 'host' | 'version'> {}

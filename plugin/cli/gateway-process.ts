@@ -2,7 +2,7 @@ import Fastify, { LogController } from 'fastify'
 import epd from '../index.ts'
 import { resolveOptions, type EpdOptions } from '../options.ts'
 import { startTelemetry } from '../telemetry/start-telemetry.ts'
-import { TraceStore } from '../telemetry/trace-store.ts'
+import { TraceStore } from '../traces/trace-store.ts'
 
 export interface GatewayProcessOptions {
   readonly options: EpdOptions

@@ -1,5 +1,5 @@
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
-import type { SpanView, TraceView } from '../telemetry/trace-view.ts'
+import type { SpanView, TraceView } from '../traces/trace-view.ts'
 
 export interface WaterfallOptions {
   /** Columns of the terminal. @default 100 */

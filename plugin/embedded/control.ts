@@ -1,9 +1,9 @@
 import Fastify, { LogController, type FastifyBaseLogger } from 'fastify'
 import type { Gateway } from '../gateway.ts'
-import { nodeRoutes } from '../routes/nodes.ts'
-import { traceRoutes } from '../routes/traces.ts'
+import { nodeRoutes } from '../http/routes/nodes.ts'
+import { traceRoutes } from '../http/routes/traces.ts'
 import type { RegistrySnapshot } from '../registry/index.ts'
-import type { TraceStore } from '../telemetry/trace-store.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
 import { startEmbedded, type Embedded } from './index.ts'
 
 /** The embedded engines of a plugin instance. */

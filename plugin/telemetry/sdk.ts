@@ -5,7 +5,7 @@ import type { Resource } from '@opentelemetry/resources'
 import { BatchSpanProcessor, NodeTracerProvider, type SpanExporter, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
 import { randomSpanId, randomTraceId } from './ids.ts'
 import { storeProcessor } from './store-processor.ts'
-import type { TraceStore } from './trace-store.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
 
 export interface SdkOptions {
   readonly store: TraceStore | undefined

@@ -8,7 +8,7 @@ import { VERSION } from '../version.ts'
 import { ATTR } from './semconv.ts'
 import { originOfResource } from './store-processor.ts'
 import { StorePropagator, StoreTracerProvider } from './store-tracer.ts'
-import type { TraceStore } from './trace-store.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
 
 export interface TelemetryOptions {
   /** Gets every sampled span of this process. Without it spans are made only for an OTLP receiver. */

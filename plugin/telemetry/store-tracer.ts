@@ -5,9 +5,9 @@ import {
 import { W3CTraceContextPropagator } from '@opentelemetry/core'
 import { spanTime } from './clock.ts'
 import { randomSpanId } from './ids.ts'
-import type { SpanOrigin } from './stored-span.ts'
-import { TraceRecord } from './trace-record.ts'
-import type { TraceStore } from './trace-store.ts'
+import type { SpanOrigin } from '../traces/stored-span.ts'
+import { TraceRecord } from '../traces/trace-record.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
 
 /**
  * The tracer of a process whose spans go to its own store and nowhere else. The SDK's spans are made for processors,

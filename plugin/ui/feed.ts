@@ -1,9 +1,9 @@
 import type { Gateway } from '../gateway.ts'
-import { healthOf, type Health } from '../routes/ops.ts'
+import { healthOf, type Health } from '../http/routes/ops.ts'
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
-import type { StoredSpan } from '../telemetry/stored-span.ts'
-import type { TraceStore } from '../telemetry/trace-store.ts'
-import type { TraceSummary } from '../telemetry/trace-view.ts'
+import type { StoredSpan } from '../traces/stored-span.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
+import type { TraceSummary } from '../traces/trace-view.ts'
 import { VERSION } from '../version.ts'
 import { Points, type Point } from './points.ts'
 

@@ -1,7 +1,7 @@
 /** The LLM engine without HTTP: latency and speed by concurrency, and where the time outside onnxruntime goes. */
 import { readdirSync, readFileSync } from 'node:fs'
 import { ROOT_CONTEXT } from '@opentelemetry/api'
-import type { ChatAnswer } from '../../engines/engine-service.ts'
+import type { ChatAnswer } from '../../engines/service/engine-service.ts'
 import { createLlmEngine, type LlmRuntime, type LlmService } from '../../engines/llm/index.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
 import { median, quantile, table, type BenchContext } from './report.ts'

@@ -7,7 +7,7 @@ import type { AddressInfo } from 'node:net'
 import { createDispatcher, postStream } from '../../adapters/http.ts'
 import epd from '../../plugin/index.ts'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
-import { clientGone, relay } from '../../plugin/relay/index.ts'
+import { clientGone, relay } from '../../plugin/http/relay/index.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { packageRoot } from '../../engines/package-root.ts'
+import { packageRoot } from '../../engines/service/package-root.ts'
 
 const BUILD = fileURLToPath(new URL('../..', import.meta.url))
 const OPTIONAL = new Set(['onnxruntime-node', 'onnxruntime-common', 'zeromq', 'sharp', '@img', '@huggingface'])

@@ -1,4 +1,4 @@
-import { EngineCounters, ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineRole, type EngineService, type GaugeName } from '../../engines/engine-service.ts'
+import { EngineCounters, ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineRole, type EngineService, type GaugeName } from '../../engines/service/engine-service.ts'
 
 /** An engine without a model, scripted by tests: what the api_server does around an engine can be tested alone. */
 export class FakeEngine implements EngineService {

@@ -1,5 +1,5 @@
 import type { Test } from 'tap'
-import type { EngineInfo, EngineRole } from '../../engines/engine-service.ts'
+import type { EngineInfo, EngineRole } from '../../engines/service/engine-service.ts'
 import { startApiServer } from '../../engines/server/index.ts'
 import { FakeEngine } from './fake-engine.ts'
 

@@ -1,7 +1,7 @@
 /** An LLM engine in a process of its own: what a test can kill with -9. */
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import { createLlmEngine, type LlmService } from '../../engines/llm/index.ts'
-import { EngineError } from '../../engines/errors.ts'
+import { EngineError } from '../../engines/service/errors.ts'
 import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { tinyModelDir } from '../helper/tiny-model.ts'
 

@@ -5,7 +5,7 @@
  */
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import type { EngineRole } from '../../engines/engine-service.ts'
+import type { EngineRole } from '../../engines/service/engine-service.ts'
 import type { EncoderEngine } from '../../engines/encoder/index.ts'
 import type { LlmService } from '../../engines/llm/index.ts'
 import { loadTokenizer } from '../../engines/llm/tokenizer.ts'

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { packageRoot } from '../../engines/package-root.ts'
+import { packageRoot } from '../../engines/service/package-root.ts'
 import { OptionsError, optionsSchema, resolveOptions } from '../../plugin/options.ts'
 import { clientError, ERRORS, epdError, toEpdError, toReply } from '../../plugin/errors.ts'
 import { AdapterError } from '../../adapters/adapter.ts'

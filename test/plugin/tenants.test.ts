@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import type { EngineRole } from '../../engines/engine-service.ts'
+import type { EngineRole } from '../../engines/service/engine-service.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { startScripted, type ScriptedEngine } from '../helper/scripted-engine.ts'
 import { until } from '../helper/until.ts'

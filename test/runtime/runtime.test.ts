@@ -2,7 +2,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ProgramHost, fromFloat16, parseDevice, threadsPerEngine, toFloat16, type Device } from '../../engines/runtime/index.ts'
-import { loadOptional, missingPackage } from '../../engines/optional.ts'
+import { loadOptional, missingPackage } from '../../engines/service/optional.ts'
 import { GraphWriter, type ElementType } from '../helper/onnx.ts'
 import type { TensorMethods } from './fixtures/tensor-program.ts'
 

@@ -1,6 +1,6 @@
 /** TurboMind-like engines without HTTP; everything else is the PyTorch-like engine's harness. */
 import type { Test } from 'tap'
-import type { EngineOptions } from '../../engines/engine-options.ts'
+import type { EngineOptions } from '../../engines/service/engine-options.ts'
 import type { LlmService } from '../../engines/llm/index.ts'
 import { createTurbomindEngine, type TurbomindTuning } from '../../engines/turbomind/index.ts'
 import { base } from '../llm/harness.ts'

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import type { ChatAnswer } from '../../engine-service.ts'
+import type { ChatAnswer } from '../../service/engine-service.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import type { SampledToken } from '../sampler.ts'
 import type { Outcome } from '../sequence.ts'

@@ -1,6 +1,6 @@
 /** The control fields of disaggregation: what a gateway adds to a client's body, by the role of the engine it sends it to. */
-import type { EngineRole } from '../../engine-service.ts'
-import { EngineError } from '../../errors.ts'
+import type { EngineRole } from '../../service/engine-service.ts'
+import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import { parseMigrationRequest, type MigrationRequest } from '../migration-request.ts'
 import { isEmpty, readBoolean, refuse, type Body } from './fields.ts'

@@ -1,5 +1,5 @@
 /** Reading an untrusted JSON object: each reader names the field it refuses. Null is as good as absent, as OpenAI has it. */
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 
 export type Body = Readonly<Record<string, unknown>>
 

@@ -1,6 +1,6 @@
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
-import type { ChatCall } from '../../engine-service.ts'
+import type { ChatCall } from '../../service/engine-service.ts'
 import type { LlmEngine } from '../engine.ts'
 import type { SequenceInit } from '../sequence.ts'
 import type { Tokenizer } from '../tokenizer.ts'

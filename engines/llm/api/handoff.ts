@@ -1,6 +1,6 @@
 import type { Lease } from '../../cache/index.ts'
-import type { ChatCall } from '../../engine-service.ts'
-import type { LeaseGrants } from '../../lease-grants.ts'
+import type { ChatCall } from '../../service/engine-service.ts'
+import type { LeaseGrants } from '../../cache/lease-grants.ts'
 import type { LlmEngine } from '../engine.ts'
 import type { MigrationRequestWire } from '../migration-request.ts'
 import type { SampledToken } from '../sampler.ts'

@@ -1,5 +1,5 @@
 /** Which members a request may have. What a caller sends and we neither do nor may ignore is an error, never a silence. */
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 import { isEmpty, isObject, type Body } from './fields.ts'
 
 const SAMPLING = [

@@ -1,4 +1,4 @@
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 import type { TemplateMessage } from '../chat-template.ts'
 import { isObject, refuse, type Body } from './fields.ts'
 

@@ -1,7 +1,7 @@
 import type { Context } from '@opentelemetry/api'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { VisionRunner } from '../../encoder/vision.ts'
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 import { featureBlocksFor, type LoadedModel } from '../../models/family.ts'
 import type { ChatTemplate } from '../chat-template.ts'
 import type { LlmEngine } from '../engine.ts'

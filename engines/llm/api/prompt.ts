@@ -1,4 +1,4 @@
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 import type { FeatureEntry } from '../../cache/feature-cache.ts'
 import type { LoadedModel, MediaSpan, Positions } from '../../models/family.ts'
 import type { EncoderResultEntry } from '../encoder-result.ts'

@@ -1,5 +1,5 @@
 import { collectMedia, type MediaItem } from '../../encoder/media-parts.ts'
-import { EngineError } from '../../errors.ts'
+import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import type { TemplateMessage } from '../chat-template.ts'
 import { matchEncoderResults, type EncoderResultEntry } from '../encoder-result.ts'

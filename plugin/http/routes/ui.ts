@@ -1,10 +1,10 @@
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import { onRouteError } from '../handle.ts'
-import type { Gateway } from '../gateway.ts'
-import type { TraceStore } from '../telemetry/trace-store.ts'
-import { loadAssets } from '../ui/assets.ts'
-import { Broadcast } from '../ui/broadcast.ts'
-import { Feed } from '../ui/feed.ts'
+import type { Gateway } from '../../gateway.ts'
+import type { TraceStore } from '../../traces/trace-store.ts'
+import { loadAssets } from '../../ui/assets.ts'
+import { Broadcast } from '../../ui/broadcast.ts'
+import { Feed } from '../../ui/feed.ts'
 import { requireViewer } from './guard.ts'
 
 export interface UiRoutesOptions {

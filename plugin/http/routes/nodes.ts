@@ -1,9 +1,9 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply } from 'fastify'
-import { ROLE_FROM_WIRE, type ControlRoute, type Role } from '../../adapters/adapter.ts'
-import { requestJson } from '../../adapters/http.ts'
+import { ROLE_FROM_WIRE, type ControlRoute, type Role } from '../../../adapters/adapter.ts'
+import { requestJson } from '../../../adapters/http.ts'
 import { onRouteError } from '../handle.ts'
-import type { Gateway } from '../gateway.ts'
-import { CallScope } from '../pipeline/call-scope.ts'
+import type { Gateway } from '../../gateway.ts'
+import { CallScope } from '../../pipeline/call-scope.ts'
 import { requireOperator } from './guard.ts'
 
 export interface NodeRoutesOptions {

@@ -1,5 +1,5 @@
 import type { ServerResponse } from 'node:http'
-import type { AbortSignalLike } from './pipeline/index.ts'
+import type { AbortSignalLike } from '../pipeline/index.ts'
 import { isClosed, offClosed, onClosed } from './relay/index.ts'
 
 /**

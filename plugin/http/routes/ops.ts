@@ -1,6 +1,6 @@
 import type { FastifyPluginAsync } from 'fastify'
-import type { Gateway } from '../gateway.ts'
-import type { Prometheus } from '../telemetry/prometheus.ts'
+import type { Gateway } from '../../gateway.ts'
+import type { Prometheus } from '../../telemetry/prometheus.ts'
 
 export interface OpsRoutesOptions {
   readonly gateway: Gateway

@@ -1,7 +1,7 @@
 import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, preParsingHookHandler, RouteHandlerMethod, RouteOptions } from 'fastify'
-import { parseBody, readBody, type Body, type RequestLike } from './body/index.ts'
-import type { Gateway } from './gateway.ts'
+import { parseBody, readBody, type Body, type RequestLike } from '../body/index.ts'
+import type { Gateway } from '../gateway.ts'
 import type { Handle, RawBodies } from './handle.ts'
 
 interface Attaching {

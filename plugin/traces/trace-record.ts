@@ -1,6 +1,6 @@
 import { SpanKind, SpanStatusCode, type Attributes } from '@opentelemetry/api'
 import { fromWords, toWords } from './compact.ts'
-import { randomIdPrefix, randomTraceId, spanIdOf } from './ids.ts'
+import { randomIdPrefix, randomTraceId, spanIdOf } from '../telemetry/ids.ts'
 import { SPAN_KINDS, type AttributeValue, type SpanOrigin, type StoredSpan } from './stored-span.ts'
 
 /** A span as a row: name, kind, its parent's row, start and end in microseconds after the record's first, status and its message. */

@@ -1,4 +1,4 @@
-import { epdError } from './errors.ts'
+import { epdError } from '../errors.ts'
 
 /**
  * A client's path, as it goes on below a node's URL.

@@ -1,9 +1,9 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHandler } from 'fastify'
-import type { ParsedSpans } from '../telemetry/otlp-json.ts'
-import { readSpans } from '../telemetry/otlp-text.ts'
-import type { StoredSpan } from '../telemetry/stored-span.ts'
-import type { TraceStore } from '../telemetry/trace-store.ts'
-import type { TraceFilter, TraceStatus } from '../telemetry/trace-view.ts'
+import type { ParsedSpans } from '../../traces/otlp-json.ts'
+import { readSpans } from '../../traces/otlp-text.ts'
+import type { StoredSpan } from '../../traces/stored-span.ts'
+import type { TraceStore } from '../../traces/trace-store.ts'
+import type { TraceFilter, TraceStatus } from '../../traces/trace-view.ts'
 
 export interface TraceRoutesOptions {
   readonly store: TraceStore

@@ -1,6 +1,6 @@
 import type { OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { FastifyReply } from 'fastify'
-import type { ByteSink, UpstreamResponse } from '../../adapters/adapter.ts'
+import type { ByteSink, UpstreamResponse } from '../../../adapters/adapter.ts'
 import { ClientGoneError, rawOf } from './client-gone.ts'
 import { isClosed, offClosed, onClosed } from './closed.ts'
 import { errorEvent, EventGate, type StreamError } from './events.ts'

@@ -1,7 +1,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { BlockList, isIP } from 'node:net'
 import type { FastifyRequest, onRequestHookHandler } from 'fastify'
-import { epdError } from '../errors.ts'
+import { epdError } from '../../errors.ts'
 
 /** Is one of `keys` the request's bearer token? Takes the same time whatever is wrong with it. */
 export function createKeyCheck (keys: readonly string[]): (request: FastifyRequest) => boolean {

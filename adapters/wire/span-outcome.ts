@@ -1,5 +1,5 @@
 import { SpanStatusCode, type Span } from '@opentelemetry/api'
-import { ENGINE_ATTR } from './semconv.ts'
+import { ENGINE_ATTR } from './engine-semconv.ts'
 
 /**
  * What a span tells that did not end well: the error's code and its words; or that the client went away, which is no

@@ -1,8 +1,8 @@
 import { Readable, type Writable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
-import type { UpstreamResponse } from '../adapters/adapter.ts'
-import { clientError, epdError } from './errors.ts'
-import type { Delivery } from './pipeline/index.ts'
+import type { UpstreamResponse } from '../../adapters/adapter.ts'
+import { clientError, epdError } from '../errors.ts'
+import type { Delivery } from '../pipeline/index.ts'
 import { answerHeaders, ClientGoneError, errorEvent, EventGate, isEventStream, onClosed, relay, Tail, type RelayOptions } from './relay/index.ts'
 
 const describeError: NonNullable<RelayOptions['describeError']> = error => clientError(epdError('EPD_ERR_UPSTREAM_BROKEN', [], { cause: error }))
