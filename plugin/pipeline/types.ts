@@ -5,7 +5,6 @@ import type { Body } from '../body/index.ts'
 import type { Bypass, ResolvedOptions } from '../options.ts'
 import type { RegistryApi } from '../registry/index.ts'
 import type { GatewayMetrics } from '../telemetry/metrics.ts'
-import type { Thumbnails } from '../ui/thumbnails.ts'
 import type { Admission } from './admission.ts'
 import type { Deadlines } from './deadlines.ts'
 import type { Linked } from './linked-list.ts'
@@ -31,7 +30,7 @@ export interface Core {
   readonly admission: Admission
   readonly stats: Stats
   /** Defined when pictures may be shown to operators. */
-  readonly thumbnails?: Pick<Thumbnails, 'keep'> | undefined
+  readonly thumbnails?: { keep (traceId: string, body: Body): void } | undefined
   readonly metrics: Pick<GatewayMetrics, 'request'>
   /** A request is in flight, and can be made to end; then no longer. */
   began (request: Cancellable): void
