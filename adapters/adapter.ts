@@ -266,7 +266,7 @@ export interface AdapterErrorOptions {
   /** With FEATURES_GONE and KV_GONE: the consumer knows no link to the producer any more; it has to be made again. */
   readonly unlinked?: boolean | undefined
   /** P and D can't share this very request, though both are well: the next plan must leave it to one node. */
-  readonly undivided?: boolean | undefined
+  readonly singleNode?: boolean | undefined
 }
 
 const kAdapterError = Symbol.for('fastify-epd.AdapterError')
@@ -287,7 +287,7 @@ export class AdapterError extends Error {
   readonly retryAfter: number | undefined
   readonly response: AdapterErrorOptions['response']
   readonly unlinked: boolean
-  readonly undivided: boolean
+  readonly singleNode: boolean
 
   constructor (code: AdapterErrorCode, message: string, options: AdapterErrorOptions) {
     super(message, { cause: options.cause })
@@ -297,7 +297,7 @@ export class AdapterError extends Error {
     this.retryAfter = options.retryAfter
     this.response = options.response
     this.unlinked = options.unlinked ?? false
-    this.undivided = options.undivided ?? false
+    this.singleNode = options.singleNode ?? false
   }
 
   /** Works across copies of this package, as a third-party adapter may carry its own. */

@@ -27,7 +27,7 @@ export const ERRORS = {
   EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_body' },
   EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or ".."', statusCode: 400, type: 'invalid_request_error', code: 'invalid_path' },
   EPD_ERR_MODEL_MISSING: { message: 'The request names no model', statusCode: 400, type: 'invalid_request_error', code: 'missing_value' },
-  EPD_ERR_UNDIVIDED: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, type: 'invalid_request_error', code: 'unsupported_value' },
+  EPD_ERR_NO_HYBRID: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, type: 'invalid_request_error', code: 'unsupported_value' },
   EPD_ERR_TOO_MANY_ITEMS: { message: 'The request has %s media items; at most %s are allowed', statusCode: 400, type: 'invalid_request_error', code: 'too_many_media' },
   EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, type: 'authentication_error', code: 'invalid_api_key' },
   EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, type: 'permission_error', code: 'forbidden' },

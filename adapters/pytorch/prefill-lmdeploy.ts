@@ -7,8 +7,8 @@ import { freeSession, namingOf, newSessionId, sessionOf, UNNAMED, type PrefillAn
 /** LMDeploy's MigrationProtocol. */
 const RDMA = 2
 
-function undivided ({ node }: PrefillJob, reason: string): AdapterError {
-  return new AdapterError('KV_GONE', `${node.id} can't share this request: ${reason}`, { node: node.id, undivided: true })
+function singleNode ({ node }: PrefillJob, reason: string): AdapterError {
+  return new AdapterError('KV_GONE', `${node.id} can't share this request: ${reason}`, { node: node.id, singleNode: true })
 }
 
 /**
@@ -19,16 +19,16 @@ export async function prefillLmdeploy (job: PrefillJob, call: Call): Promise<Han
   const { node, body, path = CHAT } = job
   const naming = await namingOf(node, body.model, call)
   if (naming === 'none') throw new AdapterError('REFUSED', `${node.id}: ${UNNAMED}`, { node: node.id })
-  if (naming === 'numbered' && !path.startsWith(CHAT)) throw undivided(job, 'of a completion it does not name the session')
+  if (naming === 'numbered' && !path.startsWith(CHAT)) throw singleNode(job, 'of a completion it does not name the session')
   const { set, remove } = prefillEdits(body, path)
   const session = naming === 'set' ? newSessionId() : undefined
   // A session of the client's own would be occupied until D has taken it over.
   const edits = session === undefined ? { set, remove: [...remove, 'session_id'] } : { set: { ...set, session_id: String(session) }, remove }
   const answer = await requestOk(node, { method: 'POST', path, slices: body.splice(edits), headers: PROXY_HEADERS, timeout: 0 }, call, failure =>
     // Not an error of its own wording: its code has failed (IndexError) at a first token that ends the answer.
-    failure.statusCode === 500 && failure.error.message === undefined ? undivided(job, 'its first token ends the answer') : undefined
+    failure.statusCode === 500 && failure.error.message === undefined ? singleNode(job, 'its first token ends the answer') : undefined
   ).catch(async (error: unknown) => {
-    if (AdapterError.is(error) && error.undivided) {
+    if (AdapterError.is(error) && error.singleNode) {
       await health(node, call)
       if (session !== undefined) await freeSession(node, session, call)
     }
@@ -44,7 +44,7 @@ async function handoffOf (job: PrefillJob, answer: PrefillAnswer, call: Call): P
   const { cache_block_ids: blocks, remote_token_ids: tokens, usage } = answer
   if (!Array.isArray(blocks) || !Array.isArray(tokens) || tokens.length === 0) {
     await freeSession(node, session, call)
-    throw Array.isArray(blocks) ? undivided(job, 'it has sampled no token') : new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without cache_block_ids`, { node: node.id })
+    throw Array.isArray(blocks) ? singleNode(job, 'it has sampled no token') : new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without cache_block_ids`, { node: node.id })
   }
   const cached = usage?.prompt_tokens_details?.cached_tokens
   return {

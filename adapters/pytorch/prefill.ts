@@ -13,7 +13,7 @@ export async function prefill (job: PrefillJob, call: Call): Promise<{ handoff: 
   const { node, body, features } = job
   if (node.info?.produces.some(format => format.startsWith('kv:')) !== true) return await refuse(node, `${node.id} hands no KV blocks on`)
   const reason = unfit(node, body, features)
-  if (reason !== undefined) throw new AdapterError('KV_GONE', reason, { node: node.id, undivided: true })
+  if (reason !== undefined) throw new AdapterError('KV_GONE', reason, { node: node.id, singleNode: true })
   const handoff = await (isOurNode(node) ? prefillOurs(job, call) : prefillLmdeploy(job, call))
   return { handoff, settled: Promise.resolve() }
 }

@@ -1,6 +1,6 @@
 import { AdapterError, type Adapter, type AdapterNode, type Call, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import type { Plan, Undivided } from '../planning/index.ts'
+import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../telemetry/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
 import type { Pass, Waiting } from './admission.ts'
@@ -55,8 +55,8 @@ export class Exchange implements Linked {
   plan: Plan | undefined
   attempts = 0
   cancelled: unknown
-  /** P and D could not share it: the next plan is for one node. */
-  undivided: Undivided | undefined
+  /** An attempt has shown that P and D can't share it: the next plan is for a single node. */
+  singleNode: SingleNode | undefined
   #encodeCalls = 0
   #avoid: Set<string> | undefined
   #pass: Pass | undefined

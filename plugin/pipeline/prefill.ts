@@ -1,11 +1,10 @@
 import { AdapterError, type EncoderResult, type Handoff } from '../../adapters/adapter.ts'
-import type { Plan } from '../planning/index.ts'
+import { promptTokens, type Plan } from '../planning/index.ts'
 import type { Ticket } from '../registry/index.ts'
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
 import type { OpenStage } from '../telemetry/spans.ts'
 import type { CallScope } from './call-scope.ts'
 import type { Exchange } from './exchange.ts'
-import { promptTokens } from './view.ts'
 
 /** P's share of a request, done or, with an adapter that starts D at once, under way. */
 export interface Prefill {
@@ -97,7 +96,7 @@ export async function prefillStage (exchange: Exchange, plan: Plan, features: re
 function noteFailure (exchange: Exchange, { prefill, node }: Plan, features: readonly EncoderResult[], failure: AdapterError): void {
   const { registry } = exchange.core
   const { id } = prefill!
-  if (failure.undivided) exchange.undivided ??= { what: 'not to be shared by two nodes', asked: false }
+  if (failure.singleNode) exchange.singleNode ??= { what: 'not to be shared by two nodes', source: 'attempt' }
   else if (failure.code !== 'FEATURES_GONE' && failure.code !== 'REJECTED') exchange.avoid(id)
   if (failure.code === 'REFUSED' && registry.snapshot().link(id, node.id) === 'linked') registry.refuseLinks(id, failure.message)
   if (failure.code === 'FEATURES_GONE' && failure.unlinked) for (const encoder of new Set(features.map(feature => feature.node))) registry.linkLost(encoder, id)

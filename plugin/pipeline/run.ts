@@ -1,14 +1,13 @@
 import type { Attributes } from '@opentelemetry/api'
 import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError, isRefusal, toEpdError } from '../errors.ts'
-import { planRequest, type Plan, type Refusal } from '../planning/index.ts'
+import { planRequest, promptTokens, viewRequest, type Plan, type Refusal } from '../planning/index.ts'
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
 import { encodeStage, EncodersExhausted, exhaustedError } from './encode.ts'
 import { Exchange } from './exchange.ts'
 import { generateStage, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import type { Core, Deliver, Delivery, GatewayRequest } from './types.ts'
-import { promptTokens, View } from './view.ts'
 
 const NO_FEATURES: readonly EncoderResult[] = []
 
@@ -44,12 +43,12 @@ export async function serve (core: Core, request: GatewayRequest, deliver: Deliv
 async function attempts (exchange: Exchange, deliver: Deliver): Promise<Delivery> {
   for (;;) {
     exchange.attempts++
-    const { undivided } = exchange
+    const { singleNode } = exchange
     try {
       return await attempt(exchange, deliver)
     } catch (err) {
       exchange.releaseLeases()
-      if (!mayRetry(exchange, err, undivided)) throw err
+      if (!mayRetry(exchange, err, singleNode)) throw err
       exchange.core.stats.retries++
       exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
     }
@@ -59,7 +58,7 @@ async function attempts (exchange: Exchange, deliver: Deliver): Promise<Delivery
 /** @param before was it known when the attempt began that two nodes can't share the request? To find out is no failure, and costs no retry. */
 function mayRetry (exchange: Exchange, err: unknown, before: unknown): boolean {
   if (exchange.cancelled !== undefined || performance.now() >= exchange.deadline || !AdapterError.is(err)) return false
-  if (err.undivided && before === undefined) return true
+  if (err.singleNode && before === undefined) return true
   if (exchange.attempts > exchange.core.options.retries || err.code === 'REJECTED') return false
   // Two nodes that can't work together are not planned together again.
   return err.code !== 'REFUSED' || exchange.plan?.prefill !== undefined
@@ -124,14 +123,14 @@ function makePlan (exchange: Exchange): Plan {
 function choosePlan (exchange: Exchange): Plan {
   const { core: { options, registry }, request: { body, bypass = options.bypass, path } } = exchange
   exchange.encodedBy = []
-  const plan = planRequest(new View(body, path, exchange.undivided), registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
+  const plan = planRequest(viewRequest(body, path, exchange.singleNode), registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
   if ('refused' in plan) throw refusal(plan, body.model)
   exchange.plan = plan
   return plan
 }
 
 function refusal ({ refused, reason, param }: Refusal, model: string): Error {
-  if (refused === 'EPD_ERR_UNDIVIDED') return epdError(refused, [reason, model], { param })
+  if (refused === 'EPD_ERR_NO_HYBRID') return epdError(refused, [reason, model], { param })
   return epdError(refused, [model], refused === 'EPD_ERR_MODEL_NOT_FOUND' ? { param: 'model' } : { cause: new Error(reason) })
 }
 

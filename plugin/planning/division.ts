@@ -1,7 +1,8 @@
 /** Prefill and decode on two nodes or on one: who could, and what is preferred. */
 import type { NodeSnapshot, RegistrySnapshot } from '../registry/index.ts'
 import { leastLoaded, pairs, usable, type Pools } from './candidates.ts'
-import type { PlanOptions, Refusal, RequestView } from './types.ts'
+import type { RequestView } from './request.ts'
+import type { PlanOptions, Refusal } from './types.ts'
 
 /** Nodes that can begin a request, and why it would be these. */
 export interface Beginners {
@@ -59,14 +60,14 @@ export function beginners (request: RequestView, pool: Pools, snapshot: Registry
   const { disaggregate, disaggregateTokens } = options.routing
   const hybrids = pool.hybrids.filter(node => usable(node, 'decode'))
   const { nodes, why } = prefillers(pool, request, snapshot)
-  const { undivided } = request
+  const { singleNode } = request
   const whole = (reason: string): Beginners => ({ kind: 'whole', nodes: hybrids, reason })
   const divided = (reason: string): Beginners => ({ kind: 'divided', nodes, reason })
   const alone = (reason: string): Beginners => ({ kind: 'alone', nodes: request.media.length > 0 ? [] : pool.decodes.filter(node => node.info?.standalone === true && usable(node, 'decode')), reason })
 
   let order: Beginners[]
   if (disaggregate === 'never') order = [whole('disaggregation is off')]
-  else if (undivided !== undefined) order = undivided.asked ? [whole(undivided.what)] : [whole(undivided.what), alone(undivided.what)]
+  else if (singleNode !== undefined) order = singleNode.source === 'request' ? [whole(singleNode.what)] : [whole(singleNode.what), alone(singleNode.what)]
   else if (nodes.length === 0) order = [whole(why), alone(why)]
   else if (disaggregate === 'always') order = [divided('always'), whole('always')]
   else if (hybrids.length === 0) order = [divided(pool.hybrids.length === 0 ? 'no node does both' : 'no healthy node does both')]
@@ -76,12 +77,12 @@ export function beginners (request: RequestView, pool: Pools, snapshot: Registry
   return able.length > 0 ? able : refusal(request, pool, options, why)
 }
 
-function refusal ({ undivided, media }: RequestView, { hybrids, prefills, decodes }: Pools, options: PlanOptions, why: string): Refusal {
+function refusal ({ singleNode, media }: RequestView, { hybrids, prefills, decodes }: Pools, options: PlanOptions, why: string): Refusal {
   const total = hybrids.length + prefills.length + decodes.length
   if (options.routing.disaggregate === 'never' && hybrids.length === 0) return { refused: 'EPD_ERR_NO_NODE', reason: 'disaggregation is off, and no node does both prefill and decode' }
   if (hybrids.length > 0) return { refused: 'EPD_ERR_NO_NODE', reason: why === '' ? `none of ${hybrids.length} nodes that do both is healthy` : `none of ${total} nodes can serve it (${why})` }
-  if (undivided?.asked === true) return { refused: 'EPD_ERR_UNDIVIDED', reason: undivided.what, param: undivided.param }
-  if (undivided !== undefined) return { refused: 'EPD_ERR_NO_NODE', reason: `${undivided.what}, and no node does both` }
-  if (why.startsWith('prompt too long')) return { refused: 'EPD_ERR_UNDIVIDED', reason: 'a prompt this long', param: media.length > 0 ? 'messages' : undefined }
+  if (singleNode?.source === 'request') return { refused: 'EPD_ERR_NO_HYBRID', reason: singleNode.what, param: singleNode.param }
+  if (singleNode !== undefined) return { refused: 'EPD_ERR_NO_NODE', reason: `${singleNode.what}, and no node does both` }
+  if (why.startsWith('prompt too long')) return { refused: 'EPD_ERR_NO_HYBRID', reason: 'a prompt this long', param: media.length > 0 ? 'messages' : undefined }
   return { refused: 'EPD_ERR_NO_NODE', reason: why }
 }

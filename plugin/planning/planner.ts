@@ -2,7 +2,8 @@ import type { NodeSnapshot, RegistrySnapshot } from '../registry/index.ts'
 import { encoders, leastLoaded, pairs, pools, serves, usable, type Pools } from './candidates.ts'
 import { beginners, decodeFor, shunned, type Beginners } from './division.ts'
 import { place, saturated } from './placement.ts'
-import type { Plan, PlanOptions, Refusal, RequestView, Topology } from './types.ts'
+import type { RequestView } from './request.ts'
+import type { Plan, PlanOptions, Refusal, Topology } from './types.ts'
 
 const NOBODY: ReadonlySet<string> = new Set()
 

@@ -1,30 +1,8 @@
-import type { MediaItem } from '../../adapters/adapter.ts'
 import type { NodeSnapshot } from '../registry/index.ts'
 import type { Bypass, RoutingOptions } from '../options.ts'
 
 /** `pd`: text only. `hybrid`: the language model encodes by itself. `p-d` and `e-p-d`: prefill and decode apart. */
 export type Topology = 'pd' | 'hybrid' | 'e-pd' | 'p-d' | 'e-p-d'
-
-/** Why P and D can't share a request. */
-export interface Undivided {
-  /** For people: `n greater than 1`. */
-  readonly what: string
-  /** The member of the request it lies in. */
-  readonly param?: string | undefined
-  /** The request as the client wrote it; else what has come of trying. */
-  readonly asked: boolean
-}
-
-/** All the planner knows of a request. */
-export interface RequestView {
-  readonly model: string
-  readonly media: readonly MediaItem[]
-  /** A route whose media parts nobody scans (`/v1/responses`, ...): prefer nodes that could take some. */
-  readonly opaque?: boolean
-  /** Estimated, of text and media together. Asked for only where there are prefill or decode nodes, as `undivided` is. */
-  readonly promptTokens?: number
-  readonly undivided?: Undivided | undefined
-}
 
 export interface PlanOptions {
   readonly bypass: Bypass
@@ -46,7 +24,7 @@ export interface Plan {
   readonly order: ReadonlyArray<readonly NodeSnapshot[]>
 }
 
-export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_ERR_NO_ENCODER' | 'EPD_ERR_UNDIVIDED'
+export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_ERR_NO_ENCODER' | 'EPD_ERR_NO_HYBRID'
 
 /** No plan is possible, and why. */
 export interface Refusal {

@@ -1,6 +1,6 @@
 import { setMaxListeners } from 'node:events'
 import { AdapterError, type Call, type Link } from '../../adapters/adapter.ts'
-import { abortable } from './abortable.ts'
+import { abortable } from '../abort.ts'
 import { isUnspecified } from './address.ts'
 import type { Entry } from './entry.ts'
 import type { LinkState, LinkView } from './types.ts'

@@ -3,7 +3,7 @@ import { EventEmitter, setMaxListeners } from 'node:events'
 import { isDeepStrictEqual } from 'node:util'
 import { AdapterError, type Adapter, type Call, type ControlRoute, type Link, type NodeInfo, type Stage } from '../../adapters/adapter.ts'
 import { adapters as shipped, checkAdapter, detectAdapter, pytorch, resolveAdapter } from '../../adapters/index.ts'
-import { abortable, reasonOf } from './abortable.ts'
+import { abortable, abortReason } from '../abort.ts'
 import { checkUrl } from './address.ts'
 import { StageBreakers } from './breaker.ts'
 import { checkedInfo } from './checked-info.ts'
@@ -103,7 +103,7 @@ export class Registry extends EventEmitter<{ change: [RegistrySnapshot] }> imple
       }
       const stop = (): void => {
         done()
-        reject(reasonOf(signals.find(signal => signal.aborted)))
+        reject(abortReason(signals.find(signal => signal.aborted)))
       }
       const look = (snapshot: RegistrySnapshot): void => {
         if (!check(snapshot)) return

@@ -128,7 +128,7 @@ t.test('lmdeploy: a completion\'s session is named by 0.11 and 0.12, of others o
   }
   const it = await pair(t, '0.13')
   await pytorch.link(it.prefill, it.decode, it.call)
-  t.match(await failure(handOver(it, completion, '/v1/completions')), { code: 'KV_GONE', undivided: true })
+  t.match(await failure(handOver(it, completion, '/v1/completions')), { code: 'KV_GONE', singleNode: true })
   t.equal(it.p.prefills().length, 0, 'P is not even asked')
   const broken = await pair(t, '0.15')
   t.match(await failure(handOver(broken, hello)), { code: 'REFUSED', message: /InternLM\/lmdeploy#4977/ })
@@ -139,7 +139,7 @@ t.test('lmdeploy: a first token that ends the answer fails on P, which is neithe
   const it = await pair(t, '0.12')
   await pytorch.link(it.prefill, it.decode, it.call)
   const ends = { model: 'm', messages: [{ role: 'user', content: ENDS_AT_ONCE }] }
-  t.match(await failure(handOver(it, ends)), { code: 'KV_GONE', undivided: true, message: /first token/ })
+  t.match(await failure(handOver(it, ends)), { code: 'KV_GONE', singleNode: true, message: /first token/ })
   t.equal(it.p.distserve.freed.length, 2, 'the session that was set for it is freed, and that of the first question')
   it.p.health = 'unhealthy'
   t.match(await failure(handOver(it, ends)), { code: 'UNAVAILABLE' }, 'unless P says it is ill')
@@ -149,7 +149,7 @@ t.test('lmdeploy: a first token that ends the answer fails on P, which is neithe
   it.p.faults.push({ kind: 'status', status: 200, body: { id: '7', choices: [] } })
   t.match(await failure(handOver(it, hello)), { code: 'UNAVAILABLE', message: /without cache_block_ids/ })
   it.p.faults.push({ kind: 'status', status: 200, body: { id: '7', cache_block_ids: [1], remote_token_ids: [] } })
-  t.match(await failure(handOver(it, hello)), { code: 'KV_GONE', undivided: true })
+  t.match(await failure(handOver(it, hello)), { code: 'KV_GONE', singleNode: true })
   t.equal(it.p.distserve.freed.at(-1), 7)
 })
 
@@ -200,7 +200,7 @@ t.test('our engines: each error of P and of D means what it means', async t => {
   p.engine.answer = async () => ({ status: 200, json: { object: 'chat.completion' } })
   t.match(await prefill(), { code: 'UNAVAILABLE', message: /without a migration request/ })
   const seeing = await bodyFrom(hello)
-  t.match(await failure(pytorch.prefill({ node: { ...p.node, info: { ...p.node.info!, vision: 'features' } }, decode: d.node, body: seeing, features: [] }, call)), { undivided: true }, 'no pixels to a P without vision weights')
+  t.match(await failure(pytorch.prefill({ node: { ...p.node, info: { ...p.node.info!, vision: 'features' } }, decode: d.node, body: seeing, features: [] }, call)), { singleNode: true }, 'no pixels to a P without vision weights')
 
   const handoff = { node: p.node.id, lease: 'kv1', wire: migration }
   const generate = async (): Promise<unknown> => await failure(pytorch.generate({ node: d.node, path: CHAT, body, features: [], handoff }, call))

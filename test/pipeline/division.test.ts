@@ -403,7 +403,7 @@ t.test('a P that can work with nobody has its links refused, and the request goe
 })
 
 t.test('a request that P finds it can\'t share costs no retry', async t => {
-  const adapter: Adapter = { ...fakeAdapter, name: 'odd', prefill: async ({ node }) => { throw new AdapterError('KV_GONE', 'first token is last', { node: node.id, undivided: true }) } }
+  const adapter: Adapter = { ...fakeAdapter, name: 'odd', prefill: async ({ node }) => { throw new AdapterError('KV_GONE', 'first token is last', { node: node.id, singleNode: true }) } }
   const [p, d] = [await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'decode', standalone: true })]
   const nodes = [p, d].map(({ url, role }) => ({ url, role, adapter: 'odd' }))
   const { app, url } = await buildGateway(t, { nodes: [p, d], options: { adapters: [adapter], nodes, retries: 0 } })

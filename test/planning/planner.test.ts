@@ -104,8 +104,8 @@ t.test('each situation has its plan and its reason', async t => {
 t.test('each situation with prefill and decode nodes has its plan and its reason', async t => {
   const long = { ...text, promptTokens: 1_024 }
   const short = { ...text, promptTokens: 1_023 }
-  const many = { ...long, undivided: { what: 'n greater than 1', param: 'n', asked: true } }
-  const tried = { ...long, undivided: { what: 'not to be shared', asked: false } }
+  const many = { ...long, singleNode: { what: 'n greater than 1', param: 'n', source: 'request' as const } }
+  const tried = { ...long, singleNode: { what: 'not to be shared', source: 'attempt' as const } }
   const picture = { ...one, promptTokens: 2_000 }
   const with_ = (disaggregate: PlanOptions['routing']['disaggregate'], more: Partial<PlanOptions> = {}): PlanOptions => options({ ...more, routing: { ...options().routing, disaggregate } })
   const never = options({ bypass: 'never' })
@@ -145,16 +145,16 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['what failed is taken when there is nothing else', 'p-d p1>d1: no node does both', [long, snapshot(pd), options(), new Set(['p1', 'd1'])]],
 
     ['what can\'t be shared', 'pd pd1: text only, n greater than 1', [many, snapshot([...pd, PD('pd1')]), with_('always')]],
-    ['nobody does both', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [many, snapshot(pd), options()]],
+    ['nobody does both', 'EPD_ERR_NO_HYBRID (n): n greater than 1', [many, snapshot(pd), options()]],
     ['nobody well does both', 'EPD_ERR_NO_NODE: none of 1 nodes that do both is healthy', [many, snapshot([...pd, PD('pd1', { state: 'draining' })]), options()]],
-    ['not even a D that can do without P', 'EPD_ERR_UNDIVIDED (n): n greater than 1', [many, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
+    ['not even a D that can do without P', 'EPD_ERR_NO_HYBRID (n): n greater than 1', [many, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
     ['found out by trying', 'pd d1: text only, not to be shared', [tried, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
     ['found out by trying, and nobody does both', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [tried, snapshot(pd), options()]],
     ['all P are ill, and D can do without', 'pd d1: text only, no healthy prefill node', [long, snapshot([P('p1', { state: 'unhealthy' }), D('d1', { standalone: true })]), options()]],
     ['too long a prompt for one P', 'p-d p2>d1: no node does both', [long, snapshot([P('p1', { maxPrefillTokens: 1_535 }), P('p2', { tokens: 9_000 }), D('d1')]), options()]],
     ['with a margin, as it is estimated', 'p-d p1>d1: no node does both', [long, snapshot([P('p1', { maxPrefillTokens: 1_536 }), D('d1')]), options()]],
     ['too long for all', 'pd pd1: text only, prompt too long for the prefill nodes', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1'), PD('pd1')]), options()]],
-    ['too long for all, and nobody does both', 'EPD_ERR_UNDIVIDED: a prompt this long', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1')]), options()]],
+    ['too long for all, and nobody does both', 'EPD_ERR_NO_HYBRID: a prompt this long', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1')]), options()]],
 
     ['a picture goes E, P, D', 'e-p-d p1>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), ...pd]), options()]],
     ['P encodes small ones itself', 'p-d p1>d1: small items, no node does both', [{ ...small, promptTokens: 300 }, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), options()]],
@@ -165,7 +165,7 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['nobody sees', 'EPD_ERR_NO_ENCODER: no encoder', [picture, snapshot([...pd, PD('pd1')]), never]],
     ['a blind hybrid leaves it to P', 'p-d p1>d1: no encoder, short prompt', [{ ...picture, promptTokens: 5 }, snapshot([P('p1', { vision: 'full' }), D('d1'), PD('pd1')]), never]],
     ['the P that encoders can feed', 'e-p-d p2>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), P('p1'), P('p2', { tokens: 9_000 }), D('d1')], { 'e1>p1': 'refused' }), options()]],
-    ['a D alone takes no pictures', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [{ ...picture, undivided: tried.undivided }, snapshot([E('e1'), P('p1'), D('d1', { standalone: true })]), options()]]
+    ['a D alone takes no pictures', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [{ ...picture, singleNode: tried.singleNode }, snapshot([E('e1'), P('p1'), D('d1', { standalone: true })]), options()]]
   ]
   for (const [name, expected, args] of rows) t.equal(brief(planRequest(...args)), expected, name)
   t.equal(plan(picture, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), never).fallback, true)

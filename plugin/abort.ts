@@ -1,14 +1,14 @@
-/** Why a signal was aborted, as an Error whatever was given to `abort`. */
-export function reasonOf (signal: AbortSignal | undefined): Error {
+/** The reason of an aborted signal, wrapped in an Error when `abort` was given something else. */
+export function abortReason (signal: AbortSignal | undefined): Error {
   const reason: unknown = signal?.reason
   return reason instanceof Error ? reason : new Error(String(reason))
 }
 
-/** The promise's outcome, or the signal's reason if that comes first: an adapter that does not heed its signal holds nobody up. */
+/** Settles like `promise`, or rejects with the signal's reason if that comes first: an adapter that ignores its signal can't hold up its caller. */
 export function abortable<T> (promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return promise
   return new Promise((resolve, reject) => {
-    const onAbort = (): void => { reject(reasonOf(signal)) }
+    const onAbort = (): void => { reject(abortReason(signal)) }
     if (signal.aborted) onAbort()
     else signal.addEventListener('abort', onAbort)
     promise.then(resolve, reject).finally(() => { signal.removeEventListener('abort', onAbort) })

@@ -1,0 +1,94 @@
+/** What the planner reads of a request. */
+import type { MediaItem } from '../../adapters/adapter.ts'
+import type { Body } from '../body/index.ts'
+
+/** Why a request can't be disaggregated: one node must do both prefill and decode. */
+export interface SingleNode {
+  /** For people: `n greater than 1`. */
+  readonly what: string
+  /** The request's member that causes it. */
+  readonly param?: string | undefined
+  /** `request`: the client wrote it so. `attempt`: an earlier attempt has shown it. */
+  readonly source: 'request' | 'attempt'
+}
+
+/** All the planner knows of a request. */
+export interface RequestView {
+  readonly model: string
+  readonly media: readonly MediaItem[]
+  /** The gateway does not look for media in bodies of this route (`/v1/responses`, ...): prefer nodes that could take some. */
+  readonly opaque?: boolean
+  /** Estimated, of text and media together. */
+  readonly promptTokens?: number
+  readonly singleNode?: SingleNode | undefined
+}
+
+const COMPLETIONS = '/v1/completions'
+/** Routes that adapters can disaggregate. */
+const DISAGGREGATED: ReadonlySet<string> = new Set(['/v1/chat/completions', COMPLETIONS])
+/** Routes whose bodies have `messages` or no media at all. */
+const SCANNED: ReadonlySet<string> = new Set([...DISAGGREGATED, '/v1/embeddings'])
+/** Of JSON text in a Latin script; an estimate for choosing a plan, not a count. */
+const BYTES_PER_TOKEN = 4
+
+/** @param found what an earlier attempt to disaggregate the request has shown */
+export function viewRequest (body: Body, path: string, found?: SingleNode): RequestView {
+  return {
+    model: body.model,
+    media: body.media,
+    opaque: !SCANNED.has(path),
+    promptTokens: promptTokens(body),
+    singleNode: found ?? singleNodeFor(body, path)
+  }
+}
+
+/** Estimated tokens of the whole prompt. */
+export function promptTokens (body: Body): number {
+  return body.media.reduce((sum, item) => sum + item.tokens, Math.ceil(body.textBytes / BYTES_PER_TOKEN))
+}
+
+/** P's one token and its KV blocks begin one answer to one prompt. */
+function singleNodeFor (body: Body, path: string): SingleNode | undefined {
+  if (!DISAGGREGATED.has(path)) return { what: 'this route', source: 'request' }
+  for (const param of ['n', 'best_of']) {
+    const value = body.scalar(param)
+    if (typeof value === 'number' && value > 1) return { what: `${param} greater than 1`, param, source: 'request' }
+  }
+  const prompt = path === COMPLETIONS ? body.json('prompt') : undefined
+  return prompt !== undefined && severalPrompts(prompt) ? { what: 'several prompts', param: 'prompt', source: 'request' } : undefined
+}
+
+const [QUOTE, COMMA, MINUS, OPEN, ESCAPE, CLOSE] = [0x22, 0x2c, 0x2d, 0x5b, 0x5c, 0x5d] as const
+
+/**
+ * Does the `prompt` of a completion hold several prompts? A prompt is a text or an array of token ids; an array of either
+ * holds one for each. Looks at the beginning and the first prompt only: a prompt may be megabytes long.
+ *
+ * @param json a value that is known to be JSON
+ */
+export function severalPrompts (json: Buffer): boolean {
+  if (json[0] !== OPEN) return false
+  const first = skipSpace(json, 1)
+  const code = json[first]!
+  if (code === CLOSE || code === MINUS || isDigit(code)) return false
+  if (code !== QUOTE && code !== OPEN) return true
+  // Token ids are numbers: the first closing bracket ends the array.
+  const end = code === QUOTE ? endOfText(json, first + 1) : json.indexOf(CLOSE, first)
+  return json[skipSpace(json, end + 1)] === COMMA
+}
+
+function endOfText (json: Buffer, from: number): number {
+  let at = from
+  while (json[at] !== QUOTE) at += json[at] === ESCAPE ? 2 : 1
+  return at
+}
+
+function skipSpace (json: Buffer, from: number): number {
+  let at = from
+  while (json[at]! <= 0x20) at++
+  return at
+}
+
+function isDigit (code: number): boolean {
+  return code >= 0x30 && code <= 0x39
+}
