@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { packageRoot } from '../../engines/service/package-root.ts'
 import { freePort } from '../helper/free-port.ts'
+import { nodeArgs } from '../helper/node-command.ts'
 
 const ROOT = packageRoot()
 
@@ -22,7 +23,7 @@ await t.test('docs/engines.md: E -> PD and P -> D by hand answer the questions a
   const ports = (await Promise.all(Array.from({ length: 4 }, freePort))).map(String)
   const script = (await blocks('docs/engines.md', 'sh')).join('\n')
     .replaceAll(/2333[3-6]/g, port => ports[Number(port) - 23333]!)
-    .replaceAll('npx fastify-epd', `${process.execPath} ${cli}`)
+    .replaceAll('npx fastify-epd', [process.execPath, ...nodeArgs, cli].join(' '))
     .replaceAll('docs/examples', join(ROOT, 'docs', 'examples'))
     // Kept, to be looked at below.
     .replaceAll(/^rm .*$/gm, '')

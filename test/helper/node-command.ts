@@ -1,10 +1,13 @@
+/** Node.js flags of every process that a test starts. */
+export const nodeArgs: readonly string[] = ['--import', new URL('./end-with-parent.js', import.meta.url).href]
+
 /**
  * How a test starts Node.js. tap loads the hooks that coverage needs into every process a test starts, by NODE_OPTIONS;
- * they cost an engine half a second. `npm run coverage` wants them, nothing else does.
+ * they cost an engine half a second, and only `npm run coverage` wants them.
  */
 export function nodeCommand (args: readonly string[]): { readonly file: string, readonly args: string[] } {
-  if (process.env.EPD_COVERAGE === '1') return { file: process.execPath, args: [...args] }
-  return { file: 'env', args: ['-u', 'NODE_OPTIONS', process.execPath, ...args] }
+  if (process.env.EPD_COVERAGE === '1') return { file: process.execPath, args: [...nodeArgs, ...args] }
+  return { file: 'env', args: ['-u', 'NODE_OPTIONS', process.execPath, ...nodeArgs, ...args] }
 }
 
 /** The same for `fork`, as its options. */
