@@ -1,22 +1,16 @@
 import t from 'tap'
 import { pytorch } from '../../adapters/index.ts'
 import type { Handoff, LeaseRef } from '../../adapters/adapter.ts'
-import { shippedModel, startEngine } from '../../engines/server/index.ts'
 import { Registry } from '../../plugin/registry/index.ts'
 import { bodyFrom, callWith, dispatcherFor, silent, textOf } from '../helper/adapter-call.ts'
+import { startEngineFor } from '../helper/engine.ts'
 import { metric } from '../helper/metrics.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
 
 /** The registry and the pytorch adapter against a real prefill and a real decode engine. */
 
-type Started = Awaited<ReturnType<typeof startEngine>>
 const PATH = '/v1/chat/completions'
-
-async function start (role: 'prefill' | 'decode', port = 0): Promise<Started> {
-  const media = { allowPrivate: false, allowedDomains: [] }
-  return await startEngine({ role, backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port, device: 'cpu', sharing: 2, vision: role === 'prefill', media })
-}
 
 async function openLeases (url: string): Promise<number | undefined> {
   return metric(await (await fetch(`${url}/metrics`)).text(), 'epd_leases_open')
@@ -27,10 +21,8 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
   const call = callWith(dispatcher)
   const registry = new Registry({ dispatcher, log: silent, probeInterval: 100, probeBackoff: 50 })
   t.teardown(async () => { await registry.close() })
-  const d = await start('decode')
-  t.teardown(async () => { await d.close() })
-  let p = await start('prefill')
-  t.teardown(async () => { await p.close() })
+  const d = await startEngineFor(t, { role: 'decode' })
+  let p = await startEngineFor(t, { role: 'prefill' })
   registry.add({ url: p.url })
   registry.add({ url: d.url })
   await registry.waitFor(snapshot => snapshot.link(p.url, d.url) === 'linked')
@@ -75,7 +67,7 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
   await p.close()
   t.match(await generate(stale).catch((error: unknown) => error), { code: 'KV_GONE' }, 'P is gone')
   await registry.waitFor(snapshot => snapshot.byId.get(p.url)!.state !== 'healthy')
-  p = await start('prefill', Number(port))
+  p = await startEngineFor(t, { role: 'prefill', port: Number(port) })
   await registry.waitFor(snapshot => snapshot.link(p.url, d.url) === 'linked' && snapshot.byId.get(p.url)!.info!.epoch === p.engine.epoch)
   t.match(await generate(stale).catch((error: unknown) => error), { code: 'KV_GONE' }, 'blocks of the process before')
   t.equal(said(await generate(await handOff())), answer, 'and the new process serves')

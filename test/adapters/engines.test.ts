@@ -7,20 +7,13 @@ import t from 'tap'
 import { pytorch } from '../../adapters/index.ts'
 import type { EncoderResult, LeaseRef } from '../../adapters/adapter.ts'
 import { packageRoot } from '../../engines/service/package-root.ts'
-import { shippedModel, startEngine } from '../../engines/server/index.ts'
 import { Registry } from '../../plugin/registry/index.ts'
 import { bodyFrom, callWith, dispatcherFor, nodeAt, silent } from '../helper/adapter-call.ts'
+import { startEngineFor } from '../helper/engine.ts'
 import { metric } from '../helper/metrics.ts'
 import { until } from '../helper/until.ts'
 
 /** The registry and the pytorch adapter against our real engines: an encoder, and a hybrid without vision weights. */
-
-const media = { allowPrivate: false, allowedDomains: [] }
-type Started = Awaited<ReturnType<typeof startEngine>>
-
-async function start (role: 'encoder' | 'hybrid', port = 0): Promise<Started> {
-  return await startEngine({ role, backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port, device: 'cpu', sharing: 2, vision: role === 'encoder', media })
-}
 
 async function openLeases (url: string): Promise<number | undefined> {
   return metric(await (await fetch(`${url}/metrics`)).text(), 'epd_leases_open')
@@ -34,10 +27,8 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
   const call = callWith(dispatcher)
   const registry = new Registry({ dispatcher, log: silent, probeInterval: 100, probeBackoff: 50 })
   t.teardown(async () => { await registry.close() })
-  const pd = await start('hybrid')
-  t.teardown(async () => { await pd.close() })
-  let e = await start('encoder')
-  t.teardown(async () => { await e.close() })
+  const pd = await startEngineFor(t, { role: 'hybrid' })
+  let e = await startEngineFor(t, { role: 'encoder' })
   registry.add({ url: e.url })
   registry.add({ url: pd.url })
   await registry.waitFor(snapshot => snapshot.link(e.url, pd.url) === 'linked')
@@ -82,7 +73,7 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
   const { port } = new URL(e.url)
   await e.close()
   await registry.waitFor(snapshot => snapshot.byId.get(e.url)!.state !== 'healthy')
-  e = await start('encoder', Number(port))
+  e = await startEngineFor(t, { role: 'encoder', port: Number(port) })
   await registry.waitFor(snapshot => snapshot.link(e.url, pd.url) === 'linked' && snapshot.byId.get(e.url)!.info!.epoch === e.engine.epoch)
   await forget()
   await t.rejects(generate(stale), { code: 'FEATURES_GONE' }, 'features of the process before')
@@ -100,8 +91,7 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
 
 t.test('real engines: an encode call whose answer is lost on a connection that breaks is sent again, and leaves one lease', async t => {
   const call = callWith(dispatcherFor(t), { headers: { 'x-request-id': 'lost.e1' } })
-  const e = await start('encoder')
-  t.teardown(async () => { await e.close() })
+  const e = await startEngineFor(t, { role: 'encoder' })
   let lost = 0
   const front = createServer((incoming, outgoing) => {
     const upstream = request(e.url + incoming.url!, { method: incoming.method, headers: incoming.headers, agent: false }, async response => {

@@ -1,10 +1,10 @@
 /** The same requests over every topology and both backends, through the gateway: the tokens must not tell which way they came. */
 import Fastify from 'fastify'
 import t from 'tap'
-import { shippedModel, startEngine, type StartEngineOptions } from '../../engines/server/index.ts'
 import epd from '../../plugin/index.ts'
 import type { Completion } from '../llm/harness.ts'
 import { bodyOf, mixedRequests, outcome, type MixedRequest } from '../llm/mixed-requests.ts'
+import { startEngineFor, type ApiServer } from '../helper/engine.ts'
 import { metric } from '../helper/metrics.ts'
 import { until } from '../helper/until.ts'
 
@@ -14,18 +14,8 @@ const DISTINCT_PICTURES = FULL ? 24 : 5
 /** Requests in flight at a time: enough for batches of every size, few enough for two cores. */
 const AT_ONCE = 8
 
-type Engine = Awaited<ReturnType<typeof startEngine>>
-
-async function start (options: Partial<StartEngineOptions> & Pick<StartEngineOptions, 'role'>): Promise<Engine> {
-  const engine = await startEngine({
-    backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port: 0, device: 'cpu', threads: 1, vision: true, media: { allowPrivate: false, allowedDomains: [] }, ...options
-  })
-  t.teardown(() => engine.close())
-  return engine
-}
-
 /** A gateway that knows these engines and no others, every pair that belongs together linked. */
-async function gatewayOver (...engines: readonly Engine[]): Promise<string> {
+async function gatewayOver (...engines: readonly ApiServer[]): Promise<string> {
   const app = Fastify({ forceCloseConnections: true })
   t.teardown(() => app.close())
   await app.register(epd, { nodes: engines.map(({ url, engine: { role, backend } }) => ({ url, role, adapter: backend })), bypass: 'never' })
@@ -54,11 +44,11 @@ async function askAll (gateway: string, requests: readonly MixedRequest[]): Prom
 }
 
 const [encoder, hybrid, prefill, decode, turbomind] = await Promise.all([
-  start({ role: 'encoder' }),
-  start({ role: 'hybrid' }),
-  start({ role: 'prefill' }),
-  start({ role: 'decode' }),
-  start({ role: 'hybrid', backend: 'turbomind' })
+  startEngineFor(t, { role: 'encoder' }),
+  startEngineFor(t, { role: 'hybrid', vision: true }),
+  startEngineFor(t, { role: 'prefill' }),
+  startEngineFor(t, { role: 'decode', vision: true }),
+  startEngineFor(t, { role: 'hybrid', backend: 'turbomind', vision: true })
 ])
 const requests = await mixedRequests(REQUESTS, DISTINCT_PICTURES)
 const expected = (await askAll(await gatewayOver(hybrid), requests)).map(answer => answer.outcome)

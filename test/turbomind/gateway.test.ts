@@ -1,23 +1,13 @@
 /** One gateway, one encoder, a PyTorch-like and (started as a user would) a TurboMind-like engine at the same time; a server like LMDeploy's TurboMind beside them. */
 import Fastify from 'fastify'
-import t, { type Test } from 'tap'
-import { shippedModel, startEngine, type StartEngineOptions } from '../../engines/server/index.ts'
+import t from 'tap'
 import epd from '../../plugin/index.ts'
 import { startCli } from '../helper/cli.ts'
+import { startEngineFor } from '../helper/engine.ts'
 import { FakeLmdeploy } from '../helper/fake-lmdeploy.ts'
 import { metric } from '../helper/metrics.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
-
-type Started = Awaited<ReturnType<typeof startEngine>>
-
-async function start (t: Test, options: Pick<StartEngineOptions, 'role' | 'proxyUrl'>): Promise<Started> {
-  const engine = await startEngine({
-    ...options, backend: 'pytorch', modelDir: shippedModel(), host: '127.0.0.1', port: 0, device: 'cpu', threads: 1, vision: options.role === 'encoder', media: { allowPrivate: false, allowedDomains: [] }
-  })
-  t.teardown(() => engine.close())
-  return engine
-}
 
 async function gauge (url: string, name: string): Promise<number> {
   return metric(await (await fetch(`${url}/metrics`)).text(), name) ?? NaN
@@ -36,8 +26,8 @@ t.test('E -> PyTorch-like and E -> TurboMind-like behind one gateway give the sa
   await app.register(epd, { embedded: false, bypass: 'never' })
   const gateway = await app.listen({ host: '127.0.0.1', port: 0 })
   const [encoder, pytorch, turbomind] = await Promise.all([
-    start(t, { role: 'encoder', proxyUrl: gateway }),
-    start(t, { role: 'hybrid', proxyUrl: gateway }),
+    startEngineFor(t, { role: 'encoder', proxyUrl: gateway }),
+    startEngineFor(t, { role: 'hybrid', proxyUrl: gateway }),
     startCli(t, ['engine', '--role', 'hybrid', '--backend', 'turbomind', '--no-vision', '--session-len', '1024', '--max-prefill-token-num', '64', '--threads', '1', '--proxy-url', gateway, '--log-level', 'warn'])
   ])
   await app.epd.nodes.waitFor(snapshot => [pytorch, turbomind].every(({ url }) => snapshot.byId.has(encoder.url) && snapshot.byId.has(url) && snapshot.link(encoder.url, url) === 'linked'), { signal: AbortSignal.timeout(10_000) })
