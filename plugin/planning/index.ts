@@ -1,5 +1,6 @@
 /** Pure functions from (request, registry snapshot, options) to a plan. */
 export { planRequest } from './planner.ts'
-export { rank, weight } from './rendezvous.ts'
+export { byLoad, POLICIES, type Policy, type PolicyName, type PolicyRequest } from './policy.ts'
+export { rank } from './rendezvous.ts'
 export { promptTokens, viewRequest, type RequestView, type SingleNode } from './request.ts'
 export type { Plan, PlanOptions, Refusal, RefusalCode, Topology } from './types.ts'

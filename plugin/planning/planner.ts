@@ -1,141 +1,168 @@
-import type { NodeSnapshot, RegistrySnapshot } from '../registry/index.ts'
-import { encoders, leastLoaded, pairs, pools, serves, usable, type Pools } from './candidates.ts'
-import { beginners, decodeFor, shunned, type Beginners } from './division.ts'
-import { place, saturated } from './placement.ts'
+import { usable, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import { encodingFor, placeItems, type Encoding } from './encoders.ts'
+import { canTransfer, linkedFirst } from './pairs.ts'
+import { byLoad, byPolicy } from './policy.ts'
 import type { RequestView } from './request.ts'
-import type { Plan, PlanOptions, Refusal, Topology } from './types.ts'
+import type { Plan, PlanOptions, Refusal } from './types.ts'
 
-const NOBODY: ReadonlySet<string> = new Set()
+type Nodes = readonly NodeSnapshot[]
+
+/** The nodes of one model that generate. */
+interface Pool {
+  readonly hybrids: Nodes
+  readonly prefills: Nodes
+  readonly decodes: Nodes
+}
+
+/** A way to serve a request: on a single node, or disaggregated into P and D. */
+interface Way {
+  /** Nodes that could begin the request: PD (or a D that needs no P), or P. */
+  readonly nodes: Nodes
+  /** Disaggregated: the decode nodes. */
+  readonly decodes?: Nodes
+  /** Why this way; empty when there is no choice. */
+  readonly reason: string
+}
+
+const NO_NODES: ReadonlySet<string> = new Set()
 
 /**
- * Decides which nodes serve a request, and says why. A pure function: the same arguments give the same plan.
+ * Decides which nodes serve a request, and why. A pure function: the same arguments give the same plan. Finds the ways
+ * to serve it, for each way the language models, and for these the encoders. Takes the first way whose nodes have not
+ * failed this request, else the first.
  *
- * @param avoid nodes that have failed this request already; taken only when there is nothing else
+ * @param avoid nodes that have failed this request; used only when there are no others
  */
-export function planRequest (request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string> = NOBODY): Plan | Refusal {
-  const pool = pools(snapshot, request.model)
-  const { hybrids } = pool
-  if (pool.prefills.length > 0 || pool.decodes.length > 0) return planApart(request, pool, snapshot, options, avoid)
-  if (hybrids.length === 0) return unknownModel(snapshot, request.model)
-  const ready = allUsable(hybrids) ? hybrids : hybrids.filter(node => usable(node, 'decode'))
-  if (ready.length === 0) return { refused: 'EPD_ERR_NO_NODE', reason: `none of ${hybrids.length} nodes is healthy` }
-  const begun = begin(request, ready, snapshot, options, avoid)
-  return 'refused' in begun ? begun : planOf(begun, begun.encodes ? 'e-pd' : request.media.length === 0 ? 'pd' : 'hybrid', begun.reason, begun.node)
-}
-
-/** As nearly always: no copy is needed then. */
-function allUsable (nodes: readonly NodeSnapshot[]): boolean {
-  for (let i = 0; i < nodes.length; i++) if (!usable(nodes[i]!, 'decode')) return false
-  return true
-}
-
-function preferSeeing (nodes: readonly NodeSnapshot[]): readonly NodeSnapshot[] {
-  const seeing = nodes.filter(node => node.info?.vision === 'full')
-  return seeing.length > 0 ? seeing : nodes
-}
-
-function unknownModel (snapshot: RegistrySnapshot, model: string): Refusal {
-  const { nodes } = snapshot
-  if (nodes.length === 0) return { refused: 'EPD_ERR_NO_NODE', reason: 'no node is registered' }
-  // Encoders alone can't answer, but they show that the model is meant to be here.
-  if (nodes.some(node => serves(node, model))) return { refused: 'EPD_ERR_NO_NODE', reason: 'no node of this model generates' }
-  if (nodes.some(node => node.models.length === 0)) return { refused: 'EPD_ERR_NO_NODE', reason: 'nodes are starting' }
-  return { refused: 'EPD_ERR_MODEL_NOT_FOUND', reason: 'no node serves this model' }
-}
-
-/** With prefill or decode nodes about: the first of the possible ways that needs no node which has failed this request, else the first. */
-function planApart (request: RequestView, pool: Pools, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>): Plan | Refusal {
-  const ways = beginners(request, pool, snapshot, options)
+export function planRequest (request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string> = NO_NODES): Plan | Refusal {
+  const ways = waysFor(request, snapshot, options)
   if ('refused' in ways) return ways
   let first: Plan | undefined
   let refusal: Refusal | undefined
   for (const way of ways) {
-    const found = planWay(way, request, pool, snapshot, options, avoid)
-    if ('refused' in found) {
-      refusal ??= found
+    const plan = planWay(way, request, snapshot, options, avoid)
+    if ('refused' in plan) {
+      refusal ??= plan
       continue
     }
-    first ??= found
-    if (avoid.size === 0 || !(avoid.has(found.node.id) || (found.prefill !== undefined && avoid.has(found.prefill.id)))) return found
+    first ??= plan
+    if (!avoid.has(plan.node.id) && (plan.prefill === undefined || !avoid.has(plan.prefill.id))) return plan
   }
   return first ?? refusal!
 }
 
-const TOPOLOGIES: Readonly<Record<Beginners['kind'], readonly [text: Topology, encodesItself: Topology, encodesApart: Topology]>> = {
-  whole: ['pd', 'hybrid', 'e-pd'],
-  divided: ['p-d', 'p-d', 'e-p-d'],
-  alone: ['pd', 'hybrid', 'e-pd']
+/** The possible ways, the preferred one first; a refusal when there is none. */
+function waysFor (request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions): readonly Way[] | Refusal {
+  const { disaggregate, disaggregateTokens } = options.routing
+  const { model, singleNode, media, promptTokens = 0 } = request
+  const pool = poolOf(snapshot, model)
+  const { hybrids, prefills, decodes } = pool
+  if (hybrids.length + prefills.length + decodes.length === 0) return unknownModel(snapshot, model)
+  const ready = hybrids.filter(node => usable(node, 'decode'))
+  const { nodes, missing } = prefillsFor(pool, promptTokens, snapshot)
+  const single = (reason: string): Way => ({ nodes: ready, reason })
+  const standalone = (reason: string): Way => ({ nodes: media.length > 0 ? [] : decodes.filter(node => node.info?.standalone === true && usable(node, 'decode')), reason })
+  const disaggregated = (reason: string): Way => ({ nodes, decodes, reason })
+
+  let ways: Way[]
+  if (prefills.length + decodes.length === 0) ways = [single('')]
+  else if (disaggregate === 'never') ways = [single('disaggregation is off')]
+  else if (singleNode !== undefined) ways = singleNode.source === 'request' ? [single(singleNode.what)] : [single(singleNode.what), standalone(singleNode.what)]
+  else if (nodes.length === 0) ways = [single(missing), standalone(missing)]
+  else if (disaggregate === 'always') ways = [disaggregated('always'), single('always')]
+  else if (ready.length === 0) ways = [disaggregated(hybrids.length === 0 ? 'no node does both' : 'no healthy node does both')]
+  else if (promptTokens >= disaggregateTokens) ways = [disaggregated('long prompt'), single('long prompt')]
+  else ways = [single('short prompt'), disaggregated('short prompt')]
+  const possible = ways.filter(way => way.nodes.length > 0)
+  return possible.length > 0 ? possible : noWay(request, pool, options, missing)
 }
 
-function planWay ({ kind, nodes, reason: why }: Beginners, request: RequestView, pool: Pools, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>): Plan | Refusal {
-  const divided = kind === 'divided'
-  const begun = begin(request, nodes, snapshot, options, divided ? shunned(nodes, pool, snapshot, avoid) : avoid, divided)
-  if ('refused' in begun) return begun
-  const topology = TOPOLOGIES[kind][begun.encodes ? 2 : request.media.length > 0 ? 1 : 0]
-  const reason = divided && request.media.length === 0 ? why : `${begun.reason}, ${why}`
-  return divided
-    ? { ...planOf(begun, topology, reason, decodeFor(begun.node, pool, snapshot, avoid)), prefill: begun.node }
-    : planOf(begun, topology, reason, begun.node)
+/** The nodes of one way: the language model that begins, the encoders that feed it, and D where it is disaggregated. */
+function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>): Plan | Refusal {
+  const text = request.media.length === 0
+  const encoding = text ? textOnly(request, nodes) : encodingFor(request, nodes, snapshot, options)
+  if ('refused' in encoding) return encoding
+  const choose = (candidates: Nodes, stage: 'prefill' | 'decode', avoided = avoid): NodeSnapshot =>
+    byPolicy(byLoad(candidates, stage), { ...request, stage }, options.routing.policy, avoided)[0]!
+  // The language model is chosen before the encoders: some transports push features to it.
+  const first = decodes === undefined
+    ? choose(encoding.nodes, 'decode')
+    : choose(encoding.nodes, 'prefill', prefillsToAvoid(encoding.nodes, decodes, snapshot, avoid))
+  const order = encoding.encoders.length === 0 ? [] : placeItems(request, encoding.encoders, first, snapshot, options, avoid)
+  const encoded = order.length > 0
+  const reason = [encoded ? spread(order) : encoding.reason, why].filter(part => part !== '').join(', ')
+  const plan = { order, fallback: encoded && first.info?.vision === 'full' }
+  if (decodes === undefined) return { ...plan, topology: encoded ? 'e-pd' : text ? 'pd' : 'hybrid', reason, node: first }
+  return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode') }
 }
 
-function planOf ({ fallback, order }: Begun, topology: Topology, reason: string, node: NodeSnapshot): Plan {
-  return { topology, reason, node, fallback, order }
+function textOnly ({ opaque }: RequestView, nodes: Nodes): Encoding {
+  const seeing = opaque === true ? nodes.filter(node => node.info?.vision === 'full') : []
+  return { nodes: seeing.length > 0 ? seeing : nodes, encoders: [], reason: 'text only' }
 }
 
-/** The node that begins a request, PD or P, and who encodes for it. */
-interface Begun extends Pick<Plan, 'reason' | 'node' | 'fallback' | 'order'> {
-  readonly encodes: boolean
-}
-
-/** @param byTokens choose by the tokens in flight rather than by the requests */
-function begin (request: RequestView, ready: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>, byTokens = false): Begun | Refusal {
-  if (request.media.length > 0) return beginMedia(request, ready, snapshot, options, avoid, byTokens)
-  const node = leastLoaded(request.opaque === true ? preferSeeing(ready) : ready, avoid, byTokens)!
-  return { reason: 'text only', node, fallback: false, order: [], encodes: false }
-}
-
-function beginMedia (request: RequestView, ready: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>, byTokens: boolean): Begun | Refusal {
-  const { model, media } = request
-  const { encoderTokens, smallItem } = options.routing
-  const known = encoders(snapshot, model)
-  const healthy = known.filter(node => usable(node, 'encode'))
-  const seeing = ready.filter(node => node.info?.vision === 'full')
-  const paired = ready.filter(node => healthy.some(encoder => pairs(encoder, node, snapshot)))
-  const itself = (reason: string): Begun | undefined => {
-    const node = leastLoaded(seeing, avoid, byTokens)
-    return node && { reason, node, fallback: false, order: [], encodes: false }
-  }
-
-  if (paired.length === 0) {
-    const why = known.length === 0 ? 'no encoder' : healthy.length === 0 ? 'no healthy encoder' : 'no encoder fits the node'
-    return itself(why) ?? { refused: 'EPD_ERR_NO_ENCODER', reason: why }
-  }
-  if (options.bypass === 'auto' && seeing.length > 0) {
-    if (media.every(item => item.tokens <= smallItem)) return itself('small items')!
-    if (saturated(healthy, encoderTokens)) return itself('encoders saturated')!
-  }
-  // The language model is chosen before the encoders, because some transports push to it.
-  const node = leastLoaded(preferLinked(paired, healthy, snapshot), avoid, byTokens)!
-  const order = place(media, linkable(healthy, node, snapshot), encoderTokens, avoid)
-  return { reason: reasonOf(order), node, fallback: node.info?.vision === 'full', order, encodes: true }
-}
-
-/** A pair whose handshake is under way may have failed many times before: who is linked comes first, whatever the load. */
-function preferLinked (nodes: readonly NodeSnapshot[], encoders: readonly NodeSnapshot[], snapshot: RegistrySnapshot): readonly NodeSnapshot[] {
-  const linked = nodes.filter(node => encoders.some(encoder => snapshot.link(encoder.id, node.id) === 'linked'))
-  return linked.length > 0 ? linked : nodes
-}
-
-/** Encoders that fit the node: those linked to it, else those that may soon be, else those that could not be linked lately. */
-function linkable (encoders: readonly NodeSnapshot[], node: NodeSnapshot, snapshot: RegistrySnapshot): readonly NodeSnapshot[] {
-  const fitting = encoders.filter(encoder => pairs(encoder, node, snapshot))
-  const linked = fitting.filter(encoder => snapshot.link(encoder.id, node.id) === 'linked')
-  if (linked.length > 0) return linked
-  const sound = fitting.filter(encoder => snapshot.link(encoder.id, node.id) !== 'failed')
-  return sound.length > 0 ? sound : fitting
-}
-
-function reasonOf (order: ReadonlyArray<readonly NodeSnapshot[]>): string {
+function spread (order: Plan['order']): string {
   const used = new Set(order.map(nodes => nodes[0]!.id)).size
   return `${order.length} ${order.length === 1 ? 'item' : 'items'} on ${used} ${used === 1 ? 'encoder' : 'encoders'}`
+}
+
+function poolOf (snapshot: RegistrySnapshot, model: string): Pool {
+  const nodes = snapshot.nodes.filter(node => node.models.includes(model))
+  const of = (role: NodeSnapshot['role']): Nodes => nodes.filter(node => node.role === role)
+  return { hybrids: of('hybrid'), prefills: of('prefill'), decodes: of('decode') }
+}
+
+/** Prompt tokens are an estimate, and a prefill node may hang on a prompt that is too long for it. */
+const MARGIN = 1.5
+
+/** Prefill nodes that can take the request and have a decode node to hand it to, or what is missing. */
+function prefillsFor ({ prefills, decodes }: Pool, tokens: number, snapshot: RegistrySnapshot): { readonly nodes: Nodes, readonly missing: string } {
+  const without = (missing: string): { nodes: Nodes, missing: string } => ({ nodes: [], missing })
+  if (prefills.length === 0) return without('no prefill node')
+  if (decodes.length === 0) return without('no decode node')
+  const healthy = prefills.filter(node => usable(node, 'prefill'))
+  if (healthy.length === 0) return without('no healthy prefill node')
+  if (!decodes.some(node => usable(node, 'decode'))) return without('no healthy decode node')
+  const paired = healthy.filter(node => decodesFor(node, decodes, snapshot).length > 0)
+  if (paired.length === 0) return without('no decode node fits a prefill node')
+  const fitting = paired.filter(({ info }) => info?.maxPrefillTokens === undefined || tokens * MARGIN <= info.maxPrefillTokens)
+  if (fitting.length === 0) return without('prompt too long for the prefill nodes')
+  const linked = fitting.filter(node => decodes.some(decode => usable(decode, 'decode') && snapshot.link(node.id, decode.id) === 'linked'))
+  return { nodes: linked.length > 0 ? linked : fitting, missing: '' }
+}
+
+/** Decode nodes that can take over from P, linked ones first. */
+function decodesFor (prefill: NodeSnapshot, decodes: Nodes, snapshot: RegistrySnapshot): Nodes {
+  const fitting = decodes.filter(decode => usable(decode, 'decode') && canTransfer(prefill, decode, snapshot))
+  return linkedFirst(fitting, decode => snapshot.link(prefill.id, decode.id))
+}
+
+/** Prefill nodes that have failed this request, and those whose every decode node has. */
+function prefillsToAvoid (prefills: Nodes, decodes: Nodes, snapshot: RegistrySnapshot, avoid: ReadonlySet<string>): ReadonlySet<string> {
+  if (avoid.size === 0) return avoid
+  const stranded = prefills.filter(node => decodesFor(node, decodes, snapshot).every(decode => avoid.has(decode.id)))
+  return new Set([...avoid, ...stranded.map(node => node.id)])
+}
+
+function unknownModel ({ nodes }: RegistrySnapshot, model: string): Refusal {
+  if (nodes.length === 0) return noNode('no node is registered')
+  // Encoders can't answer without a language model, but they show that the operator means to serve this model.
+  if (nodes.some(node => node.models.includes(model))) return noNode('no node of this model generates')
+  if (nodes.some(node => node.models.length === 0)) return noNode('nodes are starting')
+  return { refused: 'EPD_ERR_MODEL_NOT_FOUND', reason: 'no node serves this model' }
+}
+
+/** @param missing why the request can't be disaggregated */
+function noWay ({ singleNode, media }: RequestView, { hybrids, prefills, decodes }: Pool, { routing }: PlanOptions, missing: string): Refusal {
+  const total = hybrids.length + prefills.length + decodes.length
+  if (total === hybrids.length) return noNode(`none of ${total} nodes is healthy`)
+  if (hybrids.length > 0) return noNode(missing === '' ? `none of ${hybrids.length} nodes that do both is healthy` : `none of ${total} nodes can serve it (${missing})`)
+  if (routing.disaggregate === 'never') return noNode('disaggregation is off, and no node does both prefill and decode')
+  if (singleNode?.source === 'request') return { refused: 'EPD_ERR_NO_HYBRID', reason: singleNode.what, param: singleNode.param }
+  if (singleNode !== undefined) return noNode(`${singleNode.what}, and no node does both`)
+  if (missing.startsWith('prompt too long')) return { refused: 'EPD_ERR_NO_HYBRID', reason: 'a prompt this long', param: media.length > 0 ? 'messages' : undefined }
+  return noNode(missing)
+}
+
+function noNode (reason: string): Refusal {
+  return { refused: 'EPD_ERR_NO_NODE', reason }
 }

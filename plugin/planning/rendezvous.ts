@@ -5,30 +5,16 @@
 const FNV_PRIME = 0x01000193
 const FNV_OFFSET = 0x811c9dc5
 
-/** Hash of an engine id, kept for the life of the process: ids are few. */
-const seeds = new Map<string, number>()
-const MAX_SEEDS = 4_096
-
-/** A 32-bit weight of `id` for `key`, evenly spread and the same in every process. */
-export function weight (key: string, id: string): number {
-  return mix(fnv(key, seedOf(id)))
-}
-
 /** `nodes`, the heaviest for `key` first. Does not change `nodes`. */
 export function rank<T extends { readonly id: string }> (key: string, nodes: readonly T[]): T[] {
-  if (nodes.length < 2) return [...nodes]
   return nodes.map(node => ({ node, weight: weight(key, node.id) }))
     .sort((a, b) => b.weight - a.weight || (a.node.id < b.node.id ? -1 : 1))
     .map(({ node }) => node)
 }
 
-function seedOf (id: string): number {
-  let seed = seeds.get(id)
-  if (seed === undefined) {
-    if (seeds.size >= MAX_SEEDS) seeds.clear()
-    seeds.set(id, seed = fnv(id, FNV_OFFSET))
-  }
-  return seed
+/** A 32-bit weight of `id` for `key`, evenly spread and the same in every process. */
+function weight (key: string, id: string): number {
+  return mix(fnv(key, fnv(id, FNV_OFFSET)))
 }
 
 function fnv (text: string, seed: number): number {

@@ -1,26 +1,27 @@
 import type { NodeSnapshot } from '../registry/index.ts'
 import type { Bypass, RoutingOptions } from '../options.ts'
+import type { Policy, PolicyName } from './policy.ts'
 
-/** `pd`: text only. `hybrid`: the language model encodes by itself. `p-d` and `e-p-d`: prefill and decode apart. */
+/** `pd`: text only. `hybrid`: the language model encodes media itself. `p-d` and `e-p-d`: prefill and decode on two nodes. */
 export type Topology = 'pd' | 'hybrid' | 'e-pd' | 'p-d' | 'e-p-d'
 
 export interface PlanOptions {
   readonly bypass: Bypass
-  readonly routing: RoutingOptions
+  readonly routing: RoutingOptions & { readonly policy?: PolicyName | Policy }
 }
 
-/** The nodes of one encode call, decided; `plan.order` says where its items go if it fails. */
+/** The nodes of one request, decided. `order` also says where items go when their encoder fails. */
 export interface Plan {
   readonly topology: Topology
   /** For people: response header, span attribute, page. */
   readonly reason: string
-  /** P, when prefill and decode run apart; it is then the one that takes the features. */
+  /** P, when prefill and decode run on two nodes; it then pulls the features. */
   readonly prefill?: NodeSnapshot | undefined
   /** PD or D: the node that answers. */
   readonly node: NodeSnapshot
   /** Can P or PD do the encoding when every encoder has failed? */
   readonly fallback: boolean
-  /** Encoders for each media item, the first choice first; empty unless the topology encodes apart. */
+  /** Encoders for each media item, the first choice first; empty when the topology has no encoder. */
   readonly order: ReadonlyArray<readonly NodeSnapshot[]>
 }
 
@@ -30,6 +31,6 @@ export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_E
 export interface Refusal {
   readonly refused: RefusalCode
   readonly reason: string
-  /** The member of the request that is at fault. */
+  /** The request's member at fault. */
   readonly param?: string | undefined
 }

@@ -3,7 +3,7 @@ import { AdapterError, type Call, type Link } from '../../adapters/adapter.ts'
 import { abortable } from '../abort.ts'
 import { isUnspecified } from './address.ts'
 import type { Entry } from './entry.ts'
-import type { LinkState, LinkView } from './types.ts'
+import type { LinkState, LinkView, NodeSnapshot } from './types.ts'
 
 export interface LinksOptions {
   /** A call for adapters, with this signal. */
@@ -49,27 +49,35 @@ class Pair {
   }
 }
 
-/** What moves from one role to another: features to whoever prefills, KV blocks from P to D. */
-function wares (from: Entry, to: Entry): 'features:' | 'kv:' | undefined {
+/** What a pair's fitness depends on. */
+type End = Pick<NodeSnapshot, 'role' | 'models' | 'info'>
+
+/** What moves from one role to another: features to the node that prefills, KV blocks from P to D. */
+function transferKind (from: End, to: End): 'features:' | 'kv:' | undefined {
   if (from.role === 'encoder') return to.role === 'prefill' || to.role === 'hybrid' ? 'features:' : undefined
   return from.role === 'prefill' && to.role === 'decode' ? 'kv:' : undefined
 }
 
-/** Do the two have a format in common, and for KV blocks a model? Whether they can really be linked shows when they are. */
-function hasBusiness (from: Entry, to: Entry): boolean {
-  const kind = wares(from, to)
+/** Do the two have a transfer format in common, and for KV blocks a model? Only linking them shows whether it works. */
+export function canExchange (from: End, to: End): boolean {
+  const kind = transferKind(from, to)
   if (kind === undefined || (kind === 'kv:' && !from.models.some(model => to.models.includes(model)))) return false
   const accepts = to.info?.accepts ?? []
   return (from.info?.produces ?? []).some(format => format.startsWith(kind) && accepts.includes(format))
 }
 
-/** Reasons that need no call to be seen. */
+/** False when both report a fingerprint and these differ. */
+export function sameFingerprint (from: End, to: End): boolean {
+  const [one, other] = [from.info?.fingerprint, to.info?.fingerprint]
+  return one === undefined || other === undefined || one === other
+}
+
+/** Why two nodes can't be linked, as far as it shows without a call. */
 function refusal (from: Entry, to: Entry): string | undefined {
   for (const { id } of [from, to]) {
     if (isUnspecified(id)) return `${id} is no address another engine can dial: start it with a routable host name`
   }
-  const [one, other] = [from.info?.fingerprint, to.info?.fingerprint]
-  return one !== undefined && other !== undefined && one !== other ? 'their models or processors differ (fingerprint)' : undefined
+  return sameFingerprint(from, to) ? undefined : 'their models or processors differ (fingerprint)'
 }
 
 /**
@@ -99,7 +107,7 @@ export class Links {
       if (pair.state === 'linked') this.#undo(pair)
     }
     for (const from of entries) {
-      for (const to of entries) if (hasBusiness(from, to)) this.#keep(from, to)
+      for (const to of entries) if (canExchange(from, to)) this.#keep(from, to)
     }
   }
 

@@ -10,7 +10,8 @@ import { CallScope } from '../../pipeline/call-scope.ts'
 import { IdleWatch } from '../../pipeline/idle.ts'
 import type { Cancellable, Delivery } from '../../pipeline/index.ts'
 import { ClientGoneError } from '../relay/index.ts'
-import { leastLoaded, usable } from '../../planning/candidates.ts'
+import { byLoad } from '../../planning/index.ts'
+import { usable } from '../../registry/index.ts'
 import { ClientConnection } from '../client-connection.ts'
 import { parentContext, propagationHeaders, upstreamContext } from '../../telemetry/propagation.ts'
 
@@ -20,7 +21,7 @@ import { parentContext, propagationHeaders, upstreamContext } from '../../teleme
  */
 export async function passOn (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, path: string): Promise<FastifyReply> {
   const ready = gateway.registry.snapshot().nodes.filter(node => usable(node, 'decode'))
-  const node = leastLoaded(ready.filter(({ role }) => role === 'hybrid')) ?? leastLoaded(ready.filter(({ role }) => role === 'decode'))
+  const node = byLoad(ready.filter(({ role }) => role === 'hybrid'))[0] ?? byLoad(ready.filter(({ role }) => role === 'decode'))[0]
   if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
   if (node === undefined) return sendError(request, reply, epdError('EPD_ERR_NO_NODE', ['*']))
   const { timeouts } = gateway.options

@@ -1,0 +1,59 @@
+/** Who encodes the media items of a request, and in which order its encoders are tried. */
+import { usable, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import { canTransfer, linkedFirst } from './pairs.ts'
+import { byPolicy, last } from './policy.ts'
+import { rank } from './rendezvous.ts'
+import type { RequestView } from './request.ts'
+import type { Plan, PlanOptions, Refusal } from './types.ts'
+
+/** The language models that fit, and the encoders that could feed them; without encoders they encode themselves. */
+export interface Encoding {
+  readonly nodes: readonly NodeSnapshot[]
+  readonly encoders: readonly NodeSnapshot[]
+  readonly reason: string
+}
+
+/** @param nodes that could prefill the request */
+export function encodingFor ({ model, media }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
+  const { encoderTokens, smallItem } = options.routing
+  const known = snapshot.nodes.filter(node => node.role === 'encoder' && node.models.includes(model))
+  const encoders = known.filter(node => usable(node, 'encode'))
+  const seeing = nodes.filter(node => node.info?.vision === 'full')
+  const fed = nodes.filter(node => encoders.some(encoder => canTransfer(encoder, node, snapshot)))
+  const itself = (reason: string): Encoding => ({ nodes: seeing, encoders: [], reason })
+
+  if (fed.length === 0) {
+    const reason = known.length === 0 ? 'no encoder' : encoders.length === 0 ? 'no healthy encoder' : 'no encoder fits the node'
+    return seeing.length > 0 ? itself(reason) : { refused: 'EPD_ERR_NO_ENCODER', reason }
+  }
+  if (options.bypass === 'auto' && seeing.length > 0) {
+    if (media.every(item => item.tokens <= smallItem)) return itself('small items')
+    if (encoders.every(node => node.load.tokens >= encoderTokens)) return itself('encoders saturated')
+  }
+  // A handshake under way may have failed many times before: linked nodes come first, whatever their load.
+  const linked = fed.filter(node => encoders.some(encoder => snapshot.link(encoder.id, node.id) === 'linked'))
+  return { nodes: linked.length > 0 ? linked : fed, encoders, reason: '' }
+}
+
+/** An encoder may carry this much more than the average before items spill over from it. */
+const IMBALANCE = 1.25
+
+/**
+ * For each item, the encoders that can feed `node`, by rendezvous hash of its route key. An overloaded encoder moves
+ * behind the others: it has more than `encoderTokens` vision tokens in flight, this request's own included, and clearly
+ * more than the average. Below the bound affinity wins: finding cached features saves more than an even spread gains.
+ */
+export function placeItems (request: RequestView, encoders: readonly NodeSnapshot[], node: NodeSnapshot, snapshot: RegistrySnapshot, { routing }: PlanOptions, avoid: ReadonlySet<string>): Plan['order'] {
+  const fitting = linkedFirst(encoders.filter(encoder => canTransfer(encoder, node, snapshot)), encoder => snapshot.link(encoder.id, node.id))
+  const load = new Map(fitting.map(encoder => [encoder.id, encoder.load.tokens]))
+  let total = fitting.reduce((sum, encoder) => sum + encoder.load.tokens, 0)
+  return request.media.map(item => {
+    total += item.tokens
+    const limit = Math.max(routing.encoderTokens, IMBALANCE * total / fitting.length)
+    const candidates = last(rank(item.routeKey, fitting), ({ id }) => load.get(id)! + item.tokens > limit)
+    const order = byPolicy(candidates, { ...request, stage: 'encode', item }, routing.policy, avoid)
+    const first = order[0]!.id
+    load.set(first, load.get(first)! + item.tokens)
+    return order
+  })
+}
