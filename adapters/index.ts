@@ -1,9 +1,9 @@
 /** The shipped adapters, and all an adapter of your own needs. */
 import type { Adapter, AdapterNode, Call } from './adapter.ts'
-import { engineInfo, health, isOurs, models } from './lmdeploy.ts'
-import { openai } from './openai/index.ts'
-import { pytorch } from './pytorch/index.ts'
-import { turbomind } from './turbomind/index.ts'
+import { openai } from './openai.ts'
+import { engineInfo, health, isOurs, models } from './probes.ts'
+import { pytorch } from './pytorch.ts'
+import { turbomind } from './turbomind.ts'
 
 export * from './adapter.ts'
 export {
@@ -42,11 +42,11 @@ export function resolveAdapter (nameOrAdapter: string | Adapter, extra: readonly
 }
 
 /**
- * Name of the shipped adapter for a node that registered without naming one: engine_info tells LMDeploy's two backends
- * and ours apart, and a server that has none and is not LMDeploy's is taken as `openai`. Throws UNAVAILABLE.
+ * Name of the shipped adapter for a node that registered without naming one: engine_info shows whether it is one of
+ * LMDeploy's two backends or ours; a server without it that is not LMDeploy's is taken as `openai`. Throws UNAVAILABLE.
  */
 export async function detectAdapter (node: AdapterNode, call: Call): Promise<'pytorch' | 'turbomind' | 'openai'> {
-  // While it starts, what it does not answer yet tells nothing; `pytorch` can wait for it, and it is asked again.
+  // A starting server may not answer the other routes yet: `pytorch` waits for it, and detection runs again.
   if (await health(node, call).catch(() => undefined) === 'initialising') return 'pytorch'
   const [answer, { owner }] = await Promise.all([engineInfo(node, call), models(node, call)])
   if (answer.kind === 'info') return isOurs(answer.info) && answer.info.backend === 'turbomind' ? 'turbomind' : 'pytorch'

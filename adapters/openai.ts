@@ -1,6 +1,6 @@
-import { AdapterError, type Adapter, type AdapterNode, type Call, type NodeInfo } from '../adapter.ts'
-import { health, models } from '../lmdeploy.ts'
-import { generatePlain, refuse } from '../plain.ts'
+import { AdapterError, type Adapter, type AdapterNode, type Call, type NodeInfo } from './adapter.ts'
+import { passThrough, refuse } from './pass-through.ts'
+import { health, models } from './probes.ts'
 
 const NO_DISAGGREGATION = 'the openai adapter does no disaggregation'
 
@@ -34,7 +34,7 @@ export const openai: Adapter = {
   link: (_a, b) => refuse(b, NO_DISAGGREGATION),
   encode: job => refuse(job.node, NO_DISAGGREGATION),
   prefill: job => refuse(job.node, NO_DISAGGREGATION),
-  generate: (job, call) => generatePlain(job, call),
+  generate: (job, call) => passThrough(job, call),
   release: async () => {},
   abort: async () => {}
 }

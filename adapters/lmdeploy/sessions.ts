@@ -1,17 +1,17 @@
 import { randomInt } from 'node:crypto'
-import { AdapterError, type AdapterNode, type Call, type NodeInfo } from '../adapter.ts'
+import { AdapterError, type AdapterNode, type Call, type LeaseRef, type NodeInfo } from '../adapter.ts'
 import { requestOk } from '../http.ts'
-import { CHAT, PROXY_HEADERS } from './division.ts'
+import { CHAT, PROXY_HEADERS } from './prefill-edits.ts'
 
 /**
- * How an LMDeploy P names the session that keeps a prompt's KV blocks. D frees them by that name, so a P that keeps it to
- * itself runs out of memory. `named`: in a member of its own, as proposed to LMDeploy. `set`: it is the `session_id` of
- * the request (up to 0.12). `numbered`: a chat's `id` is the name, that of a completion is not (0.13, 0.14). `none`: 0.15
- * and later.
+ * How an LMDeploy P names the session that keeps a prompt's KV blocks. D frees them by that name, so a P that does not
+ * answer it runs out of memory. `named`: in a member of its own, as proposed to LMDeploy. `set`: the request's `session_id`
+ * is the name (up to 0.12). `numbered`: a chat's `id` is the name, a completion's is not (0.13, 0.14). `none`: nowhere
+ * (0.15 and later).
  */
 export type Naming = 'named' | 'set' | 'numbered' | 'none'
 
-export const UNNAMED = 'lmdeploy 0.15 and later does not name the session that keeps the KV blocks, so nobody could free them (InternLM/lmdeploy#4977)'
+export const UNNAMED = 'lmdeploy 0.15 and later does not name the session that keeps the KV blocks, so they could not be freed (InternLM/lmdeploy#4977)'
 
 export interface PrefillAnswer {
   readonly id?: unknown
@@ -22,7 +22,7 @@ export interface PrefillAnswer {
   readonly usage?: { readonly prompt_tokens?: unknown, readonly prompt_tokens_details?: { readonly cached_tokens?: unknown } }
 }
 
-/** Any that no counter of a server's own comes to. */
+/** Above every number that a server's own counter reaches. */
 export function newSessionId (): number {
   return randomInt(2 ** 30, 2 ** 31 - 1)
 }
@@ -45,9 +45,15 @@ export async function freeSession (node: AdapterNode, session: number, call: Cal
   await requestOk(node, { method: 'POST', path: '/distserve/free_cache', json, idempotent: true, timeout: 5000 }, call).catch(() => {})
 }
 
+/** What a P keeps for a D that does not take it. Best effort, never throws. */
+export async function releaseSession ({ node, wire }: LeaseRef, call: Call): Promise<void> {
+  const session = (wire as { remote_session_id?: unknown } | undefined)?.remote_session_id
+  if (typeof session === 'number') await freeSession(node, session, call)
+}
+
 const known = new WeakMap<NodeInfo, Promise<Naming>>()
 
-/** Asked once per process, by one prompt of a word. Throws as any call does. */
+/** How this P names its sessions, found out once per process with a prompt of one word. Throws what any call throws. */
 export function namingOf (node: AdapterNode, model: string, call: Call): Promise<Naming> {
   const found = node.info === undefined ? undefined : known.get(node.info)
   if (found !== undefined) return found
@@ -60,7 +66,7 @@ export function namingOf (node: AdapterNode, model: string, call: Call): Promise
   return asked
 }
 
-/** Nothing that LMDeploy tells of itself shows its version. A P that names no session keeps this one's block, and no other. */
+/** No route of LMDeploy shows its version. A P that names no session keeps the one block of this prompt for good. */
 async function ask (node: AdapterNode, model: string, call: Call): Promise<Naming> {
   const session = newSessionId()
   const json = {

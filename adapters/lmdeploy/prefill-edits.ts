@@ -1,10 +1,10 @@
 import type { BodyEdits, RequestBody } from '../adapter.ts'
 
-/** Without it a P or D takes control fields for a client's own (InternLM/lmdeploy#4969). */
+/** Without this header a P or D refuses control fields, because a client could have sent them (InternLM/lmdeploy#4969). */
 export const PROXY_HEADERS: Readonly<Record<string, string>> = { 'x-lmdeploy-distserve-proxy': '1' }
 export const CHAT = '/v1/chat/completions'
 
-/** Members that would have P sample on; above 1 they are set to 1. */
+/** Members that would make P sample more than one token; above 1 they are set to 1. */
 const AT_LEAST = ['min_tokens', 'min_new_tokens'] as const
 
 /** P's share of the client's body: the prompt and one token, with the KV blocks kept for D. */

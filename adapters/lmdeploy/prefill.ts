@@ -1,7 +1,7 @@
 import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
 import { requestOk } from '../http.ts'
-import { health } from '../lmdeploy.ts'
-import { CHAT, prefillEdits, PROXY_HEADERS } from './division.ts'
+import { health } from '../probes.ts'
+import { CHAT, prefillEdits, PROXY_HEADERS } from './prefill-edits.ts'
 import { freeSession, namingOf, newSessionId, sessionOf, UNNAMED, type PrefillAnswer } from './sessions.ts'
 
 /** LMDeploy's MigrationProtocol. */
@@ -12,8 +12,8 @@ function singleNode ({ node }: PrefillJob, reason: string): AdapterError {
 }
 
 /**
- * P of a real LMDeploy. What D needs is spread over its answer, and which session to free depends on its version; of a
- * completion some versions tell another number than the right one, and then one node must serve it.
+ * P of a real LMDeploy. What D needs is spread over its answer, and which session to free depends on its version; for a
+ * completion some versions answer another number than the session's, and then one node must serve it.
  */
 export async function prefillLmdeploy (job: PrefillJob, call: Call): Promise<Handoff> {
   const { node, body, path = CHAT } = job
@@ -25,7 +25,7 @@ export async function prefillLmdeploy (job: PrefillJob, call: Call): Promise<Han
   // A session of the client's own would be occupied until D has taken it over.
   const edits = session === undefined ? { set, remove: [...remove, 'session_id'] } : { set: { ...set, session_id: String(session) }, remove }
   const answer = await requestOk(node, { method: 'POST', path, slices: body.splice(edits), headers: PROXY_HEADERS, timeout: 0 }, call, failure =>
-    // Not an error of its own wording: its code has failed (IndexError) at a first token that ends the answer.
+    // A bare 500 without an error of LMDeploy's: its code fails (IndexError) at a first token that ends the answer.
     failure.statusCode === 500 && failure.error.message === undefined ? singleNode(job, 'its first token ends the answer') : undefined
   ).catch(async (error: unknown) => {
     if (AdapterError.is(error) && error.singleNode) {

@@ -1,9 +1,11 @@
-/** What an adapter without disaggregation does: pass requests on, refuse the rest with a reason. */
 import { AdapterError, type AdapterNode, type BodyEdits, type Call, type GenerateJob, type UpstreamResponse } from './adapter.ts'
 import { postStream } from './http.ts'
 
-/** Passes the client's body on, without the control fields. Throws REFUSED before media goes to a node that would drop it or fail on it. */
-export function generatePlain (job: GenerateJob, call: Call, edits: BodyEdits = {}): Promise<UpstreamResponse> {
+/**
+ * Passes the client's body on without disaggregation, its control fields removed.
+ * Throws REFUSED before media goes to a node that would drop it or fail on it.
+ */
+export function passThrough (job: GenerateJob, call: Call, edits: BodyEdits = {}): Promise<UpstreamResponse> {
   const { node, body } = job
   if (job.features.length > 0) return refuse(node, `${node.id} takes no encoder results`)
   if (job.handoff !== undefined) return refuse(node, `${node.id} takes no migration request`)
@@ -12,6 +14,7 @@ export function generatePlain (job: GenerateJob, call: Call, edits: BodyEdits = 
   return postStream(node, { path: job.path, body: body.splice(edits) }, call)
 }
 
+/** Rejects with REFUSED: the node does not speak what it was asked for. */
 export function refuse (node: AdapterNode, reason: string): Promise<never> {
   return Promise.reject(new AdapterError('REFUSED', reason, { node: node.id }))
 }

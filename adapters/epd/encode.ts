@@ -1,6 +1,9 @@
 import { AdapterError, type Call, type EncodeJob, type EncoderResult, type MediaItem } from '../adapter.ts'
 import { failureError, requestOk, type UpstreamFailure } from '../http.ts'
-import { SENT_AGAIN } from './abort.ts'
+import { CHAT } from '../lmdeploy/prefill-edits.ts'
+
+/** Marks a request that is sent again: the engine ends the leases that it answered to the first one, which the gateway has not read. */
+export const SENT_AGAIN: Readonly<Record<string, string>> = { 'x-epd-again': '1' }
 
 const POSITION = /messages\[(\d+)\]\.content\[(\d+)\]/g
 
@@ -58,14 +61,14 @@ function resultOf (job: EncodeJob, item: MediaItem, wire: ResultWire | undefined
   }
 }
 
-/** POST {E}/v1/chat/completions with the media parts alone; safe to send twice, as the second try ends what was answered to the first. */
-export async function encode (job: EncodeJob, call: Call): Promise<EncoderResult[]> {
+/** POST {E}/v1/chat/completions with the media parts alone. Safe to send twice: the second try ends what was answered to the first. */
+export async function encodeEpd (job: EncodeJob, call: Call): Promise<EncoderResult[]> {
   const { node, items } = job
   const places = positions(items)
   const set = job.tenant === undefined ? undefined : { epd_tenant: JSON.stringify(job.tenant) }
   const answer = await requestOk(node, {
     method: 'POST',
-    path: '/v1/chat/completions',
+    path: CHAT,
     slices: job.body.pick(items, set),
     headers: { 'x-epd-consumer': job.consumer.id },
     idempotent: SENT_AGAIN,

@@ -1,0 +1,15 @@
+import type { BodyEdits, EncoderResult, RequestBody } from '../adapter.ts'
+
+/** Names the tenant to one of our engines: tenants share no caches there. */
+export function withTenant (tenant: string | undefined, edits: BodyEdits = {}): BodyEdits {
+  return tenant === undefined ? edits : { ...edits, set: { ...edits.set, epd_tenant: JSON.stringify(tenant) } }
+}
+
+/** Adds `encoder_result` and replaces the URL of each encoded item by the lease on its features. No edits without features. */
+export function withFeatures (body: RequestBody, features: readonly EncoderResult[]): BodyEdits {
+  if (features.length === 0) return {}
+  const inOrder = [...features].sort((one, other) => one.item - other.item)
+  const mediaUrls = new Array<string | undefined>(body.media.length).fill(undefined)
+  for (const { item, lease } of inOrder) mediaUrls[item] = `epd:${lease}`
+  return { set: { encoder_result: JSON.stringify(inOrder.map(feature => feature.wire)) }, mediaUrls }
+}

@@ -1,0 +1,51 @@
+import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
+import { requestOk, type UpstreamFailure } from '../http.ts'
+import { CHAT, prefillEdits, PROXY_HEADERS } from '../lmdeploy/prefill-edits.ts'
+import { withFeatures, withTenant } from './edits.ts'
+import { SENT_AGAIN } from './encode.ts'
+import { featuresGone } from './gone.ts'
+
+interface Migration {
+  readonly lease?: unknown
+  readonly remote_session_id?: unknown
+  readonly remote_block_ids?: unknown
+  readonly token_ids?: unknown
+  readonly cached_tokens?: unknown
+}
+
+/**
+ * POST {P}/v1/...: resolves when P has computed the prompt; the KV blocks are then under a lease for D, which takes the
+ * migration request as P has written it. Safe to send twice: the second try ends what was answered to the first.
+ */
+export async function prefillEpd (job: PrefillJob, call: Call): Promise<Handoff> {
+  const { node, decode, body, features, tenant, path = CHAT } = job
+  const own = prefillEdits(body, path)
+  const encoded = withFeatures(body, features)
+  const answer = await requestOk(node, {
+    method: 'POST',
+    path,
+    slices: body.splice(withTenant(tenant, { ...own, ...encoded, set: { ...own.set, ...encoded.set } })),
+    headers: { ...PROXY_HEADERS, 'x-epd-consumer': decode.id },
+    idempotent: SENT_AGAIN,
+    timeout: 0
+  }, call, failureOf)
+  const migration = (answer as { migration_request?: Migration }).migration_request
+  if (typeof migration?.lease !== 'string' || !Array.isArray(migration.remote_block_ids)) {
+    throw new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without a migration request`, { node: node.id })
+  }
+  const { token_ids: tokens, cached_tokens: cached } = migration
+  return {
+    node: node.id,
+    lease: migration.lease,
+    wire: migration,
+    tokens: Array.isArray(tokens) ? tokens.length : undefined,
+    cached: typeof cached === 'number' ? cached : undefined
+  }
+}
+
+function failureOf (failure: UpstreamFailure): AdapterError | undefined {
+  const { node, error } = failure
+  // The gateway wrote these fields: an engine that refuses them is no prefill engine.
+  if (error.param === 'preserve_cache' || error.param === 'with_cache') return new AdapterError('REFUSED', `${node.id} is no prefill engine: ${error.message}`, { node: node.id })
+  return featuresGone(failure)
+}

@@ -1,0 +1,115 @@
+/** What a probe asks of any server that speaks OpenAI's API, and of those that speak LMDeploy's: state, models, engine_info. */
+import { AdapterError, type AdapterNode, type Call, type NodeInfo } from './adapter.ts'
+import { requestJson, requestOk } from './http.ts'
+
+const CONTROL_TIMEOUT = 3000
+
+const STATUSES: Readonly<Record<string, NodeInfo['status']>> = {
+  healthy: 'healthy',
+  sleeping: 'sleeping',
+  draining: 'draining',
+  initializing: 'initialising',
+  initialising: 'initialising'
+}
+
+/** GET /health. A server without it, or an older one that answers 200 with no body, is healthy. Throws UNAVAILABLE when it calls itself unhealthy. */
+export async function health (node: AdapterNode, call: Call): Promise<NodeInfo['status']> {
+  const { statusCode, body } = await requestJson(node, { method: 'GET', path: '/health', timeout: CONTROL_TIMEOUT, idempotent: true }, call)
+  const word = (body as { status?: unknown } | undefined)?.status
+  const status = typeof word === 'string' ? STATUSES[word] : undefined
+  if (status !== undefined) return status
+  if ((statusCode >= 200 && statusCode < 300) || statusCode === 404) return 'healthy'
+  const message = (body as { message?: unknown } | undefined)?.message
+  throw new AdapterError('UNAVAILABLE', `${node.id} answered /health with ${statusCode}${typeof message === 'string' ? `: ${message}` : ''}`, { node: node.id })
+}
+
+export interface ModelList {
+  readonly ids: readonly string[]
+  /** `owned_by` of the first: `lmdeploy`, `vllm`, `sglang`, ... */
+  readonly owner: string | undefined
+}
+
+/** GET /v1/models. Throws UNAVAILABLE, also for a refused key: a probe has no other error. */
+export async function models (node: AdapterNode, call: Call): Promise<ModelList> {
+  const answer = await requestOk(node, { method: 'GET', path: '/v1/models', timeout: CONTROL_TIMEOUT, idempotent: true }, call).catch((error: unknown) => {
+    if (!AdapterError.is(error) || error.code === 'UNAVAILABLE') throw error
+    throw new AdapterError('UNAVAILABLE', error.message, { node: error.node, cause: error })
+  })
+  const data = (answer as { data?: unknown }).data
+  const list = Array.isArray(data) ? data as Array<{ id?: unknown, owned_by?: unknown } | null> : []
+  const owner = list[0]?.owned_by
+  return {
+    ids: [...new Set(list.map(model => model?.id).filter(id => typeof id === 'string'))],
+    owner: typeof owner === 'string' ? owner : undefined
+  }
+}
+
+/** NodeInfo of a server that is still starting: it may not know its models yet. */
+export function startingInfo (node: AdapterNode): NodeInfo {
+  return {
+    status: 'initialising',
+    models: node.info?.models ?? [],
+    role: node.role,
+    backend: node.info?.backend ?? 'starting',
+    produces: [],
+    accepts: [],
+    vision: 'none',
+    notes: []
+  }
+}
+
+/** engine_info of LMDeploy's PyTorch engine, with the members that our engines add. */
+export interface EngineInfoWire extends Readonly<Record<string, unknown>> {
+  readonly tp_size?: number
+  readonly block_size?: number
+  readonly num_gpu_blocks?: number
+  readonly engine?: string
+  readonly version?: string
+  readonly backend?: string
+  readonly role?: number
+  readonly epoch?: number
+  readonly model?: string
+  readonly fingerprint?: string
+  readonly vision?: string
+  readonly produces?: readonly string[]
+  readonly accepts?: readonly string[]
+}
+
+/** `info`: 200. `turbomind`: 500, because LMDeploy's TurboMind has no engine_info. `absent`: 404, too old or another server. */
+export type EngineInfoAnswer =
+  | { readonly kind: 'info', readonly info: EngineInfoWire }
+  | { readonly kind: 'turbomind' | 'absent' }
+
+/** GET /distserve/engine_info. LMDeploy answers a JSON string that holds JSON; both forms are taken. Throws UNAVAILABLE. */
+export async function engineInfo (node: AdapterNode, call: Call): Promise<EngineInfoAnswer> {
+  const answer = await requestJson(node, { method: 'GET', path: '/distserve/engine_info', timeout: CONTROL_TIMEOUT, idempotent: true }, call)
+  if (answer.statusCode === 500) return { kind: 'turbomind' }
+  if (answer.statusCode === 404 || answer.statusCode === 405) return { kind: 'absent' }
+  const info = answer.statusCode === 200 ? decode(answer.body) : undefined
+  if (info !== undefined) return { kind: 'info', info }
+  throw new AdapterError('UNAVAILABLE', `${node.id} answered /distserve/engine_info with ${answer.statusCode}${answer.statusCode === 200 ? ' and no JSON object' : ''}`, { node: node.id })
+}
+
+function decode (body: unknown): EngineInfoWire | undefined {
+  let value = body
+  if (typeof value === 'string') {
+    try { value = JSON.parse(value) } catch { return undefined }
+  }
+  return typeof value === 'object' && value !== null ? value as EngineInfoWire : undefined
+}
+
+/** Is this engine_info of one of our reference engines? */
+export function isOurs (info: EngineInfoWire): boolean {
+  return info.engine === 'fastify-epd'
+}
+
+/** Which server a probe found behind a node: our reference engine (`epd`) or LMDeploy's api_server. Left in `NodeInfo.details`. */
+export interface ServerDetails {
+  readonly server: 'epd' | 'lmdeploy'
+  readonly engine?: EngineInfoWire | undefined
+}
+
+/** Did the last probe find one of our engines? False before the first. */
+export function servedByEpd (node: AdapterNode): boolean {
+  return (node.info?.details as Partial<ServerDetails> | undefined)?.server === 'epd'
+}
