@@ -5,7 +5,7 @@ import { embeddedControl, type EmbeddedControl, type EmbeddedHandle } from './em
 import { AlreadyRegisteredError } from './errors.ts'
 import { Gateway } from './gateway.ts'
 import { createHandle, type Handle, type RawBodies } from './http/handle.ts'
-import { resolveOptions, type EpdOptions } from './options.ts'
+import { resolveOptions, type EpdOptions } from './options/index.ts'
 import type { RegistryApi } from './registry/index.ts'
 import { requireOperator } from './http/routes/guard.ts'
 import { nodeRoutes } from './http/routes/nodes.ts'
@@ -91,7 +91,7 @@ const epd = fp(plugin, { fastify: '5.x', name: 'fastify-epd' })
 export { epd as default, epd, epd as 'module.exports' }
 export { Gateway, type GatewayInit } from './gateway.ts'
 export { ERRORS, type EpdError, type EpdErrorCode } from './errors.ts'
-export { OptionsError, optionsSchema, resolveOptions, type EpdOptions, type NodeOptions, type OptionsProblem, type ResolvedOptions } from './options.ts'
+export { OptionsError, optionsSchema, resolveOptions, type EpdOptions, type NodeOptions, type OptionsProblem, type ResolvedOptions } from './options/index.ts'
 export type { Handle, HandleOptions, HandleOverrides } from './http/handle.ts'
 export type { Deliver, Delivery, GatewayRequest, Served } from './pipeline/index.ts'
 export type { Plan, Refusal, RequestView, Topology } from './planning/index.ts'

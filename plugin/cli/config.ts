@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { findNodeAtLocation, parseTree, printParseErrorCode, getNodeValue, type Node, type ParseError } from 'jsonc-parser'
-import { OptionsError, resolveOptions, type EpdOptions, type ResolvedOptions } from '../options.ts'
+import { OptionsError, resolveOptions, type EpdOptions, type ResolvedOptions } from '../options/index.ts'
 import { UsageError } from './usage.ts'
 
 /** Looked for in the working directory when `--config` is not given. */

@@ -1,6 +1,6 @@
 import Fastify, { LogController } from 'fastify'
 import epd from '../index.ts'
-import { resolveOptions, type EpdOptions } from '../options.ts'
+import { resolveOptions, type EpdOptions } from '../options/index.ts'
 import { startTelemetry } from '../telemetry/start-telemetry.ts'
 import { TraceStore } from '../traces/trace-store.ts'
 

@@ -1,5 +1,5 @@
 import { epdError } from '../errors.ts'
-import type { AdmissionOptions } from '../options.ts'
+import type { AdmissionOptions } from '../options/index.ts'
 import type { Alarm, Deadlines } from './deadlines.ts'
 
 /** The right to have so many vision tokens in flight. */

@@ -1,5 +1,5 @@
 import type { NodeSnapshot } from '../registry/index.ts'
-import type { Bypass, RoutingOptions } from '../options.ts'
+import type { Bypass, RoutingOptions } from '../options/index.ts'
 import type { Policy, PolicyName } from './policy.ts'
 
 /** `pd`: text only. `hybrid`: the language model encodes media itself. `p-d` and `e-p-d`: prefill and decode on two nodes. */

@@ -9,7 +9,7 @@ import type { AddressInfo, Socket } from 'node:net'
 import type { Test } from 'tap'
 import { AdapterError, type Adapter, type EncoderResult, type Role } from '../../adapters/adapter.ts'
 import { postStream, requestJson, requestOk, type UpstreamFailure } from '../../adapters/http.ts'
-import type { NodeOptions } from '../../plugin/options.ts'
+import type { NodeOptions } from '../../plugin/options/index.ts'
 
 /** What the next call of a stage meets in place of an answer; `hold` waits until the test releases it. */
 export type Fault = 'reset' | 'silence' | 'gone' | 'corrupt' | 'busy' | 'failed' | 'rejected' | 'half' | 'pause' | 'endless' | { readonly hold: Promise<void> }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { request as httpRequest } from 'node:http'
 import t, { type Test } from 'tap'
-import type { ResolvedOptions } from '../../plugin/options.ts'
+import type { ResolvedOptions } from '../../plugin/options/index.ts'
 import { Admission, Deadlines } from '../../plugin/pipeline/index.ts'
 import { CallScope } from '../../plugin/pipeline/call-scope.ts'
 import { rank } from '../../plugin/planning/index.ts'

@@ -1,0 +1,147 @@
+/**
+ * The options of `app.register(epd, options)` and of epd.config.json, written once: types, bounds, defaults and the
+ * descriptions that an editor shows. `npm run schema` writes the JSON part to epd.config.schema.json.
+ */
+import { Type, type ObjectOptions, type SchemaOptions, type Static, type TProperties, type TSchema } from '@sinclair/typebox'
+import type { FastifyRequest } from 'fastify'
+import type { Adapter } from '../../adapters/adapter.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
+
+/** `expects` completes the message "X must be ...". Two more keywords of ours, `inCode` and `isFunction`, mark what JSON can not hold. */
+type Options = SchemaOptions & { readonly expects?: string }
+
+function oneOf<const T extends readonly string[]> (values: T, options: Options = {}) {
+  return Type.Unsafe<T[number]>({ enum: values, ...options })
+}
+
+function list<T extends TSchema> (items: T, description: string) {
+  return Type.Unsafe<ReadonlyArray<Static<T>>>(Type.Array(items, { default: [], description }))
+}
+
+function object<T extends TProperties> (members: T, options: ObjectOptions = {}) {
+  return Type.Object(members, { additionalProperties: false, ...options })
+}
+
+/** A group of members that all have defaults: optional to write, always there once resolved. */
+function section<T extends TProperties> (members: T, description: string) {
+  return Type.Partial(object(members), { default: {}, description })
+}
+
+function switchOr<T extends TSchema> (choice: T, options: Options) {
+  return Type.Union([Type.Boolean(), choice], options)
+}
+
+function text (description: string, options: Options & { readonly pattern?: string } = {}) {
+  return Type.String({ minLength: 1, description, ...options })
+}
+
+function milliseconds (value: number, description: string, minimum = 1) {
+  return Type.Integer({ minimum, maximum: 86_400_000, default: value, description })
+}
+
+const node = object({
+  url: Type.String({ pattern: '^https?://[^\\s/?#]+[^\\s?#]*$', expects: 'an http:// or https:// URL', description: 'Base URL, and the engine id byte for byte: write it as the node itself does.' }),
+  role: Type.Optional(oneOf(['encoder', 'prefill', 'decode', 'hybrid'])),
+  adapter: Type.Optional(text('Name of a shipped adapter or of one in `adapters`; the first probe detects it when absent.')),
+  models: Type.Optional(Type.Unsafe<readonly string[]>(Type.Array(text('Model name.'), { description: 'Restricts the node to these models.' }))),
+  apiKey: Type.Optional(text("Bearer token for this node. The gateway never forwards a client's own.")),
+  vision: Type.Optional(oneOf(['full', 'features', 'none'], { description: 'What the node does with media: encodes them, takes encoder results only, or neither. The probe finds out when absent.' })),
+  maxPrefillTokens: Type.Optional(Type.Integer({ minimum: 1, description: 'Role prefill: the longest prompt it takes, in tokens. The probe finds out when absent.' })),
+  speed: Type.Optional(Type.Number({ exclusiveMinimum: 0, description: 'Relative capacity, for balancing.' }))
+})
+
+const engineCount = (description: string) => Type.Integer({ minimum: 0, maximum: 16, description })
+
+const embedded = Type.Partial(object({
+  encoders: engineCount('Encoder engines.'),
+  engines: engineCount('Engines that prefill and decode.'),
+  prefill: engineCount('Engines that only prefill.'),
+  decode: engineCount('Engines that only decode.'),
+  backend: oneOf(['pytorch', 'turbomind'], { description: 'Kind of the engines that prefill and decode.' }),
+  model: text('Model folder; the shipped tiny model when absent.')
+}))
+
+const routes = Type.Partial(object({
+  openai: Type.Boolean({ description: 'POST /v1/chat/completions, POST /v1/completions, GET /v1/models, other /v1/*.' }),
+  nodes: Type.Boolean({ description: '/nodes/* and POST /distserve/connection_warmup.' }),
+  health: Type.Boolean({ description: 'GET /health.' }),
+  metrics: Type.Boolean({ description: 'GET /metrics.' }),
+  traces: Type.Boolean({ description: '/epd/traces and POST /epd/otlp/v1/traces.' })
+}))
+
+const routing = section({
+  encoderTokens: Type.Integer({ minimum: 1, default: 16_384, description: 'Vision tokens an encoder may have in flight before its pictures spill over to the next one by hash.' }),
+  smallItem: Type.Integer({ minimum: 0, default: 256, description: 'With bypass "auto": a picture of at most so many vision tokens is small.' }),
+  disaggregate: oneOf(['auto', 'always', 'never'], { default: 'auto', description: 'When prefill and decode run on two nodes, where there are nodes for it.' }),
+  disaggregateTokens: Type.Integer({ minimum: 0, default: 1_024, description: 'With disaggregate "auto": a prompt of at least so many estimated tokens is long.' })
+}, 'How requests are spread over nodes.')
+
+const timeouts = section({
+  connect: milliseconds(3_000, 'To connect to a node.'),
+  probe: milliseconds(15_000, 'A health probe.'),
+  link: milliseconds(10_000, 'The handshake of two nodes.'),
+  encode: milliseconds(30_000, 'One encode call.'),
+  prefill: milliseconds(120_000, 'The call to a prefill node, which answers when it has computed the whole prompt.'),
+  firstByte: milliseconds(120_000, 'From the call to the language model to the first event of a stream.'),
+  answer: milliseconds(600_000, 'The same for an answer that is not streamed, which begins when all of it is there.'),
+  idle: milliseconds(120_000, 'Silence in the middle of an answer.'),
+  total: milliseconds(600_000, 'Everything before the first byte: waiting, all attempts, all stages.'),
+  grace: milliseconds(10_000, 'How long requests in flight may go on after close().', 0)
+}, 'Milliseconds.')
+
+const limits = section({
+  body: Type.Integer({ minimum: 1_024, maximum: 1_073_741_824, default: 67_108_864, description: 'Bytes of a request body.' }),
+  items: Type.Integer({ minimum: 1, maximum: 512, default: 64, description: 'Media items of a request.' })
+}, 'Bounds of one request.')
+
+const admission = section({
+  visionTokens: Type.Integer({ minimum: 0, default: 262_144, description: 'Vision tokens in flight through this gateway; 0: no limit.' }),
+  queue: Type.Integer({ minimum: 0, default: 256, description: 'Requests that may wait for admission.' }),
+  wait: milliseconds(30_000, 'Milliseconds a request may wait.', 0),
+  retryAfter: Type.Integer({ minimum: 1, maximum: 3_600, default: 1, description: 'Seconds in Retry-After of a refused request.' })
+}, 'Bounds the vision work in flight through this gateway.')
+
+const telemetry = Type.Partial(object({
+  traces: switchOr(object({ max: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000 })) }),
+    { default: true, expects: 'true, false or { "max": number of traces kept }', description: 'Keeps traces in memory for GET /epd/traces, and how many.' }),
+  store: Type.Unsafe<TraceStore>({ type: 'object', inCode: true, expects: 'a TraceStore; give it in code', description: 'The store that an OpenTelemetry SDK of the application feeds.' }),
+  captureContent: Type.Boolean({ default: false, description: 'Keeps small copies of pictures for the inspection page.' })
+}), { default: {} })
+
+const adapter = Type.Object({ name: text('As nodes name it.'), specificationVersion: Type.Literal('v1') }, { expects: 'an adapter (an object with specificationVersion "v1"); give it in code' })
+
+export const optionsSchema = Type.Partial(object({
+  $schema: Type.String({ description: 'For editors: ./node_modules/fastify-epd/epd.config.schema.json' }),
+  embedded: switchOr(embedded, { expects: `true, false or an object with ${Object.keys(embedded.properties).join(', ')}`, description: 'Engines started as child processes. Default: true without nodes, else false.' }),
+  nodes: list(node, 'Model servers known from the start. Others register with POST /nodes/add.'),
+  adapters: Type.Unsafe<readonly Adapter[]>(Type.Array(adapter, { default: [], inCode: true, description: 'Adapters beyond the shipped ones.' })),
+  prefix: Type.String({ pattern: '^(/.*)?$', default: '', expects: 'empty or a path that begins with /', description: 'Path in front of all own routes.' }),
+  routes: switchOr(routes, { default: true, expects: `true, false or an object with ${Object.keys(routes.properties).join(', ')}`, description: 'Which routes the plugin mounts.' }),
+  attach: list(Type.String({ pattern: '^/', expects: 'a path that begins with /' }), 'URLs of routes declared after the plugin that are treated as if they had `config: { epd: true }`.'),
+  bypass: oneOf(['auto', 'never'], { description: 'When the language model encodes pictures itself although there are encoders. Default: never with embedded engines, else auto.' }),
+  routing,
+  timeouts,
+  retries: Type.Integer({ minimum: 0, maximum: 1, default: 1, description: 'How often a request starts again at the plan after a node failed under it.' }),
+  limits,
+  admission,
+  apiKeys: list(text('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
+  adminKey: text('Bearer token with which the routes of operators answer from anywhere.'),
+  allowedNetworks: list(Type.String({ pattern: '^[0-9a-fA-F.:]+(/[0-9]{1,3})?$', expects: 'an IP address or a network such as 10.0.0.0/8' }), 'Where the routes of operators answer without a key, beside loopback.'),
+  headers: Type.Boolean({ default: true, description: 'Response headers x-epd-plan, x-epd-reason, x-epd-encoders, x-epd-trace-id.' }),
+  ui: Type.Boolean({ description: 'The inspection page at /epd/. Default: false; true from the command line on loopback.' }),
+  telemetry,
+  tenant: Type.Union([text('Name of a request header.'), Type.Unsafe<TenantOf>({ isFunction: true })], { expects: "a request header's name or, in code, a function", description: 'Separates the caches of different customers.' }),
+  logLevel: oneOf(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], { description: "Log level of the plugin's own routes. Default: the application's." })
+}), { $id: 'epd.config.json' })
+
+/** What `app.register(epd, options)` takes; every member is optional. docs/options.md explains each. */
+export interface EpdOptions extends Static<typeof optionsSchema> {}
+export interface NodeOptions extends Static<typeof node> {}
+export type EmbeddedOptions = Static<typeof embedded>
+export type RouteOptions = Required<Static<typeof routes>>
+export type RoutingOptions = Required<Static<typeof routing>>
+export type TimeoutOptions = Required<Static<typeof timeouts>>
+export type LimitOptions = Required<Static<typeof limits>>
+export type AdmissionOptions = Required<Static<typeof admission>>
+export type Bypass = NonNullable<EpdOptions['bypass']>
+export type TenantOf = (request: FastifyRequest) => string | undefined
