@@ -5,6 +5,7 @@
 import { Type, type ObjectOptions, type SchemaOptions, type Static, type TProperties, type TSchema } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import type { Adapter } from '../../adapters/adapter.ts'
+import { POLICIES, type Policy, type PolicyName } from '../planning/policy.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
 
 /** `expects` completes the message "X must be ...". Two more keywords of ours, `inCode` and `isFunction`, mark what JSON can not hold. */
@@ -12,6 +13,11 @@ type Options = SchemaOptions & { readonly expects?: string }
 
 function oneOf<const T extends readonly string[]> (values: T, options: Options = {}) {
   return Type.Unsafe<T[number]>({ enum: values, ...options })
+}
+
+/** A function, which JSON can not hold. */
+function inCode<T extends (...args: never[]) => unknown> () {
+  return Type.Unsafe<T>({ isFunction: true })
 }
 
 function list<T extends TSchema> (items: T, description: string) {
@@ -69,7 +75,10 @@ const routes = Type.Partial(object({
   traces: Type.Boolean({ description: '/epd/traces and POST /epd/otlp/v1/traces.' })
 }))
 
+const policyNames = Object.keys(POLICIES) as PolicyName[]
+
 const routing = section({
+  policy: Type.Union([oneOf(policyNames), inCode<Policy>()], { default: 'least-load', expects: `one of ${policyNames.map(name => `"${name}"`).join(', ')} or, in code, a function`, description: 'Which of the nodes that can take a request comes first.' }),
   encoderTokens: Type.Integer({ minimum: 1, default: 16_384, description: 'Vision tokens an encoder may have in flight before its pictures spill over to the next one by hash.' }),
   smallItem: Type.Integer({ minimum: 0, default: 256, description: 'With bypass "auto": a picture of at most so many vision tokens is small.' }),
   disaggregate: oneOf(['auto', 'always', 'never'], { default: 'auto', description: 'When prefill and decode run on two nodes, where there are nodes for it.' }),
@@ -130,7 +139,7 @@ export const optionsSchema = Type.Partial(object({
   headers: Type.Boolean({ default: true, description: 'Response headers x-epd-plan, x-epd-reason, x-epd-encoders, x-epd-trace-id.' }),
   ui: Type.Boolean({ description: 'The inspection page at /epd/. Default: false; true from the command line on loopback.' }),
   telemetry,
-  tenant: Type.Union([text('Name of a request header.'), Type.Unsafe<TenantOf>({ isFunction: true })], { expects: "a request header's name or, in code, a function", description: 'Separates the caches of different customers.' }),
+  tenant: Type.Union([text('Name of a request header.'), inCode<TenantOf>()], { expects: "a request header's name or, in code, a function", description: 'Separates the caches of different customers.' }),
   logLevel: oneOf(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], { description: "Log level of the plugin's own routes. Default: the application's." })
 }), { $id: 'epd.config.json' })
 

@@ -1,13 +1,12 @@
 import type { NodeSnapshot } from '../registry/index.ts'
 import type { Bypass, RoutingOptions } from '../options/index.ts'
-import type { Policy, PolicyName } from './policy.ts'
 
 /** `pd`: text only. `hybrid`: the language model encodes media itself. `p-d` and `e-p-d`: prefill and decode on two nodes. */
 export type Topology = 'pd' | 'hybrid' | 'e-pd' | 'p-d' | 'e-p-d'
 
 export interface PlanOptions {
   readonly bypass: Bypass
-  readonly routing: RoutingOptions & { readonly policy?: PolicyName | Policy }
+  readonly routing: RoutingOptions
 }
 
 /** The nodes of one request, decided. `order` also says where items go when their encoder fails. */

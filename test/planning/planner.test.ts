@@ -44,7 +44,7 @@ function item (routeKey: string, tokens = 1_000, index = 0): MediaItem {
   return { index, message: 0, part: index, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, tokens }
 }
 
-const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024 }, ...more })
+const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { policy: 'least-load', encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024 }, ...more })
 const pictures = (...keys: string[]): MediaItem[] => keys.map((key, i) => item(key, 1_000, i))
 const text = { model: 'm', media: [] }
 const one = { model: 'm', media: pictures('a') }

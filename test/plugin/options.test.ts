@@ -65,6 +65,7 @@ t.test('messages name path, bound and value', async t => {
     [{ limits: { bodies: 5 } }, '/limits/bodies', 'unknown option limits.bodies (known here: body, items)'],
     [{ bypass: 'always' }, '/bypass', 'bypass must be one of "auto", "never", not "always"'],
     [{ routing: { disaggregate: 'sometimes' } }, '/routing/disaggregate', 'routing.disaggregate must be one of "auto", "always", "never", not "sometimes"'],
+    [{ routing: { policy: 'random' } }, '/routing/policy', 'routing.policy must be one of "least-load" or, in code, a function, not "random"'],
     [{ retries: 2 }, '/retries', 'retries must be <= 1, not 2'],
     [{ nodes: [{ role: 'hybrid' }] }, '/nodes/0', 'nodes[0].url is missing'],
     [{ nodes: [{ url: 'a:1' }] }, '/nodes/0/url', 'nodes[0].url must be an http:// or https:// URL, not "a:1"'],
@@ -89,10 +90,12 @@ t.test('messages name path, bound and value', async t => {
 
 t.test('the options given are not touched, and adapters and functions are taken as they are', async t => {
   const tenant = (): string => 'x'
-  const raw = Object.freeze({ embedded: false, timeouts: Object.freeze({ encode: 5 }), adapters: Object.freeze([fakeAdapter]), tenant, logLevel: undefined, $schema: 'x' })
+  const policy = (): never[] => []
+  const raw = Object.freeze({ embedded: false, routing: { policy }, timeouts: Object.freeze({ encode: 5 }), adapters: Object.freeze([fakeAdapter]), tenant, logLevel: undefined, $schema: 'x' })
   const options = resolveOptions(raw)
   t.equal(options.adapters[0], fakeAdapter)
   t.equal(options.tenant, tenant)
+  t.equal(options.routing.policy, policy)
   t.equal(options.timeouts.encode, 5)
   t.equal(options.timeouts.link, 10_000)
   t.same(raw.timeouts, { encode: 5 })
