@@ -1,6 +1,5 @@
 import createError, { type FastifyError } from '@fastify/error'
 import { AdapterError } from '../adapters/adapter.ts'
-import { BodyError } from './body/index.ts'
 
 /** OpenAI's error body. */
 export interface ClientError {
@@ -25,15 +24,22 @@ interface Row {
 /** Every error a client of the gateway can see, by the code that stands in logs and spans. `docs/errors.md` explains each. */
 export const ERRORS = {
   EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_body' },
+  EPD_ERR_INVALID_JSON: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_json' },
+  EPD_ERR_INVALID_UTF8: { message: 'The request body is not valid UTF-8 at byte %s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_utf8' },
+  EPD_ERR_INVALID_ENCODING: { message: 'The request body could not be decoded', statusCode: 400, type: 'invalid_request_error', code: 'invalid_encoding' },
+  EPD_ERR_INVALID_VALUE: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_value' },
+  EPD_ERR_MISSING_VALUE: { message: '%s is required', statusCode: 400, type: 'invalid_request_error', code: 'missing_value' },
+  EPD_ERR_DUPLICATE_MEMBER: { message: 'The request body has %s twice', statusCode: 400, type: 'invalid_request_error', code: 'duplicate_member' },
+  EPD_ERR_INVALID_MEDIA: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_media' },
+  EPD_ERR_TOO_MANY_MEDIA: { message: 'The request has more than %s media items', statusCode: 400, type: 'invalid_request_error', code: 'too_many_media' },
   EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or ".."', statusCode: 400, type: 'invalid_request_error', code: 'invalid_path' },
-  EPD_ERR_MODEL_MISSING: { message: 'The request names no model', statusCode: 400, type: 'invalid_request_error', code: 'missing_value' },
   EPD_ERR_NO_HYBRID: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, type: 'invalid_request_error', code: 'unsupported_value' },
-  EPD_ERR_TOO_MANY_ITEMS: { message: 'The request has %s media items; at most %s are allowed', statusCode: 400, type: 'invalid_request_error', code: 'too_many_media' },
   EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, type: 'authentication_error', code: 'invalid_api_key' },
   EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, type: 'permission_error', code: 'forbidden' },
   EPD_ERR_MODEL_NOT_FOUND: { message: 'The model %s does not exist', statusCode: 404, type: 'invalid_request_error', code: 'model_not_found' },
   EPD_ERR_BODY_TOO_LARGE: { message: 'The request body is larger than %s bytes', statusCode: 413, type: 'invalid_request_error', code: 'body_too_large' },
   EPD_ERR_MEDIA_TYPE: { message: 'The request body must be application/json', statusCode: 415, type: 'invalid_request_error', code: 'unsupported_media_type' },
+  EPD_ERR_CONTENT_ENCODING: { message: 'The request body must not be compressed: send it without content-encoding', statusCode: 415, type: 'invalid_request_error', code: 'unsupported_content_encoding' },
   EPD_ERR_OVERLOADED: { message: 'Too many pictures are being processed; try again later', statusCode: 429, type: 'rate_limit_error', code: 'rate_limit_exceeded', again: true },
   EPD_ERR_CLIENT_CLOSED_REQUEST: { message: 'The client closed the connection', statusCode: 499, type: 'invalid_request_error', code: 'client_closed' },
   EPD_ERR_INTERNAL: { message: 'The gateway failed', statusCode: 500, type: 'server_error', code: 'internal_error' },
@@ -63,15 +69,15 @@ export interface EpdError extends FastifyError {
   /** Seconds, for `Retry-After`. */
   retryAfter?: number
   param?: string | undefined
-  /** `error.code` where it is more exact than the table's. */
-  clientCode?: string
+  /** `error.code` as clients see it. */
+  clientCode: string
 }
 
 export interface EpdErrorDetails {
   readonly cause?: unknown
   readonly retryAfter?: number | undefined
+  /** The member of the request at fault: `model`, `messages[0].content[1]`. */
   readonly param?: string | undefined
-  readonly clientCode?: string | undefined
 }
 
 /** Makes an error of the table. `args` fill the `%s` of its message. */
@@ -79,7 +85,7 @@ export function epdError (code: EpdErrorCode, args: readonly unknown[] = [], det
   const error = new CLASSES[code](...args, ...(details.cause === undefined ? [] : [{ cause: details.cause }])) as unknown as EpdError
   if (details.retryAfter !== undefined) error.retryAfter = details.retryAfter
   if (details.param !== undefined) error.param = details.param
-  if (details.clientCode !== undefined) error.clientCode = details.clientCode
+  error.clientCode = ERRORS[code].code
   return error
 }
 
@@ -122,7 +128,6 @@ export interface ErrorReply {
 export function toEpdError (error: unknown): EpdError {
   if (isEpdError(error)) return error
   if (AdapterError.is(error)) return fromAdapter(error)
-  if (error instanceof BodyError) return fromBody(error)
   const { statusCode, code, message } = (typeof error === 'object' && error !== null ? error : {}) as { statusCode?: number, code?: string, message?: string }
   if (code === 'client_closed') return epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], { cause: error })
   if (statusCode === 415) return epdError('EPD_ERR_MEDIA_TYPE', [], { cause: error })
@@ -143,26 +148,11 @@ function fromAdapter (error: AdapterError): EpdError {
   }
 }
 
-function fromBody (error: BodyError): EpdError {
-  const details = { cause: error, param: error.param, clientCode: error.code }
-  switch (error.statusCode) {
-    case 413: return withMessage(epdError('EPD_ERR_BODY_TOO_LARGE', ['?'], details), error.message)
-    case 415: return withMessage(epdError('EPD_ERR_MEDIA_TYPE', [], details), error.message)
-    case 499: return epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], details)
-    default: return epdError('EPD_ERR_INVALID_BODY', [error.message], details)
-  }
-}
-
-function withMessage (error: EpdError, message: string): EpdError {
-  error.message = message
-  return error
-}
-
 /** Body of the error as clients see it. Never names nodes: what exactly happened is in the log. */
 export function clientError (error: unknown): ClientError {
   const found = toEpdError(error)
   const row: Row = ERRORS[found.code]
-  return { message: found.message, type: row.type, code: found.clientCode ?? row.code, param: found.param ?? null }
+  return { message: found.message, type: row.type, code: found.clientCode, param: found.param ?? null }
 }
 
 const DEFAULT_RETRY_AFTER = 1

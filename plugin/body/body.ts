@@ -1,7 +1,7 @@
 import type { BodyEdits, MediaItem, RequestBody } from '../../adapters/adapter.ts'
 import { compact } from './chunks.ts'
 import type { Collector } from './collector.ts'
-import { BodyError } from './errors.ts'
+import { epdError } from '../errors.ts'
 import { memberOf } from './found.ts'
 import type { Member } from './found.ts'
 import { decodeString } from './text.ts'
@@ -155,15 +155,15 @@ export class ScannedBody implements Body {
     const model = this.scalar('model')
     if (typeof model === 'string' && model !== '') return model
     if (!this.has('model') && !required) return ''
-    if (!this.has('model')) throw new BodyError('missing_value', 'model is required', { param: 'model' })
-    throw new BodyError('invalid_value', 'model must be a non-empty string', { param: 'model' })
+    if (!this.has('model')) throw epdError('EPD_ERR_MISSING_VALUE', ['model'], { param: 'model' })
+    throw epdError('EPD_ERR_INVALID_VALUE', ['model must be a non-empty string'], { param: 'model' })
   }
 
   #readStream (): boolean {
     const stream = this.scalar('stream')
     if (typeof stream === 'boolean') return stream
     if (stream === null || !this.has('stream')) return false
-    throw new BodyError('invalid_value', 'stream must be true or false', { param: 'stream' })
+    throw epdError('EPD_ERR_INVALID_VALUE', ['stream must be true or false'], { param: 'stream' })
   }
 }
 

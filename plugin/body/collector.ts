@@ -1,4 +1,4 @@
-import { BodyError } from './errors.ts'
+import { epdError, type EpdError } from '../errors.ts'
 import { memberOf } from './found.ts'
 import type { FoundMedia, Member } from './found.ts'
 import type { JsonScanner, JsonVisitor, ScalarKind } from './json-scanner.ts'
@@ -156,7 +156,7 @@ export class Collector implements JsonVisitor {
 
   #rootKey (name: string | undefined, start: number): void {
     const index = this.kept.length + this.stripped.length
-    if (index >= MAX_MEMBERS) throw new BodyError('invalid_value', `The request body has more than ${MAX_MEMBERS} members`)
+    if (index >= MAX_MEMBERS) throw epdError('EPD_ERR_INVALID_VALUE', [`The request body has more than ${MAX_MEMBERS} members`])
     const member: Member = { name, index, start: start - 1, valueStart: 0, end: 0, kind: 'null', escaped: false }
     this.#member = member
     this.#memberName = name
@@ -190,7 +190,7 @@ export class Collector implements JsonVisitor {
   #guardedKey (name: string | undefined): void {
     if (name === undefined || !CONTROL_FIELDS.includes(name)) return
     const param = `${this.#memberName}.${name}`
-    throw new BodyError('invalid_value', `${param} is not for clients to set`, { param })
+    throw epdError('EPD_ERR_INVALID_VALUE', [`${param} is not for clients to set`], { param })
   }
 
   #startMessage (array: boolean): boolean {
@@ -206,7 +206,7 @@ export class Collector implements JsonVisitor {
     if (found.length === 0) return
     if (this.#role !== undefined && MEDIA_ROLES.has(this.#role)) {
       if (this.media.length + found.length > this.#maxMedia) {
-        throw new BodyError('too_many_media', `The request has more than ${this.#maxMedia} media parts`, { param: 'messages' })
+        throw epdError('EPD_ERR_TOO_MANY_MEDIA', [this.#maxMedia], { param: 'messages' })
       }
       this.media.push(...found)
     }
@@ -256,7 +256,7 @@ export class Collector implements JsonVisitor {
   #refuseResult (url: Url): void {
     if (!looksLike(this.#bytes, url.start, url.end, RESULT_SCHEME)) return
     const param = this.#where()
-    throw new BodyError('invalid_media', `${param}: ${RESULT_SCHEME} URLs are not for clients to send`, { param })
+    throw epdError('EPD_ERR_INVALID_MEDIA', [`${param}: ${RESULT_SCHEME} URLs are not for clients to send`], { param })
   }
 
   #where (): string {
@@ -269,10 +269,10 @@ function once (seen: string[], name: string, where: () => string): void {
   seen.push(name)
 }
 
-function duplicate (param: string): BodyError {
-  return new BodyError('duplicate_member', `The request body has ${param} twice`, { param })
+function duplicate (param: string): EpdError {
+  return epdError('EPD_ERR_DUPLICATE_MEMBER', [param], { param })
 }
 
-function notAnObject (): BodyError {
-  return new BodyError('invalid_json', 'The request body must be a JSON object', { offset: 0 })
+function notAnObject (): EpdError {
+  return epdError('EPD_ERR_INVALID_JSON', ['The request body must be a JSON object'])
 }

@@ -1,7 +1,5 @@
 /** The request body as bytes: read, scan, views, splice. Knows nothing of Fastify. */
 export { byteLength } from './chunks.ts'
-export { BodyError } from './errors.ts'
-export type { BodyErrorCode, BodyErrorOptions } from './errors.ts'
 export type { Body } from './body.ts'
 export { estimateTokens } from './media.ts'
 export type { TokenEstimator } from './media.ts'

@@ -1,5 +1,5 @@
 import { ControlCharFinder } from './control-chars.ts'
-import { BodyError } from './errors.ts'
+import { epdError } from '../errors.ts'
 
 export type ScalarKind = 'string' | 'number' | 'true' | 'false' | 'null'
 
@@ -74,7 +74,7 @@ export class JsonScanner {
     return this.#pos
   }
 
-  /** Reads up to about `limit`. @throws BodyError `invalid_json` with the offset. */
+  /** Reads up to about `limit`. @throws EPD_ERR_INVALID_JSON with the offset. */
   run (limit: number): void {
     const bytes = this.#bytes
     const until = Math.min(limit, bytes.length)
@@ -264,7 +264,7 @@ export class JsonScanner {
   }
 
   #failAt (offset: number, what: string): never {
-    throw new BodyError('invalid_json', `The request body is not valid JSON: ${what} at byte ${offset}`, { offset })
+    throw epdError('EPD_ERR_INVALID_JSON', [`The request body is not valid JSON: ${what} at byte ${offset}`])
   }
 }
 

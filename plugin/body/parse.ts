@@ -3,7 +3,7 @@ import type { MediaItem } from '../../adapters/adapter.ts'
 import { ScannedBody } from './body.ts'
 import type { Body } from './body.ts'
 import { Collector } from './collector.ts'
-import { BodyError } from './errors.ts'
+import { epdError } from '../errors.ts'
 import { JsonScanner } from './json-scanner.ts'
 import { describeMedia, estimateTokens } from './media.ts'
 import type { TokenEstimator } from './media.ts'
@@ -35,8 +35,8 @@ export interface ParseOptions {
  * media parts, takes out control fields. Gives way to other requests every few milliseconds. The bytes must not change
  * afterwards.
  *
- * @throws BodyError `invalid_json` and `invalid_utf8` with the byte offset; `duplicate_member`, `missing_value`,
- * `invalid_value`, `invalid_media`, `too_many_media` with the member or part as `param`.
+ * @throws EPD_ERR_INVALID_JSON and EPD_ERR_INVALID_UTF8 with the byte offset; EPD_ERR_DUPLICATE_MEMBER,
+ * EPD_ERR_MISSING_VALUE, EPD_ERR_INVALID_VALUE, EPD_ERR_INVALID_MEDIA, EPD_ERR_TOO_MANY_MEDIA with the member or part as `param`.
  */
 export async function parseBody (bytes: Buffer, options: ParseOptions = {}): Promise<Body> {
   refuseMark(bytes)
@@ -60,13 +60,13 @@ export async function parseBody (bytes: Buffer, options: ParseOptions = {}): Pro
 export async function parseBodyValue (value: unknown, options: ParseOptions = {}): Promise<Body> {
   if (Buffer.isBuffer(value)) return await parseBody(value, options)
   const text = typeof value === 'string' ? value : JSON.stringify(value)
-  if (text === undefined) throw new BodyError('invalid_json', 'The request body must be a JSON object', { offset: 0 })
+  if (text === undefined) throw epdError('EPD_ERR_INVALID_JSON', ['The request body must be a JSON object'])
   return await parseBody(Buffer.from(text), options)
 }
 
 function refuseMark (bytes: Buffer): void {
   if (bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf) {
-    throw new BodyError('invalid_json', 'The request body is not valid JSON: a byte order mark at byte 0', { offset: 0 })
+    throw epdError('EPD_ERR_INVALID_JSON', ['The request body is not valid JSON: a byte order mark at byte 0'])
   }
 }
 
@@ -85,7 +85,7 @@ async function checkUtf8 (bytes: Buffer, pace: Pace): Promise<void> {
 function checkPart (bytes: Buffer, from: number, to: number): void {
   if (isUtf8(to - from === bytes.length ? bytes : bytes.subarray(from, to))) return
   const offset = firstInvalid(bytes, from, to)
-  throw new BodyError('invalid_utf8', `The request body is not valid UTF-8 at byte ${offset}`, { offset })
+  throw epdError('EPD_ERR_INVALID_UTF8', [offset])
 }
 
 /** Offset of the first byte that is not part of a character, by halving. */

@@ -1,7 +1,7 @@
 import { IncomingMessage } from 'node:http'
 import { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
-import { BodyError } from './errors.ts'
+import { epdError, type EpdError } from '../errors.ts'
 import { Pace } from './pace.ts'
 import { Recycler } from './recycle.ts'
 
@@ -22,14 +22,14 @@ export type RequestLike = Readable & Partial<Pick<IncomingMessage, 'headers'>>
  * Reads a request's body into one Buffer: preallocated when the client says how long it is, else put together at
  * the end. Peak memory is the body's size and little more.
  *
- * @throws BodyError `body_too_large`, `unsupported_content_encoding`, `client_closed`. The request is left unread
+ * @throws EPD_ERR_BODY_TOO_LARGE, EPD_ERR_CONTENT_ENCODING, EPD_ERR_CLIENT_CLOSED_REQUEST. The request is left unread
  * then: the answer should carry `connection: close`.
  */
 export function readBody (request: RequestLike, options: ReadBodyOptions): Promise<Buffer> {
   const { headers = {} } = request
   const encoding = headers['content-encoding']
   if (encoding !== undefined && encoding !== '' && encoding.toLowerCase() !== 'identity') {
-    return Promise.reject(new BodyError('unsupported_content_encoding', 'The request body must not be compressed: send it without content-encoding'))
+    return Promise.reject(epdError('EPD_ERR_CONTENT_ENCODING'))
   }
   const length = declaredLength(headers)
   if (length !== undefined && length > options.limit) return Promise.reject(tooLarge(options.limit))
@@ -51,7 +51,7 @@ function readKnown (request: RequestLike, length: number): Promise<Buffer> {
   const recycler = length >= RECYCLE_FROM ? recyclerFor(request) : undefined
   return consume(request, chunk => {
     // Node holds clients to their content-length; a stream put in front of the request may not.
-    if (filled + chunk.length > length) throw new BodyError('invalid_json', 'The request body is longer than its content-length')
+    if (filled + chunk.length > length) throw epdError('EPD_ERR_INVALID_JSON', ['The request body is longer than its content-length'])
     // Most bodies come in one chunk, which is the body then.
     if (chunk.length === length) body = chunk
     else {
@@ -135,14 +135,14 @@ function consume<T> (request: RequestLike, take: (chunk: Buffer) => void, finish
   })
 }
 
-function tooLarge (limit: number): BodyError {
-  return new BodyError('body_too_large', `The request body is larger than ${limit} bytes`)
+function tooLarge (limit: number): EpdError {
+  return epdError('EPD_ERR_BODY_TOO_LARGE', [limit])
 }
 
-function unreadable (cause: unknown): BodyError {
-  return new BodyError('invalid_encoding', 'The request body could not be decoded', { cause })
+function unreadable (cause: unknown): EpdError {
+  return epdError('EPD_ERR_INVALID_ENCODING', [], { cause })
 }
 
-function closed (cause?: unknown): BodyError {
-  return new BodyError('client_closed', 'The client closed the connection before the request body was complete', { cause })
+function closed (cause?: unknown): EpdError {
+  return epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], { cause })
 }

@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { AdapterError } from '../../adapters/adapter.ts'
-import { epdError, toEpdError, toReply } from '../errors.ts'
-import { BodyError, parseBody, parseBodyValue, type Body } from '../body/index.ts'
+import { epdError, isEpdError, toEpdError, toReply, type EpdErrorCode } from '../errors.ts'
+import { parseBody, parseBodyValue, type Body } from '../body/index.ts'
 import { ClientConnection } from './client-connection.ts'
 import type { Gateway } from '../gateway.ts'
 import type { Bypass } from '../options/index.ts'
@@ -39,6 +39,8 @@ export type RawBodies = WeakMap<FastifyRequest, Buffer>
 export const kArrivedAt = Symbol('fastify-epd.arrivedAt')
 export interface Arriving { [kArrivedAt]?: number }
 
+/** Errors that leave a request's body unread. */
+const UNREAD: ReadonlySet<EpdErrorCode> = new Set(['EPD_ERR_BODY_TOO_LARGE', 'EPD_ERR_CONTENT_ENCODING', 'EPD_ERR_CLIENT_CLOSED_REQUEST'])
 const INSTANCE = randomBytes(4).toString('hex')
 /** Of an error and its causes, those that the log tells. */
 const MAX_REASONS = 4
@@ -86,8 +88,8 @@ async function readRequest (source: unknown, overrides: HandleOverrides, maxItem
     const members = Object.entries({ ...overrides.set, ...(overrides.model === undefined ? {} : { model: overrides.model }) })
     body = await parseBody(Buffer.concat(body.splice({ set: Object.fromEntries(members.map(([name, value]) => [name, JSON.stringify(value)])) })))
   }
-  if (body.model === '') throw epdError('EPD_ERR_MODEL_MISSING', [], { param: 'model' })
-  if (body.media.length > maxItems) throw epdError('EPD_ERR_TOO_MANY_ITEMS', [body.media.length, maxItems], { param: 'messages' })
+  if (body.model === '') throw epdError('EPD_ERR_MISSING_VALUE', ['model'], { param: 'model' })
+  if (body.media.length > maxItems) throw epdError('EPD_ERR_TOO_MANY_MEDIA', [maxItems], { param: 'messages' })
   return body
 }
 
@@ -140,7 +142,7 @@ export function sendError (request: FastifyRequest, reply: FastifyReply, err: un
   if (answer.statusCode >= 500) request.log.error({ ...trace, ...whyOf(answer.error?.cause ?? err, answer.error?.code), code: answer.error?.code }, 'request failed')
   else request.log.info({ ...trace, code: answer.error?.code, upstream: answer.error === undefined ? answer.statusCode : undefined }, 'request refused')
   if (reply.sent) return reply
-  // What is left of a body nobody reads would be taken for the next request.
-  if (err instanceof BodyError && err.statusCode !== 400) reply.header('connection', 'close')
+  // The rest of an unread body would be parsed as the next request.
+  if (isEpdError(err) && UNREAD.has(err.code)) reply.header('connection', 'close')
   return reply.code(answer.statusCode).headers({ ...headers, ...answer.headers, 'content-type': answer.contentType }).send(answer.body)
 }

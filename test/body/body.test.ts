@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import t from 'tap'
-import { BodyError, byteLength, CONTROL_FIELDS, parseBody, parseBodyValue } from '../../plugin/body/index.ts'
+import { byteLength, CONTROL_FIELDS, parseBody, parseBodyValue } from '../../plugin/body/index.ts'
+import { isEpdError } from '../../plugin/errors.ts'
 import type { Body } from '../../plugin/body/index.ts'
 import { randomJson, Random } from './random-json.ts'
 
@@ -15,12 +16,17 @@ function picture (url: string): unknown {
 function joined (chunks: Buffer[]): unknown {
   return JSON.parse(Buffer.concat(chunks).toString())
 }
-async function refusal (json: unknown, options?: Parameters<typeof parseBody>[1]): Promise<BodyError> {
+interface Refused { readonly statusCode: number, readonly code: string, readonly param: string | undefined, readonly offset: number, readonly message: string }
+function refusedBy (error: unknown): Refused {
+  if (!isEpdError(error)) throw error
+  const { statusCode, clientCode, param, message } = error
+  return { statusCode, code: clientCode, param, message, offset: Number(/at byte (\d+)$/.exec(message)?.[1] ?? 0) }
+}
+async function refusal (json: unknown, options?: Parameters<typeof parseBody>[1]): Promise<Refused> {
   try {
     await parseBodyValue(json, options)
   } catch (error) {
-    if (error instanceof BodyError) return error
-    throw error
+    return refusedBy(error)
   }
   throw new Error(`not refused: ${String(typeof json === 'string' ? json : JSON.stringify(json)).slice(0, 200)}`)
 }
@@ -78,7 +84,7 @@ t.test('agrees with JSON.parse on what JSON is, for texts with one byte changed'
     if (text.includes('\ufffd')) continue
     let valid = true
     try { JSON.parse(text) } catch { valid = false }
-    const error = await parseBody(bytes).then(() => undefined, (error: unknown) => error as BodyError)
+    const error = await parseBody(bytes).then(() => undefined, refusedBy)
     const ok = error === undefined || error.code !== 'invalid_json'
     if (ok !== valid) t.fail(`${valid ? 'refused' : 'took'} ${text}: ${error?.message ?? ''}`)
     if (!ok) refused++
@@ -92,9 +98,9 @@ t.test('refuses bytes that are not UTF-8, at the right offset', async t => {
   for (const [offset, byte] of [[19, 0x20], [18, 0xff], [30, 0x80], [4_999_000, 0xc3], [good.length - 2, 0xf0]] as const) {
     const bad = Buffer.from(good)
     bad[offset] = byte
-    const error = await parseBody(bad).then(() => undefined, (error: unknown) => error as BodyError)
+    const error = await parseBody(bad).then(() => undefined, refusedBy)
     t.match(error, { statusCode: 400, code: 'invalid_utf8' }, `byte ${offset}`)
-    t.ok(Math.abs(error!.offset! - offset) <= 1, `${error!.offset} is at ${offset}`)
+    t.ok(Math.abs(error!.offset - offset) <= 1, `${error!.offset} is at ${offset}`)
   }
 })
 

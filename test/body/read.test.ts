@@ -6,15 +6,16 @@ import type { AddressInfo, Socket } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import t from 'tap'
 import type { Test } from 'tap'
-import { BodyError, parseBody, readBody } from '../../plugin/body/index.ts'
+import { parseBody, readBody } from '../../plugin/body/index.ts'
+import type { EpdError } from '../../plugin/errors.ts'
 import { gif, jpeg, png, webpExtended, webpLossless, webpLossy } from './picture-headers.ts'
 
 const MIB = 1 << 20
 
 /** A server that reads one body and answers what it made of it. */
-async function reader (t: Test, limit: number): Promise<{ port: number, outcome: Promise<Buffer | BodyError> }> {
-  let settle!: (outcome: Buffer | BodyError) => void
-  const outcome = new Promise<Buffer | BodyError>(resolve => { settle = resolve })
+async function reader (t: Test, limit: number): Promise<{ port: number, outcome: Promise<Buffer | EpdError> }> {
+  let settle!: (outcome: Buffer | EpdError) => void
+  const outcome = new Promise<Buffer | EpdError>(resolve => { settle = resolve })
   const server = createServer((request, response) => {
     readBody(request, { limit }).then(settle, settle).finally(() => response.end())
   })
@@ -51,7 +52,7 @@ t.test('takes a stream that stands in front of the request', async t => {
   text.end('\u00e4')
   t.equal((await readBody(text, { limit: 10 })).toString(), '\u00e4')
   const longer = Object.assign(Readable.from([Buffer.from('abcd')]), { headers: { 'content-length': '3' } })
-  await t.rejects(readBody(longer, { limit: 10 }), { code: 'invalid_json' })
+  await t.rejects(readBody(longer, { limit: 10 }), { code: 'EPD_ERR_INVALID_JSON' })
   const mine = Buffer.alloc(5 * MIB, 1)
   const kept = Object.assign(Readable.from([mine]), { headers: { 'content-length': String(mine.length) } })
   await readBody(kept, { limit: 10 * MIB })
@@ -62,7 +63,7 @@ t.test('refuses bodies over the limit', async t => {
   for (const headers of [{ 'content-length': 2000 }, { 'transfer-encoding': 'chunked' }]) {
     const { port, outcome } = await reader(t, 1999)
     await post(port, headers, [big.subarray(0, 1000), big.subarray(1000, 2000)]).catch(() => {})
-    t.match(await outcome, { statusCode: 413, code: 'body_too_large' })
+    t.match(await outcome, { statusCode: 413, clientCode: 'body_too_large' })
   }
 })
 
@@ -71,7 +72,7 @@ t.test('refuses compressed bodies', async t => {
     const { port, outcome } = await reader(t, 1999)
     await post(port, { 'content-encoding': encoding, 'content-length': 2 }, [Buffer.from('{}')]).catch(() => {})
     if (ok) t.equal((await outcome as Buffer).toString(), '{}')
-    else t.match(await outcome, { statusCode: 415, code: 'unsupported_content_encoding' })
+    else t.match(await outcome, { statusCode: 415, clientCode: 'unsupported_content_encoding' })
   }
 })
 
@@ -84,12 +85,12 @@ t.test('notices that the client is gone', async t => {
       socket.write(`POST / HTTP/1.1\r\nhost: x\r\n${framing}\r\n\r\n5\r\nabcde\r\n`)
       await once(socket, 'connect')
       setImmediate(leave, socket)
-      t.match(await outcome, { statusCode: 499, code: 'client_closed' }, framing)
+      t.match(await outcome, { statusCode: 499, clientCode: 'client_closed' }, framing)
     }
   }
   const gone = Object.assign(new PassThrough(), { headers: {} })
   gone.destroy()
-  await t.rejects(readBody(gone, { limit: 1 }), { code: 'client_closed' })
+  await t.rejects(readBody(gone, { limit: 1 }), { code: 'EPD_ERR_CLIENT_CLOSED_REQUEST' })
 })
 
 t.test('reads the size of inline pictures from a few bytes', async t => {

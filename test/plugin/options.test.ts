@@ -5,7 +5,6 @@ import { packageRoot } from '../../engines/service/package-root.ts'
 import { OptionsError, optionsSchema, resolveOptions } from '../../plugin/options/index.ts'
 import { clientError, ERRORS, epdError, toEpdError, toReply } from '../../plugin/errors.ts'
 import { AdapterError } from '../../adapters/adapter.ts'
-import { BodyError } from '../../plugin/body/index.ts'
 import { fakeAdapter } from '../helper/fake-node.ts'
 
 function problems (raw: unknown): Array<{ instancePath: string, message: string }> {
@@ -123,10 +122,7 @@ t.test('whatever is thrown becomes an error of the table', async t => {
     [new AdapterError('KV_GONE', 'x', { node }), 'EPD_ERR_KV_GONE'],
     [new AdapterError('REFUSED', 'x', { node }), 'EPD_ERR_LINK_REFUSED'],
     [new AdapterError('REJECTED', 'x', { node }), 'EPD_ERR_UPSTREAM_FAILED'],
-    [new BodyError('invalid_json', 'at byte 3', {}), 'EPD_ERR_INVALID_BODY'],
-    [new BodyError('body_too_large', 'x', {}), 'EPD_ERR_BODY_TOO_LARGE'],
-    [new BodyError('unsupported_content_encoding', 'x', {}), 'EPD_ERR_MEDIA_TYPE'],
-    [new BodyError('client_closed', 'x', {}), 'EPD_ERR_CLIENT_CLOSED_REQUEST'],
+    [epdError('EPD_ERR_INVALID_JSON', ['at byte 3']), 'EPD_ERR_INVALID_JSON'],
     [Object.assign(new Error('x'), { statusCode: 415 }), 'EPD_ERR_MEDIA_TYPE'],
     [Object.assign(new Error('no body'), { statusCode: 400, code: 'FST_ERR_CTP_EMPTY_JSON_BODY' }), 'EPD_ERR_INVALID_BODY'],
     [new TypeError('bug'), 'EPD_ERR_INTERNAL'],
@@ -138,7 +134,7 @@ t.test('whatever is thrown becomes an error of the table', async t => {
     t.notMatch(clientError(thrown).message, /10\.0\.0\.1|bug/, 'nothing of the inside is told')
   }
   t.equal(toReply(rows[2]![0]).headers['retry-after'], '4')
-  t.match(clientError(new BodyError('invalid_media', 'no', { param: 'messages[0].content[1]' })), { code: 'invalid_media', param: 'messages[0].content[1]' })
+  t.match(clientError(epdError('EPD_ERR_INVALID_MEDIA', ['no'], { param: 'messages[0].content[1]' })), { code: 'invalid_media', param: 'messages[0].content[1]' })
 })
 
 t.test('every option and every error is documented, with its default and its codes', async t => {
