@@ -1,15 +1,14 @@
 import type { FeatureCache } from '../cache/feature-cache.ts'
 import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
-import type { BatchScheduler, JoinPlan, Plan } from './batch-scheduler.ts'
-import { MigrationLoop, type MigrationPath } from './migration.ts'
+import type { BatchScheduler, JoinPlan, Plan } from './scheduler/batch-scheduler.ts'
+import { MigrationLoop, type MigrationPath } from './migration/migration-loop.ts'
 import type { Runner } from './runner/runner.ts'
 import type { DecodeResult } from './runner/program.ts'
-import type { SampledToken } from './sampler.ts'
-import { Sequence, type Outcome, type SequenceInit } from './sequence.ts'
-import { end, finish, initialState, interrupt, lock, unlock } from './sequence-states.ts'
-import { SequenceTraces } from './sequence-trace.ts'
-import { stopOutcome } from './stop.ts'
+import { Sequence, type Outcome, type SequenceInit } from './sequence/sequence.ts'
+import { end, finish, initialState, interrupt, lock, unlock } from './sequence/states.ts'
+import { SequenceTraces } from './sequence/spans.ts'
+import type { SampledToken } from './sequence/sampling.ts'
 
 export interface LlmEngineOptions {
   readonly scheduler: BatchScheduler
@@ -210,4 +209,14 @@ export class LlmEngine {
     if (this.#options.scheduler.size > 0) throw new Error(`idle, but ${this.#options.scheduler.size} sequences are scheduled`)
     if (this.#options.features.stats.referenced > 0) throw new Error('idle, but feature blocks are held')
   }
+}
+
+/** Whether the token just sampled ends the sequence. A token that ends it by id is not shown to the sink: it is no text. */
+function stopOutcome (sequence: Sequence, sampled: SampledToken, maxLength: number): Extract<Outcome, { kind: 'stop' | 'length' }> | undefined {
+  const { ignoreEos, eosIds, stopIds } = sequence.sampling
+  if (!ignoreEos && eosIds.includes(sampled.token)) return { kind: 'stop', reason: 'eos' }
+  if (stopIds.includes(sampled.token)) return { kind: 'stop', reason: 'stop_id' }
+  if (sequence.sink.onToken(sequence, sampled)) return { kind: 'stop', reason: 'stop_string' }
+  if (sequence.generated >= sequence.maxTokens || sequence.length >= maxLength) return { kind: 'length' }
+  return undefined
 }

@@ -8,23 +8,23 @@ import type { P2PNodeOptions, P2PPool } from '../p2p/index.ts'
 import { packageVersion } from '../service/package-version.ts'
 import { parseDevice } from '../runtime/index.ts'
 import type { LlmRole } from './api/control-fields.ts'
-import type { BlockLinkOptions } from './block-link.ts'
-import { BlockManager } from './block-manager.ts'
+import type { BlockLinkOptions } from './migration/block-link.ts'
+import { BlockManager } from './blocks/block-manager.ts'
 import { LlmEngine } from './engine.ts'
-import { FeatureFetcher } from './feature-fetcher.ts'
-import { FeatureMigration } from './feature-migration.ts'
-import { KvMigration } from './kv-migration.ts'
-import { LlmService } from './llm-service.ts'
-import type { MigrationPath } from './migration.ts'
+import { FeatureFetcher } from './migration/feature-fetcher.ts'
+import { FeatureMigration } from './migration/feature-migration.ts'
+import { KvMigration } from './migration/kv-migration.ts'
+import { LlmService } from './api/llm-service.ts'
+import type { MigrationPath } from './migration/migration-loop.ts'
 import { bytesOf } from './runner/elements.ts'
 import type { Runner } from './runner/runner.ts'
 import { kvBlockElements, type RunnerShape } from './runner/shape.ts'
 import {
   DEFAULT_KV_BYTES, DEFAULT_MAX_PREFILL_TOKENS, DEFAULT_MAX_QUEUE, featurePool, MIGRATIONS, openP2P, openRuntime, PULL_TIMEOUT_MS, ROOM_TIMEOUT_MS, runnerShape
 } from './runtime.ts'
-import { Scheduler } from './scheduler.ts'
+import { Scheduler } from './scheduler/scheduler.ts'
 
-export { LlmService, type LlmRuntime } from './llm-service.ts'
+export { LlmService, type LlmRuntime } from './api/llm-service.ts'
 
 export const DEFAULT_MAX_BATCH_SIZE = 32
 export const DEFAULT_BLOCK_TOKENS = 16
@@ -53,7 +53,7 @@ function featuresOf (options: EngineOptions, model: LoadedModel): FeatureCache {
 
 /** How sequences of this role bring what was computed elsewhere: a decode engine keys and values, the others features. */
 function migrationPath (role: LlmRole, features: FeatureCache, scheduler: Scheduler, link: BlockLinkOptions, sizes: { blockTokens: number, rowBytes: number, roomTimeoutMs: number }): MigrationPath {
-  if (role === 'decode') return new KvMigration({ ...link, ...sizes, scheduler })
+  if (role === 'decode') return new KvMigration({ ...link, ...sizes, reserve: async (sequence, options) => await scheduler.reserve(sequence, options) })
   return new FeatureMigration(new FeatureFetcher({ ...link, ...sizes, features, blockTokens: FEATURE_BLOCK_TOKENS }))
 }
 

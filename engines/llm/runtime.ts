@@ -6,12 +6,12 @@ import type { EngineOptions } from '../service/engine-options.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, type LoadedModel } from '../models/index.ts'
 import { P2PNode, type P2PNodeOptions } from '../p2p/index.ts'
 import { parseDevice, threadsPerEngine } from '../runtime/index.ts'
-import { ChatTemplate } from './chat-template.ts'
+import { ChatTemplate } from './text/chat-template.ts'
 import type { LlmEngine } from './engine.ts'
-import type { LlmRuntime } from './llm-service.ts'
+import type { LlmRuntime } from './api/llm-service.ts'
 import { Runner, type RunnerOptions } from './runner/runner.ts'
 import type { RunnerShape } from './runner/shape.ts'
-import { loadTokenizer } from './tokenizer.ts'
+import { loadTokenizer } from './text/tokenizer.ts'
 
 export const DEFAULT_MAX_QUEUE = 256
 export const DEFAULT_MAX_PREFILL_TOKENS = 256

@@ -1,7 +1,6 @@
-import type { PrefillChunk } from '../llm/prefill-chunks.ts'
 import { bytesOf, elementsOver, type Elements, type ElementType } from '../llm/runner/elements.ts'
 import type { FeatureRows } from '../llm/runner/prefill.ts'
-import type { Sequence, SequenceMedia } from '../llm/sequence.ts'
+import type { Sequence, SequenceMedia, PrefillChunk } from '../llm/sequence/sequence.ts'
 
 /**
  * Media of a prompt as LMDeploy's TurboMind takes them from Python (`async_stream_infer`): `input_embeddings[i]`, a

@@ -1,4 +1,4 @@
-import type { Sequence } from '../llm/sequence.ts'
+import type { Sequence } from '../llm/sequence/sequence.ts'
 
 /** A stretch of tokens that stand for a media item: what they mean is its content. */
 interface MediaMark {

@@ -1,8 +1,8 @@
-import type { BatchScheduler, Plan } from '../llm/batch-scheduler.ts'
-import type { BlockStats } from '../llm/block-manager.ts'
-import { prefillChunks, type PrefillChunk } from '../llm/prefill-chunks.ts'
-import type { Sequence } from '../llm/sequence.ts'
-import { admit } from '../llm/sequence-states.ts'
+import type { BatchScheduler, Plan } from '../llm/scheduler/batch-scheduler.ts'
+import type { BlockStats } from '../llm/blocks/block-manager.ts'
+import { prefillChunks } from '../llm/scheduler/prefill-chunks.ts'
+import type { Sequence, PrefillChunk } from '../llm/sequence/sequence.ts'
+import { admit } from '../llm/sequence/states.ts'
 import type { SlotTable } from './slot-table.ts'
 
 export interface SlotSchedulerOptions {

@@ -1,6 +1,6 @@
 import type { BlockPool } from '../cache/block-pool.ts'
-import type { BlockStats } from '../llm/block-manager.ts'
-import type { Sequence } from '../llm/sequence.ts'
+import type { BlockStats } from '../llm/blocks/block-manager.ts'
+import type { Sequence } from '../llm/sequence/sequence.ts'
 import { commonPrefix, keptTokens, type KeptTokens } from './kept-tokens.ts'
 
 /** A slot for a sequence, whose first `reused` tokens have their keys and values in it already. */

@@ -1,6 +1,6 @@
 import { LlmEngine, type LlmEngineOptions } from '../llm/engine.ts'
 import type { ElementType } from '../llm/runner/elements.ts'
-import type { Sequence, SequenceInit } from '../llm/sequence.ts'
+import type { Sequence, SequenceInit } from '../llm/sequence/sequence.ts'
 import { newTensor, type EmbeddingTable } from './input-embeddings.ts'
 import { copyOut } from './shim/copy-out.ts'
 

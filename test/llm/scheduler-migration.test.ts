@@ -1,6 +1,6 @@
 import t from 'tap'
-import type { KeptBlocks, Sequence, SequenceInit } from '../../engines/llm/sequence.ts'
-import { failMigration, finish, interrupt, lockMigration } from '../../engines/llm/sequence-states.ts'
+import type { KeptBlocks, Sequence, SequenceInit } from '../../engines/llm/sequence/sequence.ts'
+import { failMigration, finish, interrupt, lockMigration } from '../../engines/llm/sequence/states.ts'
 import { arrive, BLOCK, count, migrating, scheduler, sequence, step } from './scheduling.ts'
 
 t.test('a migrated sequence runs with its prompt computed and P\'s token first; evicted, it is spilled and restored', async t => {

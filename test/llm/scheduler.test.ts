@@ -1,7 +1,7 @@
 import t from 'tap'
-import { blockHash } from '../../engines/llm/prefix-hash.ts'
-import type { Sequence } from '../../engines/llm/sequence.ts'
-import { finish, interrupt } from '../../engines/llm/sequence-states.ts'
+import { blockHash } from '../../engines/llm/blocks/prefix-hash.ts'
+import type { Sequence } from '../../engines/llm/sequence/sequence.ts'
+import { finish, interrupt } from '../../engines/llm/sequence/states.ts'
 import { count, manager, scheduler, sequence, step } from './scheduling.ts'
 
 t.test('blocks are shared by hash, kept when unreferenced, and evicted least recently used first', async t => {

@@ -1,11 +1,11 @@
 /** Sequences and a scheduler without engine, runner or model: what a test moves by hand. */
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import { BlockPool } from '../../engines/cache/index.ts'
-import { BlockManager } from '../../engines/llm/block-manager.ts'
-import { GREEDY } from '../../engines/llm/sampling-params.ts'
-import { Scheduler, type SchedulerOptions } from '../../engines/llm/scheduler.ts'
-import { Sequence, type SequenceInit } from '../../engines/llm/sequence.ts'
-import { finishMigration, lock, lockMigration, startMigration, unlock, type SequenceState } from '../../engines/llm/sequence-states.ts'
+import { BlockManager } from '../../engines/llm/blocks/block-manager.ts'
+import { GREEDY } from '../../engines/llm/sequence/sampling.ts'
+import { Scheduler, type SchedulerOptions } from '../../engines/llm/scheduler/scheduler.ts'
+import { Sequence, type SequenceInit, type SequenceState } from '../../engines/llm/sequence/sequence.ts'
+import { finishMigration, lock, lockMigration, startMigration, unlock } from '../../engines/llm/sequence/states.ts'
 
 /** Tokens of a block. */
 export const BLOCK = 4

@@ -1,9 +1,8 @@
 import t from 'tap'
 import { ROOT_CONTEXT } from '@opentelemetry/api'
-import { GREEDY } from '../../engines/llm/sampling-params.ts'
-import { Sequence } from '../../engines/llm/sequence.ts'
-import * as moves from '../../engines/llm/sequence-states.ts'
-import type { SequenceState } from '../../engines/llm/sequence-states.ts'
+import { GREEDY } from '../../engines/llm/sequence/sampling.ts'
+import { Sequence, type SequenceState } from '../../engines/llm/sequence/sequence.ts'
+import * as moves from '../../engines/llm/sequence/states.ts'
 
 function sequence (state: SequenceState): Sequence {
   return new Sequence({

@@ -4,8 +4,8 @@ import sharp from 'sharp'
 import t from 'tap'
 import { loadModel, PictureError, PlaceholderError, type LoadedModel } from '../../engines/models/index.ts'
 import { mostPixels, smartResize } from '../../engines/models/smart-resize.ts'
-import { loadTokenizer } from '../../engines/llm/tokenizer.ts'
-import { ChatTemplate } from '../../engines/llm/chat-template.ts'
+import { loadTokenizer } from '../../engines/llm/text/tokenizer.ts'
+import { ChatTemplate } from '../../engines/llm/text/chat-template.ts'
 import { chatBody, pictureBytes, qwenModelDir, reference, tokensOf } from '../helper/qwen2-vl.ts'
 
 const FACTOR = 28

@@ -1,10 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import type { ChatAnswer } from '../../service/engine-service.ts'
 import type { LoadedModel } from '../../models/family.ts'
-import type { SampledToken } from '../sampler.ts'
-import type { Outcome } from '../sequence.ts'
+import type { Outcome } from '../sequence/sequence.ts'
 import type { Generation } from './generation.ts'
 import type { AnswerHead, AnswerShape } from './shape.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
 
 export function answerHead (prefix: string, model: LoadedModel): AnswerHead {
   return {

@@ -1,7 +1,7 @@
-import type { Detokenizer } from '../detokenizer.ts'
-import type { SampledToken } from '../sampler.ts'
-import type { Outcome, Sequence, SequenceSink } from '../sequence.ts'
-import { StopStrings } from '../stop.ts'
+import type { Detokenizer } from '../text/detokenizer.ts'
+import type { Outcome, Sequence, SequenceSink } from '../sequence/sequence.ts'
+import { StopStrings } from '../text/stop-strings.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
 
 /** What happened to one choice. `text` may be empty when the token's character is not complete yet. */
 export type ChoiceEvent =

@@ -2,8 +2,9 @@
 import type { EngineRole } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel } from '../../models/family.ts'
-import { parseMigrationRequest, type MigrationRequest } from '../migration-request.ts'
+import { parseMigrationRequest } from './migration-request.ts'
 import { isEmpty, readBoolean, refuse, type Body } from './fields.ts'
+import type { MigrationRequest } from '../sequence/remote.ts'
 
 /** Roles of an engine that has a decoder. */
 export type LlmRole = Exclude<EngineRole, 'encoder'>

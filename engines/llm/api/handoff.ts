@@ -2,11 +2,11 @@ import type { Lease } from '../../cache/index.ts'
 import type { ChatCall } from '../../service/engine-service.ts'
 import type { LeaseGrants } from '../../cache/lease-grants.ts'
 import type { LlmEngine } from '../engine.ts'
-import type { MigrationRequestWire } from '../migration-request.ts'
-import type { SampledToken } from '../sampler.ts'
-import type { KeptBlocks, Sequence } from '../sequence.ts'
-import { PROTOCOL_TCP } from '../wire-fields.ts'
+import type { MigrationRequestWire } from './migration-request.ts'
+import type { KeptBlocks, Sequence } from '../sequence/sequence.ts'
+import { PROTOCOL_TCP } from './wire-fields.ts'
 import { finite } from './logprobs.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
 
 /** What P's answer has beside the completion: LMDeploy's members, and all that D needs. */
 export interface HandoffWire {

@@ -1,5 +1,5 @@
-import type { SampledToken } from '../sampler.ts'
-import type { Tokenizer } from '../tokenizer.ts'
+import type { Tokenizer } from '../text/tokenizer.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
 
 interface TokenLogprob {
   readonly token: string

@@ -1,5 +1,5 @@
 import { EngineError } from '../../service/errors.ts'
-import type { TemplateMessage } from '../chat-template.ts'
+import type { TemplateMessage } from '../text/chat-template.ts'
 import { isObject, refuse, type Body } from './fields.ts'
 
 const ROLES: Readonly<Record<string, string>> = { system: 'system', developer: 'system', user: 'user', assistant: 'assistant' }

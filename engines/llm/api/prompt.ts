@@ -1,8 +1,8 @@
 import { EngineError } from '../../service/errors.ts'
 import type { FeatureEntry } from '../../cache/feature-cache.ts'
 import type { LoadedModel, MediaSpan, Positions } from '../../models/family.ts'
-import type { EncoderResultEntry } from '../encoder-result.ts'
-import { checkLength, type MigrationRequest } from '../migration-request.ts'
+import { checkLength } from './migration-request.ts'
+import type { EncoderResultEntry, MigrationRequest } from '../sequence/remote.ts'
 
 /** One media item of a prompt, whichever way its features come. */
 export interface PromptMedia {

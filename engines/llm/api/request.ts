@@ -1,15 +1,15 @@
 import { collectMedia, type MediaItem } from '../../encoder/media-parts.ts'
 import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel } from '../../models/family.ts'
-import type { TemplateMessage } from '../chat-template.ts'
-import { matchEncoderResults, type EncoderResultEntry } from '../encoder-result.ts'
-import type { MigrationRequest } from '../migration-request.ts'
+import type { TemplateMessage } from '../text/chat-template.ts'
+import { matchEncoderResults } from './encoder-result.ts'
 import { countPrompts } from './completion-prompts.ts'
 import { readControl, type RequestTarget } from './control-fields.ts'
 import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, refuseUnknown, type Body } from './fields.ts'
 import { CHAT_FIELDS, COMPLETION_FIELDS, refuseUnsupported } from './known-fields.ts'
 import { readMessages } from './messages.ts'
 import { readGeneration, type GenerationParams } from './sampling.ts'
+import type { EncoderResultEntry, MigrationRequest } from '../sequence/remote.ts'
 
 /** A request as it was asked for, checked; no text tokenised, nothing fetched. */
 export interface ParsedRequest {

@@ -1,6 +1,6 @@
 import { randomInt } from 'node:crypto'
 import type { LoadedModel } from '../../models/family.ts'
-import type { SamplingParams } from '../sampling-params.ts'
+import type { SamplingParams } from '../sequence/sampling.ts'
 import { isObject, readBoolean, readInteger, readNumber, readStrings, refuse, type Body } from './fields.ts'
 
 /** How many choices, and how each is made and cut. */

@@ -1,9 +1,9 @@
-import type { Outcome } from '../sequence.ts'
-import type { SampledToken } from '../sampler.ts'
-import type { Tokenizer } from '../tokenizer.ts'
+import type { Outcome } from '../sequence/sequence.ts'
+import type { Tokenizer } from '../text/tokenizer.ts'
 import { finishReason } from './choice.ts'
 import type { Usage } from './generation.ts'
 import { chatLogprob, CompletionLogprobs, type ChatLogprob } from './logprobs.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
 
 /** What every object of one answer begins with. */
 export interface AnswerHead {

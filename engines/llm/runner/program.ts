@@ -6,7 +6,7 @@ import { elementTypeOf } from './elements.ts'
 import { KvStore } from './kv-store.ts'
 import { Prefiller, type PrefillRow } from './prefill.ts'
 import type { RunnerShape } from './shape.ts'
-import type { SampledToken } from '../sampler.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
 
 export interface DecodeStep {
   /** Who is decoded; the answer has their order. */

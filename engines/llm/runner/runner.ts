@@ -1,7 +1,6 @@
 import type { CallResult, Device } from '../../runtime/types.ts'
 import { ProgramHost } from '../../runtime/program-host.ts'
-import type { PrefillChunk } from '../prefill-chunks.ts'
-import type { Sequence } from '../sequence.ts'
+import type { Sequence, PrefillChunk } from '../sequence/sequence.ts'
 import type { DecodeJoin } from './decode-batch.ts'
 import type { FeatureRows, PrefillRow } from './prefill.ts'
 import type { DecodeResult, RunnerMethods } from './program.ts'

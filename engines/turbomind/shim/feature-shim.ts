@@ -1,12 +1,12 @@
 import type { FeatureCache } from '../../cache/feature-cache.ts'
-import { abortable } from '../../llm/abortable.ts'
-import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from '../../llm/block-link.ts'
-import type { EncoderResultEntry } from '../../llm/encoder-result.ts'
-import type { FeatureSource, RemoteMedia } from '../../llm/feature-source.ts'
+import { abortable } from '../../llm/migration/abortable.ts'
+import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from '../../llm/migration/block-link.ts'
+import type { FeatureSource, RemoteMedia } from '../../llm/migration/feature-source.ts'
 import { bytesOf, type Elements, type ElementType } from '../../llm/runner/elements.ts'
 import { featureBlocksFor } from '../../models/family.ts'
 import { newTensor, type EmbeddingTable } from '../input-embeddings.ts'
 import { copyOut } from './copy-out.ts'
+import type { EncoderResultEntry } from '../../llm/sequence/remote.ts'
 
 export interface FeatureShimOptions extends BlockLinkOptions {
   /** Blocks where pulls land; an item holds its own only while it is pulled and copied out. */

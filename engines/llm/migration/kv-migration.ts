@@ -1,14 +1,15 @@
 import type { Attributes } from '@opentelemetry/api'
-import { ENGINE_ATTR } from '../../adapters/wire/engine-semconv.ts'
+import { ENGINE_ATTR } from '../../../adapters/wire/engine-semconv.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall } from './block-link.ts'
-import { transferAttributes, type MigrationPath } from './migration.ts'
-import type { MigrationRequest } from './migration-request.ts'
-import type { Scheduler } from './scheduler.ts'
-import type { Sequence } from './sequence.ts'
-import { finishMigration, lockMigration, startMigration } from './sequence-states.ts'
+import { transferAttributes, type MigrationPath } from './migration-loop.ts'
+import type { WaitOptions } from '../../cache/room-queue.ts'
+import type { Sequence } from '../sequence/sequence.ts'
+import { finishMigration, lockMigration, startMigration } from '../sequence/states.ts'
+import type { MigrationRequest } from '../sequence/remote.ts'
 
 export interface KvMigrationOptions extends BlockLinkOptions {
-  readonly scheduler: Pick<Scheduler, 'reserve'>
+  /** KV blocks for the prompt; resolves with how many leading ones are in the prefix cache. */
+  readonly reserve: (sequence: Sequence, options: WaitOptions) => Promise<number>
   readonly blockTokens: number
   /** How long to wait for KV blocks, milliseconds. */
   readonly roomTimeoutMs: number
@@ -32,7 +33,7 @@ export class KvMigration implements MigrationPath<number> {
 
   /** How many leading blocks are here already. */
   async claim (sequence: Sequence, signal: AbortSignal): Promise<number> {
-    return await this.#options.scheduler.reserve(sequence, { signal, timeoutMs: this.#options.roomTimeoutMs })
+    return await this.#options.reserve(sequence, { signal, timeoutMs: this.#options.roomTimeoutMs })
   }
 
   /** The blocks are the sequence's own and are freed with it. */

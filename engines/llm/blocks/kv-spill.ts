@@ -1,10 +1,5 @@
-import type { BlockPool } from '../cache/block-pool.ts'
-import type { Sequence } from './sequence.ts'
-
-/** Copies of a sequence's KV blocks, in token order. */
-export interface SpilledKv {
-  readonly blocks: readonly Uint8Array[]
-}
+import type { BlockPool } from '../../cache/block-pool.ts'
+import type { Sequence, SpilledKv } from '../sequence/sequence.ts'
 
 /**
  * Keys and values of evicted sequences in host memory. A sequence that arrived by migration can't be computed again where

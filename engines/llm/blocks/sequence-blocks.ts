@@ -1,7 +1,7 @@
 import type { BlockManager } from './block-manager.ts'
 import { KvSpill } from './kv-spill.ts'
 import { extendHashes } from './prefix-hash.ts'
-import type { Sequence } from './sequence.ts'
+import type { Sequence } from '../sequence/sequence.ts'
 
 /** How sequences come by KV blocks, make them findable, lose them and leave them. Who gets them when is the scheduler's. */
 export class SequenceBlocks {

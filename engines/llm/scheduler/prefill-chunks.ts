@@ -1,11 +1,4 @@
-import type { Sequence } from './sequence.ts'
-
-/** Tokens `[start, start + count)` of a prompt. */
-export interface PrefillChunk {
-  readonly sequence: Sequence
-  readonly start: number
-  readonly count: number
-}
+import type { PrefillChunk, Sequence } from '../sequence/sequence.ts'
 
 /** How much a batch of prompts may grow by padding them to the longest. */
 const MAX_PADDING = 1.25

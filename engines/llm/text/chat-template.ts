@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Template } from '@huggingface/jinja'
-import { EngineError } from '../service/errors.ts'
-import { loadOptional } from '../service/optional.ts'
+import { EngineError } from '../../service/errors.ts'
+import { loadOptional } from '../../service/optional.ts'
 
 /** A message as templates of vision-language models expect it. */
 export interface TemplateMessage {

@@ -1,19 +1,12 @@
 /** Reading what another engine answered and a gateway handed on: untrusted objects whose place in the body is part of each error. */
-import { EngineError } from '../service/errors.ts'
+import { EngineError } from '../../service/errors.ts'
+import type { RemoteBlocks } from '../sequence/remote.ts'
 
 export type Dict = Readonly<Record<string, unknown>>
 
 /** LMDeploy's protocol number for TCP, the only one our engines speak. */
 export const PROTOCOL_TCP = 1
 const MAX_TEXT = 2048
-
-/** Where blocks lie in another engine, and the lease under which they may be pulled. */
-export interface RemoteBlocks {
-  readonly engineId: string
-  readonly epoch: number
-  readonly lease: string
-  readonly blocks: readonly number[]
-}
 
 export function reject (message: string, param: string): never {
   throw new EngineError('invalid_request', message, { param })

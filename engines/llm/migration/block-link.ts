@@ -1,8 +1,8 @@
 import { propagation, type Context } from '@opentelemetry/api'
-import type { PoolName } from '../cache/index.ts'
-import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
-import type { P2PNode } from '../p2p/node.ts'
-import type { RemoteBlocks } from './wire-fields.ts'
+import type { PoolName } from '../../cache/index.ts'
+import type { EngineCounters, EngineLog } from '../../service/engine-service.ts'
+import type { P2PNode } from '../../p2p/node.ts'
+import type { RemoteBlocks } from '../sequence/remote.ts'
 
 export interface BlockLinkOptions {
   readonly p2p: Pick<P2PNode, 'pull' | 'ack'>

@@ -1,6 +1,6 @@
-import { CacheError } from '../cache/errors.ts'
-import type { WaitOptions } from '../cache/room-queue.ts'
-import type { Sequence } from './sequence.ts'
+import { CacheError } from '../../cache/errors.ts'
+import type { WaitOptions } from '../../cache/room-queue.ts'
+import type { Sequence } from '../sequence/sequence.ts'
 
 interface Claim {
   readonly settle: (found: number) => void

@@ -1,13 +1,5 @@
 /** Chooses tokens. Pure: a function of logits, parameters and the sequence's own history, whatever it is batched with. */
-import type { SamplingParams } from './sampling-params.ts'
-
-export interface SampledToken {
-  readonly token: number
-  /** Natural logarithm of the model's own probability, before temperature and penalties; with `topLogprobs` only. */
-  readonly logprob?: number
-  /** The most likely tokens, best first. */
-  readonly top?: ReadonlyArray<{ readonly token: number, readonly logprob: number }>
-}
+import type { SampledToken, SamplingParams } from '../sequence/sampling.ts'
 
 /** Uniform in [0, 1) from seed and counter: stateless, so eviction and recomputation do not shift the draws. */
 export function uniform (seed: number, counter: number): number {

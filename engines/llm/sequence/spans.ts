@@ -1,8 +1,8 @@
 import { trace, type Span } from '@opentelemetry/api'
-import type { EngineCounters } from '../service/engine-service.ts'
-import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../adapters/wire/engine-semconv.ts'
-import { spanTime } from '../../adapters/wire/span-clock.ts'
-import { failSpan } from '../../adapters/wire/span-outcome.ts'
+import type { EngineCounters } from '../../service/engine-service.ts'
+import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../../adapters/wire/engine-semconv.ts'
+import { spanTime } from '../../../adapters/wire/span-clock.ts'
+import { failSpan } from '../../../adapters/wire/span-outcome.ts'
 import type { Outcome, Sequence } from './sequence.ts'
 
 interface Spans {

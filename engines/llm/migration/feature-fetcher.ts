@@ -1,8 +1,8 @@
-import type { FeatureCache, FeatureEntry } from '../cache/feature-cache.ts'
+import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
 import { abortable } from './abortable.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
 import type { FeatureSource, RemoteMedia } from './feature-source.ts'
-import type { SequenceMedia } from './sequence.ts'
+import type { SequenceMedia } from '../sequence/sequence.ts'
 
 export interface FetcherOptions extends BlockLinkOptions {
   readonly features: FeatureCache

@@ -1,12 +1,15 @@
 import type { Context } from '@opentelemetry/api'
-import type { FeatureEntry } from '../cache/feature-cache.ts'
-import type { MediaSpan, Positions } from '../models/family.ts'
-import type { EncoderResultEntry } from './encoder-result.ts'
-import type { SpilledKv } from './kv-spill.ts'
-import type { MigrationRequest } from './migration-request.ts'
-import type { SamplingParams } from './sampling-params.ts'
-import type { SequenceState } from './sequence-states.ts'
-import type { SampledToken } from './sampler.ts'
+import type { FeatureEntry } from '../../cache/feature-cache.ts'
+import type { MediaSpan, Positions } from '../../models/family.ts'
+import type { SamplingParams, SampledToken } from './sampling.ts'
+import type { EncoderResultEntry, MigrationRequest } from './remote.ts'
+
+/** Where a sequence is in its life; the moves between them are in states.ts. */
+export type SequenceState =
+  | 'WAITING' | 'RUNNING' | 'LOCKED'
+  | 'WAITING_EPD_MIGRATION' | 'RUNNING_EPD_MIGRATION' | 'EPD_MIGRATION_LOCKED'
+  | 'WAITING_MIGRATION' | 'RUNNING_MIGRATION' | 'MIGRATION_LOCKED' | 'MIGRATION_DONE'
+  | 'STOPPED' | 'ABORTED' | 'ENDED'
 
 /** Why a sequence ended. `stopped` and `aborted` are cancel and error. */
 export type Outcome =
@@ -29,6 +32,11 @@ export interface SequenceSink {
   /** One more token. True: the text so far ends the sequence (a stop string). */
   onToken (sequence: Sequence, token: SampledToken): boolean
   onEnd (sequence: Sequence, outcome: Outcome): void
+}
+
+/** Copies of a sequence's KV blocks, in token order. */
+export interface SpilledKv {
+  readonly blocks: readonly Uint8Array[]
 }
 
 /** KV blocks that a sequence leaves referenced when it ends well. `release`, once, gives them back. */
@@ -67,7 +75,7 @@ export interface SequenceTimes {
 
 /**
  * One prompt and what was generated for it. State and derived facts only: moves between states are in
- * sequence-states.ts, blocks in the block manager, tensors in the runner.
+ * states.ts, blocks in the block manager, tensors in the runner.
  */
 export class Sequence {
   readonly id: number
@@ -148,4 +156,11 @@ export class Sequence {
     if (index >= this.promptLength) return this.positions.next + index - this.promptLength
     return this.positions.values[axis * this.promptLength + index] as number
   }
+}
+
+/** Tokens `[start, start + count)` of a prompt. */
+export interface PrefillChunk {
+  readonly sequence: Sequence
+  readonly start: number
+  readonly count: number
 }

@@ -1,4 +1,4 @@
-import type { BlockPool } from '../cache/block-pool.ts'
+import type { BlockPool } from '../../cache/block-pool.ts'
 
 export interface BlockStats {
   readonly total: number

@@ -1,6 +1,6 @@
 import type { FetchCall, Fetched } from './block-link.ts'
-import type { EncoderResultEntry } from './encoder-result.ts'
-import type { SequenceMedia } from './sequence.ts'
+import type { SequenceMedia } from '../sequence/sequence.ts'
+import type { EncoderResultEntry } from '../sequence/remote.ts'
 
 /** A media item whose features lie in another engine. */
 export type RemoteMedia = SequenceMedia & { readonly source: EncoderResultEntry }

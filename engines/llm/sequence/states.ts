@@ -10,13 +10,7 @@
  * In a busy state blocks of the sequence are read or written by another thread or another engine. A cancel or an error
  * that arrives there is kept as `interruption` and takes effect on leaving it: nothing is freed under a reader.
  */
-import type { Outcome, Sequence } from './sequence.ts'
-
-export type SequenceState =
-  | 'WAITING' | 'RUNNING' | 'LOCKED'
-  | 'WAITING_EPD_MIGRATION' | 'RUNNING_EPD_MIGRATION' | 'EPD_MIGRATION_LOCKED'
-  | 'WAITING_MIGRATION' | 'RUNNING_MIGRATION' | 'MIGRATION_LOCKED' | 'MIGRATION_DONE'
-  | 'STOPPED' | 'ABORTED' | 'ENDED'
+import type { Outcome, Sequence, SequenceState } from './sequence.ts'
 
 type Interruption = Extract<Outcome, { kind: 'stopped' | 'aborted' }>
 

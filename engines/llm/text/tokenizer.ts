@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Tokenizer as HfTokenizer } from '@huggingface/tokenizers'
-import { loadOptional } from '../service/optional.ts'
+import { loadOptional } from '../../service/optional.ts'
 import { byteLevelBytes } from './byte-level.ts'
 import { BytesDetokenizer, TextDetokenizer, type Detokenizer } from './detokenizer.ts'
 

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import type { Sequence } from './sequence.ts'
+import type { Sequence } from '../sequence/sequence.ts'
 
 /**
  * Hash of a full block: what came before, the token ids in it, and for tokens that stand for media whose content they

@@ -43,3 +43,11 @@ export const GREEDY: SamplingParams = {
   stopIds: [],
   topLogprobs: undefined
 }
+
+export interface SampledToken {
+  readonly token: number
+  /** Natural logarithm of the model's own probability, before temperature and penalties; with `topLogprobs` only. */
+  readonly logprob?: number
+  /** The most likely tokens, best first. */
+  readonly top?: ReadonlyArray<{ readonly token: number, readonly logprob: number }>
+}

@@ -1,12 +1,12 @@
 import { trace, type Attributes } from '@opentelemetry/api'
-import type { PoolName } from '../cache/index.ts'
-import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../adapters/wire/engine-semconv.ts'
-import { spanTime } from '../../adapters/wire/span-clock.ts'
-import { failSpan } from '../../adapters/wire/span-outcome.ts'
+import type { PoolName } from '../../cache/index.ts'
+import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../../adapters/wire/engine-semconv.ts'
+import { spanTime } from '../../../adapters/wire/span-clock.ts'
+import { failSpan } from '../../../adapters/wire/span-outcome.ts'
 import type { FetchCall } from './block-link.ts'
 import { migrationError } from './migration-error.ts'
-import type { Sequence } from './sequence.ts'
-import { failMigration } from './sequence-states.ts'
+import type { Sequence } from '../sequence/sequence.ts'
+import { failMigration } from '../sequence/states.ts'
 
 /** The states of a path through the loop; `lock` and `finish` are false when the sequence was interrupted meanwhile. */
 export interface MigrationMoves {

@@ -1,5 +1,5 @@
 import { EngineError } from '../../service/errors.ts'
-import type { Tokenizer } from '../tokenizer.ts'
+import type { Tokenizer } from './tokenizer.ts'
 
 /** A prompt that fits has about four characters to a token; one with more than this to each is looked at before it is encoded. */
 const USUAL_CHARACTERS = 8

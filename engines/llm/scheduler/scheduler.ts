@@ -1,12 +1,12 @@
-import type { WaitOptions } from '../cache/room-queue.ts'
+import type { WaitOptions } from '../../cache/room-queue.ts'
 import type { BatchScheduler, JoinPlan, KvStats, Plan } from './batch-scheduler.ts'
-import type { BlockManager } from './block-manager.ts'
+import type { BlockManager } from '../blocks/block-manager.ts'
 import { Claims } from './claims.ts'
-import { prefillChunks, type PrefillChunk } from './prefill-chunks.ts'
-import { extendHashes } from './prefix-hash.ts'
-import { SequenceBlocks } from './sequence-blocks.ts'
-import type { Sequence } from './sequence.ts'
-import { admit, evict, joinAfterMigration } from './sequence-states.ts'
+import { prefillChunks } from './prefill-chunks.ts'
+import { extendHashes } from '../blocks/prefix-hash.ts'
+import { SequenceBlocks } from '../blocks/sequence-blocks.ts'
+import type { Sequence, PrefillChunk } from '../sequence/sequence.ts'
+import { admit, evict, joinAfterMigration } from '../sequence/states.ts'
 
 export interface SchedulerOptions {
   readonly blockTokens: number

@@ -1,10 +1,10 @@
 import type { Attributes } from '@opentelemetry/api'
-import { ENGINE_ATTR } from '../../adapters/wire/engine-semconv.ts'
+import { ENGINE_ATTR } from '../../../adapters/wire/engine-semconv.ts'
 import type { FetchCall, Fetched } from './block-link.ts'
 import type { FeatureSource, RemoteMedia } from './feature-source.ts'
-import { transferAttributes, type MigrationPath } from './migration.ts'
-import type { Sequence } from './sequence.ts'
-import { finishEpdMigration, lockEpdMigration, startEpdMigration } from './sequence-states.ts'
+import { transferAttributes, type MigrationPath } from './migration-loop.ts'
+import type { Sequence } from '../sequence/sequence.ts'
+import { finishEpdMigration, lockEpdMigration, startEpdMigration } from '../sequence/states.ts'
 
 /** E -> PD: WAITING_EPD_MIGRATION to WAITING, by pulling the features of every media item the sequence has not got. */
 export class FeatureMigration implements MigrationPath<unknown[]> {

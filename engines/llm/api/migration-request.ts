@@ -1,28 +1,9 @@
-import { DEFAULT_MAX_ITEMS } from '../encoder/media-parts.ts'
-import { EngineError } from '../service/errors.ts'
-import type { LoadedModel, MediaSpan } from '../models/family.ts'
-import type { SampledToken } from './sampler.ts'
-import { count, dict, integers, list, PROTOCOL_TCP, reject, remoteBlocks, text, type Dict, type RemoteBlocks } from './wire-fields.ts'
-
-/** A media item of a migrated prompt: its features stayed with P, its content still tells prefixes apart. */
-export interface MigratedMedia {
-  readonly contentHash: string
-  readonly numTokens: number
-}
-
-/** What P answered: where keys and values of the prompt lie, the first token, and all that D must know to go on. */
-export interface MigrationRequest extends RemoteBlocks {
-  /** The prompt after expansion of media; the blocks cover exactly these. */
-  readonly tokens: readonly number[]
-  /** Position of the first generated token, on every axis. */
-  readonly next: number
-  readonly media: readonly MigratedMedia[]
-  readonly spans: readonly MediaSpan[]
-  /** Prompt tokens in P's prefix cache. */
-  readonly cachedTokens: number
-  /** With its log probabilities when the request asks for them. */
-  readonly first: SampledToken
-}
+import { DEFAULT_MAX_ITEMS } from '../../encoder/media-parts.ts'
+import { EngineError } from '../../service/errors.ts'
+import type { LoadedModel, MediaSpan } from '../../models/family.ts'
+import { count, dict, integers, list, PROTOCOL_TCP, reject, remoteBlocks, text, type Dict } from './wire-fields.ts'
+import type { SampledToken } from '../sequence/sampling.ts'
+import type { MigratedMedia, MigrationRequest } from '../sequence/remote.ts'
 
 /** LMDeploy's members, then ours; snake_case, as it travels. */
 export interface MigrationRequestWire {

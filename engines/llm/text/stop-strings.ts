@@ -1,16 +1,3 @@
-import type { SampledToken } from './sampler.ts'
-import type { Outcome, Sequence } from './sequence.ts'
-
-/** Whether the token just sampled ends the sequence. A token that ends it by id is not shown to the sink: it is no text. */
-export function stopOutcome (sequence: Sequence, sampled: SampledToken, maxLength: number): Extract<Outcome, { kind: 'stop' | 'length' }> | undefined {
-  const { ignoreEos, eosIds, stopIds } = sequence.sampling
-  if (!ignoreEos && eosIds.includes(sampled.token)) return { kind: 'stop', reason: 'eos' }
-  if (stopIds.includes(sampled.token)) return { kind: 'stop', reason: 'stop_id' }
-  if (sequence.sink.onToken(sequence, sampled)) return { kind: 'stop', reason: 'stop_string' }
-  if (sequence.generated >= sequence.maxTokens || sequence.length >= maxLength) return { kind: 'length' }
-  return undefined
-}
-
 /**
  * Finds stop strings in text that comes in pieces, and keeps back what may turn out to be the beginning of one.
  */

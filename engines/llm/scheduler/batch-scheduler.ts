@@ -1,6 +1,5 @@
-import type { BlockStats } from './block-manager.ts'
-import type { PrefillChunk } from './prefill-chunks.ts'
-import type { Sequence } from './sequence.ts'
+import type { BlockStats } from '../blocks/block-manager.ts'
+import type { Sequence, PrefillChunk } from '../sequence/sequence.ts'
 
 /** What to do next: mostly one forward pass. Prefill fills KV blocks and samples nothing; every token is sampled by a decode step. */
 export type Plan =

@@ -1,14 +1,8 @@
-import { EngineError } from '../service/errors.ts'
-import type { MediaItem } from '../encoder/media-parts.ts'
-import { featureBlocksFor, type LoadedModel } from '../models/family.ts'
-import { count, dict, integers, reject, remoteBlocks, text, type Dict, type RemoteBlocks } from './wire-fields.ts'
-
-/** What an encoder answered for one media item: where its features lie, and under which lease. */
-export interface EncoderResultEntry extends RemoteBlocks {
-  readonly contentHash: string
-  readonly numTokens: number
-  readonly grid: readonly number[]
-}
+import { EngineError } from '../../service/errors.ts'
+import type { MediaItem } from '../../encoder/media-parts.ts'
+import { featureBlocksFor, type LoadedModel } from '../../models/family.ts'
+import { count, dict, integers, reject, remoteBlocks, text, type Dict } from './wire-fields.ts'
+import type { EncoderResultEntry } from '../sequence/remote.ts'
 
 /** Features that another model made would be read as nonsense, or not fit at all. */
 function checkModel (entry: Dict, model: LoadedModel, param: string): void {
