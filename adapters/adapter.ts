@@ -14,7 +14,7 @@ export type Role = 'encoder' | 'prefill' | 'decode' | 'hybrid'
 export const ROLE_TO_WIRE: Readonly<Record<Role, number>> = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 }
 export const ROLE_FROM_WIRE: Readonly<Record<number, Role>> = { 1: 'hybrid', 2: 'prefill', 3: 'decode', 4: 'encoder' }
 
-export type Stage = 'encode' | 'migrate' | 'prefill' | 'decode'
+export type Stage = 'encode' | 'prefill' | 'decode'
 export type Modality = 'image' | 'video' | 'audio'
 
 /** A node as an adapter sees it. `id` is the registered URL byte for byte; `url` is where to dial it. */

@@ -24,6 +24,12 @@ export interface GatewayInit {
   readonly thumbnails?: Thumbnails | undefined
 }
 
+export interface Health {
+  readonly status: 'healthy' | 'no_healthy_node' | 'draining'
+  readonly nodes: { readonly healthy: number, readonly total: number }
+  readonly models: readonly string[]
+}
+
 /** uvicorn closes idle connections after 5 s without a word, and undici's timers may be a second late. */
 const KEEP_ALIVE_MS = 2_500
 
@@ -68,12 +74,20 @@ export class Gateway implements Core {
     })
     const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
     this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)
-    for (const node of options.nodes) this.registry.add({ ...node, configured: true })
+    for (const node of options.nodes) this.registry.add(node, { configured: true })
   }
 
   /** No longer takes requests. */
   get draining (): boolean {
     return this.#draining
+  }
+
+  /** `healthy`: a request would find a node. */
+  get health (): Health {
+    const { nodes, models } = this.registry.snapshot()
+    const healthy = nodes.filter(node => node.state === 'healthy')
+    const ready = models.length > 0 || healthy.some(node => node.role === 'hybrid')
+    return { status: this.#draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
   }
 
   /** Is there a node, healthy or not, that is meant to answer for this model? */

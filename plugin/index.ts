@@ -95,6 +95,6 @@ export { OptionsError, optionsSchema, resolveOptions, type EpdOptions, type Node
 export type { Handle, HandleOptions, HandleOverrides } from './http/handle.ts'
 export type { Deliver, Delivery, GatewayRequest, Served } from './pipeline/index.ts'
 export type { Plan, Policy, PolicyRequest, Refusal, RequestView, Topology } from './planning/index.ts'
-export type { NodeSnapshot, NodeSpec, RegistryApi, RegistrySnapshot } from './registry/index.ts'
+export type { NodeSnapshot, RegistryApi, RegistrySnapshot } from './registry/index.ts'
 export { TraceStore } from './traces/trace-store.ts'
 export type { EmbeddedHandle } from './embedded/control.ts'

@@ -110,15 +110,15 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
   const id = exchange.nextEncodeId()
   const scope = exchange.open(core.options.timeouts.encode)
   const ticket = core.registry.acquire(node.id, 'encode', items.reduce((sum, item) => sum + item.tokens, 0))
-  const hold = (results: EncoderResult[]): void => { exchange.hold(node.adapter, node.node, results) }
+  const hold = (results: EncoderResult[]): void => { exchange.hold(node.adapter, node, results) }
   try {
     const results = await span.stage(SPAN.encodeCall, { [ATTR.node]: node.id, [ATTR.items]: items.length }, async callSpan => await scope.run(async () => {
       if (core.registry.snapshot().link(node.id, consumer.id) !== 'linked') await core.registry.ensureLink(node.id, consumer.id, scope.signal)
-      const job = { node: node.node, items, body: request.body, consumer: consumer.node, tenant: request.tenant }
+      const job = { node, items, body: request.body, consumer, tenant: request.tenant }
       return await node.adapter.encode(job, exchange.call(scope, callSpan, id))
     }, late => {
       // Its own leases only: those of another attempt may be in use.
-      const leases = late.map(({ lease, wire }) => ({ node: node.node, lease, wire }))
+      const leases = late.map(({ lease, wire }) => ({ node, lease, wire }))
       exchange.farewell(call => node.adapter.release(leases, call))
     }))
     hold(results)
@@ -129,7 +129,7 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
   } catch (err) {
     const failure = exchange.failure(err, scope, node.id)
     // It may have answered all the same: leases that nobody has read are ended by the call they were for.
-    if (scope.aborted || isUnavailable(failure)) exchange.farewell(call => node.adapter.abort(node.node, id, call))
+    if (scope.aborted || isUnavailable(failure)) exchange.farewell(call => node.adapter.abort(node, id, call))
     ticket.end(failure)
     throw failure
   } finally {

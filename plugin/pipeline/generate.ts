@@ -33,7 +33,7 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
   const span = exchange.trace.recording ? exchange.trace.begin(SPAN.decode, { [ATTR.node]: node.id }) : undefined
   const end = ending(exchange, plan, scope, ticket, span)
   try {
-    const job = { node: node.node, path: request.path, body: request.body, features: prefill === undefined ? features : NO_FEATURES, handoff: prefill?.handoff, tenant: request.tenant }
+    const job = { node, path: request.path, body: request.body, features: prefill === undefined ? features : NO_FEATURES, handoff: prefill?.handoff, tenant: request.tenant }
     const stage = span ?? exchange.trace
     const answered = stage.run(() => scope.run(() => node.adapter.generate(job, exchange.call(scope, stage)), late => { late.destroy() }))
     const upstream = await (prefill === undefined ? answered : unlessPrefillFails(answered, prefill, scope))
@@ -70,7 +70,7 @@ function ending (exchange: Exchange, plan: Plan, scope: CallScope, ticket: Ticke
     const aborted = exchange.cancelled !== undefined || delivery?.outcome === 'client_gone' || scope.reason instanceof PrefillFailed
     if (aborted || scope.timedOut) {
       scope.abort(error)
-      exchange.farewell(call => node.adapter.abort(node.node, id, call))
+      exchange.farewell(call => node.adapter.abort(node, id, call))
     }
     exchange.shut(scope)
     ticket.end(aborted ? new DOMException('aborted', 'AbortError') : error)

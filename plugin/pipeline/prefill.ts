@@ -49,7 +49,8 @@ class Use {
   /** @returns what the failure means */
   fail (error: unknown): unknown {
     const exchange = this.#exchange
-    const { adapter, node, id } = this.#plan.prefill!
+    const node = this.#plan.prefill!
+    const { adapter, id } = node
     const failure = exchange.failure(error, this.scope, id)
     if (AdapterError.is(failure)) noteFailure(exchange, this.#plan, this.#features, failure)
     // It may have answered all the same: a lease that nobody has read is ended by the call it was for.
@@ -71,14 +72,15 @@ class Use {
  */
 export async function prefillStage (exchange: Exchange, plan: Plan, features: readonly EncoderResult[]): Promise<Prefill> {
   const { core: { registry }, request: { body, path, tenant } } = exchange
-  const { id, node, adapter } = plan.prefill!
+  const node = plan.prefill!
+  const { id, adapter } = node
   const use = new Use(exchange, plan, features)
   const { scope } = use
   const stage = use.span ?? exchange.trace
   try {
     const { handoff, settled } = await stage.run(() => scope.run(async () => {
       if (registry.snapshot().link(id, plan.node.id) !== 'linked') await registry.ensureLink(id, plan.node.id, scope.signal)
-      return await adapter.prefill({ node, decode: plan.node.node, path, body, features, tenant }, exchange.call(scope, stage, use.id))
+      return await adapter.prefill({ node, decode: plan.node, path, body, features, tenant }, exchange.call(scope, stage, use.id))
     }, late => {
       late.settled.catch(() => {})
       const { lease, wire } = late.handoff

@@ -23,7 +23,7 @@ export const POLICIES = {
 export type PolicyName = keyof typeof POLICIES
 
 /** Candidates by policy; nodes in `avoid` come last. @param candidates in the order of the default policy */
-export function byPolicy (candidates: readonly NodeSnapshot[], request: PolicyRequest, policy: PolicyName | Policy = 'least-load', avoid: ReadonlySet<string>): readonly NodeSnapshot[] {
+export function byPolicy (candidates: readonly NodeSnapshot[], request: PolicyRequest, policy: PolicyName | Policy, avoid: ReadonlySet<string>): readonly NodeSnapshot[] {
   if (candidates.length < 2) return candidates
   const ordered = typeof policy === 'function' ? complete(policy(candidates, request), candidates) : POLICIES[policy](candidates)
   return last(ordered, node => avoid.has(node.id))

@@ -2,7 +2,5 @@
 export { canExchange, sameFingerprint } from './links.ts'
 export { Registry } from './registry.ts'
 export { usable } from './snapshot.ts'
-export type {
-  AddResult, BreakerState, Breakers, LinkState, LinkView, NodeLoad, NodeSnapshot, NodeSpec, NodeState, NodeStatus,
-  RegistryApi, RegistryOptions, RegistrySnapshot, Ticket
-} from './types.ts'
+export type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions, Ticket } from './api.ts'
+export type { BreakerState, Breakers, LinkState, LinkView, NodeLoad, NodeSnapshot, NodeState, RegistrySnapshot } from './types.ts'

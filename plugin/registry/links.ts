@@ -1,8 +1,7 @@
 import { setMaxListeners } from 'node:events'
 import { AdapterError, type Call, type Link } from '../../adapters/adapter.ts'
 import { abortable } from '../abort.ts'
-import { isUnspecified } from './address.ts'
-import type { Entry } from './entry.ts'
+import { isUnspecified, type NodeRecord } from './node.ts'
 import type { LinkState, LinkView, NodeSnapshot } from './types.ts'
 
 export interface LinksOptions {
@@ -17,8 +16,8 @@ export interface LinksOptions {
 type Epochs = readonly [number | undefined, number | undefined]
 
 class Pair {
-  readonly from: Entry
-  readonly to: Entry
+  readonly from: NodeRecord
+  readonly to: NodeRecord
   state: LinkState = 'none'
   reason: string | undefined
   link: Link | undefined
@@ -29,7 +28,7 @@ class Pair {
   timer: NodeJS.Timeout | undefined
   delay: number
 
-  constructor (from: Entry, to: Entry, delay: number) {
+  constructor (from: NodeRecord, to: NodeRecord, delay: number) {
     this.from = from
     this.to = to
     this.delay = delay
@@ -73,7 +72,7 @@ export function sameFingerprint (from: End, to: End): boolean {
 }
 
 /** Why two nodes can't be linked, as far as it shows without a call. */
-function refusal (from: Entry, to: Entry): string | undefined {
+function refusal (from: NodeRecord, to: NodeRecord): string | undefined {
   for (const { id } of [from, to]) {
     if (isUnspecified(id)) return `${id} is no address another engine can dial: start it with a routable host name`
   }
@@ -82,12 +81,12 @@ function refusal (from: Entry, to: Entry): string | undefined {
 
 /**
  * Links of every pair that has something to exchange: made when both ends are well, made again when an end restarts or
- * the link is lost. One handshake per pair at a time. A refused pair rests until an end restarts or somebody asks for a warm-up.
+ * the link is lost. One handshake per pair at a time. A refused pair rests until an end restarts or a warm-up is requested.
  */
 export class Links {
   readonly #options: LinksOptions
   readonly #pairs = new Map<string, Pair>()
-  /** Drops under way, by pair: one that comes late would undo the link of a node that was removed and added again. */
+  /** Drops under way, by pair: a late one would undo the link of a node that was removed and added again. */
   readonly #undoing = new Map<string, Promise<void>>()
   readonly #closing = new AbortController()
 
@@ -97,7 +96,7 @@ export class Links {
   }
 
   /** Brings the pairs in line with the nodes. */
-  sync (nodes: Iterable<Entry>): void {
+  sync (nodes: Iterable<NodeRecord>): void {
     const entries = [...nodes]
     const present = new Set(entries)
     for (const [key, pair] of this.#pairs) {
@@ -115,7 +114,7 @@ export class Links {
     return [...this.#pairs.values()].map(pair => pair.view)
   }
 
-  ensure (from: Entry, to: Entry, signal: AbortSignal | undefined): Promise<Link> {
+  ensure (from: NodeRecord, to: NodeRecord, signal: AbortSignal | undefined): Promise<Link> {
     const pair = this.#pairs.get(keyOf(from, to))
     if (pair === undefined) {
       return Promise.reject(new AdapterError('REFUSED', `${from.id} and ${to.id} have no transfer format in common`, { node: to.id }))
@@ -125,16 +124,16 @@ export class Links {
     return abortable(this.#start(pair), signal)
   }
 
-  /** Both ends are told to forget it, as one may still think it good. */
-  lost (from: Entry, to: Entry): void {
+  /** A new handshake follows: one end may still think the link good. */
+  lost (from: NodeRecord, to: NodeRecord): void {
     const pair = this.#pairs.get(keyOf(from, to))
     if (pair?.state !== 'linked') return
     this.#set(pair, 'failed', 'the link was lost')
     this.#startQuietly(pair)
   }
 
-  /** Nobody can use what this node produces. */
-  refuse (from: Entry, reason: string): void {
+  /** No node can use what this one produces. */
+  refuse (from: NodeRecord, reason: string): void {
     for (const pair of this.#pairs.values()) {
       if (pair.from !== from || pair.state === 'refused') continue
       clearTimeout(pair.timer)
@@ -155,7 +154,7 @@ export class Links {
     await Promise.allSettled(pairs.map(pair => pair.attempt))
   }
 
-  #keep (from: Entry, to: Entry): void {
+  #keep (from: NodeRecord, to: NodeRecord): void {
     const key = keyOf(from, to)
     let pair = this.#pairs.get(key)
     if (pair === undefined) this.#pairs.set(key, pair = new Pair(from, to, this.#options.backoff))
@@ -187,7 +186,7 @@ export class Links {
       const reason = refusal(from, to)
       if (reason !== undefined) throw new AdapterError('REFUSED', reason, { node: to.id })
       await this.#undoing.get(keyOf(from, to))
-      const link = await this.#call(call => from.adapter.link(from.node, to.node, call))
+      const link = await this.#call(call => from.adapter.link(from.forAdapter(), to.forAdapter(), call))
       pair.delay = this.#options.backoff
       this.#set(pair, 'linked', undefined, link)
       // A restart during the handshake shows in the epochs, and the next sync starts again.
@@ -216,7 +215,7 @@ export class Links {
 
   #undo ({ from, to }: Pair): void {
     const key = keyOf(from, to)
-    const undone = this.#call(async call => { await from.adapter.unlink?.(from.node, to.node, call) }).catch(() => {}).finally(() => {
+    const undone = this.#call(async call => { await from.adapter.unlink?.(from.forAdapter(), to.forAdapter(), call) }).catch(() => {}).finally(() => {
       if (this.#undoing.get(key) === undone) this.#undoing.delete(key)
     })
     this.#undoing.set(key, undone)
@@ -239,6 +238,6 @@ export class Links {
   }
 }
 
-function keyOf (from: Entry, to: Entry): string {
+function keyOf (from: NodeRecord, to: NodeRecord): string {
   return `${from.id}\n${to.id}`
 }

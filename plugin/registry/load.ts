@@ -1,21 +1,97 @@
-import type { Stage } from '../../adapters/adapter.ts'
-import { verdictOf, type Breaker } from './breaker.ts'
-import type { NodeLoad, RegistryOptions, Ticket } from './types.ts'
+/** How a node is used, and what the uses show of its health: load, tickets, circuit breakers. */
+import { AdapterError, type Stage } from '../../adapters/adapter.ts'
+import type { RegistryOptions, Ticket } from './api.ts'
+import type { Breakers, BreakerState, NodeLoad } from './types.ts'
 
-/** As many as LMDeploy keeps. */
-const LATENCIES = 15
+/** What the end of a use shows of the node. */
+export type Verdict = 'alive' | 'failed' | 'unclear'
 
-interface Counts {
-  requests: number
-  tokens: number
+/** A 4xx, a full node and lost features show a node that works; an aborted call shows nothing. */
+export function verdictOf (error: unknown): Verdict {
+  if (error === undefined) return 'alive'
+  if (!AdapterError.is(error)) return 'unclear'
+  if (error.code === 'UNAVAILABLE') return 'failed'
+  return error.code === 'REFUSED' ? 'unclear' : 'alive'
 }
 
 /**
- * What is in flight on a node. Tickets count in the generation they were taken in: when a node turns out to be another
- * process, its count starts at nothing, and tickets of the old process end without touching it.
+ * closed -> (failures in a row) -> open -> (cooldown) -> half-open -> one trial -> closed or open.
+ * While the trial runs the state reads `open`, so that no second request takes it.
+ */
+export class Breaker {
+  readonly #failures: number
+  readonly #cooldown: number
+  #inRow = 0
+  #openedAt: number | undefined
+  #trial = false
+
+  constructor (failures: number, cooldown: number) {
+    this.#failures = failures
+    this.#cooldown = cooldown
+  }
+
+  get state (): BreakerState {
+    if (this.#openedAt === undefined) return 'closed'
+    if (this.#trial || performance.now() - this.#openedAt < this.#cooldown) return 'open'
+    return 'half-open'
+  }
+
+  /** A use begins; true when it is the trial. */
+  begin (): boolean {
+    if (this.state !== 'half-open') return false
+    this.#trial = true
+    return true
+  }
+
+  end (verdict: Verdict, wasTrial: boolean): void {
+    if (wasTrial) this.#trial = false
+    if (verdict === 'alive') {
+      // Only the trial closes an open breaker: other good answers may come from before it opened.
+      if (this.#openedAt === undefined || wasTrial) this.reset()
+    } else if (verdict === 'failed') {
+      this.#inRow++
+      if (wasTrial || (this.#openedAt === undefined && this.#inRow >= this.#failures)) this.#openedAt = performance.now()
+    }
+  }
+
+  reset (): void {
+    this.#inRow = 0
+    this.#openedAt = undefined
+    this.#trial = false
+  }
+}
+
+/** A node's breakers, one per stage; readable as {@link Breakers}. */
+export class StageBreakers implements Breakers {
+  readonly #of: Readonly<Record<Stage, Breaker>>
+
+  constructor (failures: number, cooldown: number) {
+    const breaker = (): Breaker => new Breaker(failures, cooldown)
+    this.#of = { encode: breaker(), prefill: breaker(), decode: breaker() }
+  }
+
+  get encode (): BreakerState { return this.#of.encode.state }
+  get prefill (): BreakerState { return this.#of.prefill.state }
+  get decode (): BreakerState { return this.#of.decode.state }
+
+  of (stage: Stage): Breaker {
+    return this.#of[stage]
+  }
+
+  reset (): void {
+    for (const breaker of Object.values(this.#of)) breaker.reset()
+  }
+}
+
+/** How many LMDeploy keeps. */
+const LATENCIES = 15
+
+/**
+ * What is in flight on a node. A use counts in the process it began with: after a restart the count starts at zero, and
+ * tickets of the old process end without touching it.
  */
 export class Load implements NodeLoad {
-  #counts: Counts = { requests: 0, tokens: 0 }
+  #counts = { requests: 0, tokens: 0 }
   #latencies: number[] = []
 
   get requests (): number { return this.#counts.requests }
@@ -25,12 +101,11 @@ export class Load implements NodeLoad {
 
   take (node: string, stage: Stage, tokens: number, breaker: Breaker, onFailure: () => void, onUse?: RegistryOptions['onUse']): Ticket {
     const counts = this.#counts
+    const release = this.reserve(tokens)
     const trial = breaker.begin()
     const start = performance.now()
     let judged = false
     let ended = false
-    counts.requests++
-    counts.tokens += tokens
     const judge = (error?: unknown): void => {
       if (judged) return
       judged = true
@@ -46,17 +121,16 @@ export class Load implements NodeLoad {
       end: (error?: unknown) => {
         if (ended) return
         ended = true
-        counts.requests--
-        counts.tokens -= tokens
+        release()
         judge(error)
         const seconds = (performance.now() - start) / 1000
-        if (error === undefined && counts === this.#counts) this.#note(seconds)
+        if (error === undefined && counts === this.#counts) this.#latencies = [...this.#latencies, seconds].slice(-LATENCIES)
         onUse?.(node, stage, seconds, error)
       }
     }
   }
 
-  /** As a ticket that is not in use yet. */
+  /** Counts one request. @returns ends it; the first call counts */
   reserve (tokens: number): () => void {
     const counts = this.#counts
     let held = true
@@ -73,11 +147,6 @@ export class Load implements NodeLoad {
   reset (): void {
     this.#counts = { requests: 0, tokens: 0 }
     this.#latencies = []
-  }
-
-  #note (seconds: number): void {
-    this.#latencies.push(seconds)
-    if (this.#latencies.length > LATENCIES) this.#latencies.shift()
   }
 }
 

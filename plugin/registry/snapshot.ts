@@ -1,26 +1,25 @@
 import { ROLE_TO_WIRE, type Stage } from '../../adapters/adapter.ts'
-import type { Entry } from './entry.ts'
-import type { LinkState, LinkView, NodeSnapshot, NodeStatus, RegistrySnapshot } from './types.ts'
+import type { NodeStatus } from './api.ts'
+import type { NodeRecord } from './node.ts'
+import type { LinkState, LinkView, NodeSnapshot, RegistrySnapshot } from './types.ts'
 
 /** Why a prefill node is of no use, when every link of it was refused. */
-function refusals (entry: Entry, links: ReadonlyMap<string, LinkView>): string[] {
-  const own = entry.role === 'prefill' ? [...links.values()].filter(link => link.from === entry.id) : []
+function refusals (record: NodeRecord, links: ReadonlyMap<string, LinkView>): string[] {
+  const own = record.role === 'prefill' ? [...links.values()].filter(link => link.from === record.id) : []
   return own.every(link => link.state === 'refused') ? [...new Set(own.map(link => `not used by plans: ${link.reason}`))] : []
 }
 
-function nodeSnapshot (entry: Entry, links: ReadonlyMap<string, LinkView>): NodeSnapshot {
+function nodeSnapshot (record: NodeRecord, links: ReadonlyMap<string, LinkView>): NodeSnapshot {
+  const { models, state, adapter, load, breakers } = record
   return Object.freeze({
-    id: entry.id,
-    role: entry.role,
-    models: Object.freeze([...entry.models]),
-    state: entry.state,
-    node: entry.node,
-    adapter: entry.adapter,
-    info: entry.info,
-    speed: entry.spec.speed ?? 1,
-    notes: Object.freeze([...entry.notes, ...refusals(entry, links)]),
-    load: entry.load,
-    breakers: entry.breakers,
+    ...record.forAdapter(),
+    models: Object.freeze([...models]),
+    state,
+    adapter,
+    speed: record.options.speed ?? 1,
+    notes: Object.freeze([...record.notes, ...refusals(record, links)]),
+    load,
+    breakers,
     links
   })
 }
@@ -53,13 +52,13 @@ function answers ({ state, role, info, models }: NodeSnapshot, nodes: readonly N
 }
 
 /** The registry as plain frozen data. Built once per change, not per request. */
-export function buildSnapshot (version: number, entries: Iterable<Entry>, views: readonly LinkView[]): RegistrySnapshot {
+export function buildSnapshot (version: number, records: Iterable<NodeRecord>, views: readonly LinkView[]): RegistrySnapshot {
   const ends = byEnd(views)
   const nodes: NodeSnapshot[] = []
   const byId = new Map<string, NodeSnapshot>()
   const models = new Set<string>()
-  for (const entry of entries) {
-    const node = nodeSnapshot(entry, ends.get(entry.id) ?? new Map())
+  for (const record of records) {
+    const node = nodeSnapshot(record, ends.get(record.id) ?? new Map())
     nodes.push(node)
     byId.set(node.id, node)
   }
@@ -77,21 +76,21 @@ export function buildSnapshot (version: number, entries: Iterable<Entry>, views:
 }
 
 /** GET /nodes/status: LMDeploy's fields first, then what its tools ignore. */
-export function statusOf (node: NodeSnapshot, speed: number | undefined, latencies: readonly number[]): NodeStatus {
-  const { encode, migrate, prefill, decode } = node.breakers
+export function statusOf (node: NodeSnapshot, { options, load }: NodeRecord): NodeStatus {
+  const { encode, prefill, decode } = node.breakers
   return {
     role: ROLE_TO_WIRE[node.role],
     models: node.models,
     unfinished: node.load.requests,
-    latency: latencies,
-    speed: speed ?? null,
+    latency: load.latencies,
+    speed: options.speed ?? null,
     health: node.state,
     adapter: node.adapter.name,
     backend: node.info?.backend ?? null,
     epoch: node.info?.epoch ?? null,
     vision_tokens: node.load.tokens,
     notes: node.notes,
-    breakers: { encode, migrate, prefill, decode },
+    breakers: { encode, prefill, decode },
     links: Object.fromEntries([...node.links].map(([other, { state, reason }]) => [other, { state, ...(reason === undefined ? {} : { reason }) }]))
   }
 }

@@ -35,7 +35,7 @@ export interface RequestFacts {
 
 const BREAKER: Readonly<Record<BreakerState, number>> = { closed: 0, 'half-open': 1, open: 2 }
 const OK = 'ok'
-const STAGES: readonly Stage[] = ['encode', 'migrate', 'prefill', 'decode']
+const STAGES: readonly Stage[] = ['encode', 'prefill', 'decode']
 
 type Observe = (instrument: Observable, value: number, attributes?: Attributes) => void
 type Read = (source: MetricsSource, observe: (value: number, attributes?: Attributes) => void) => void
@@ -91,7 +91,7 @@ export class GatewayMetrics {
   readonly #stageSets = new Map<string, Attributes>()
   /** Of the last request and of calls that went well, as nearly all do: a look at names instead of making a key of them. */
   #last: (Pick<RequestFacts, 'operation' | 'model' | 'topology' | 'errorType'> & { readonly attributes: Attributes }) | undefined
-  readonly #well: Record<Stage, Map<string, Attributes>> = { encode: new Map(), migrate: new Map(), prefill: new Map(), decode: new Map() }
+  readonly #well: Record<Stage, Map<string, Attributes>> = { encode: new Map(), prefill: new Map(), decode: new Map() }
 
   constructor (meters: readonly Meter[], source: MetricsSource) {
     this.#meters = meters.map(meter => new Instruments(meter, source))

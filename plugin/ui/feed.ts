@@ -1,5 +1,4 @@
-import type { Gateway } from '../gateway.ts'
-import { healthOf, type Health } from '../http/routes/ops.ts'
+import type { Gateway, Health } from '../gateway.ts'
 import { ATTR, SPAN } from '../telemetry/semconv.ts'
 import type { StoredSpan } from '../traces/stored-span.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
@@ -96,7 +95,7 @@ export class Feed {
     return {
       at: now,
       version: VERSION,
-      health: healthOf(gateway),
+      health: gateway.health,
       inFlight: gateway.inFlight,
       requests: stats.requests(),
       retries: stats.retries,
@@ -134,7 +133,7 @@ function nodesOf ({ registry, stats }: Gateway): NodeView[] {
     tokens: load.tokens,
     encoded: encoders.get(id)?.items ?? 0,
     cached: encoders.get(id)?.cached ?? 0,
-    breakers: Object.fromEntries((['encode', 'migrate', 'prefill', 'decode'] as const).flatMap(stage => breakers[stage] === 'closed' ? [] : [[stage, breakers[stage]]])),
+    breakers: Object.fromEntries((['encode', 'prefill', 'decode'] as const).flatMap(stage => breakers[stage] === 'closed' ? [] : [[stage, breakers[stage]]])),
     notes
   }))
 }

@@ -34,11 +34,11 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
   const content = [{ type: 'image_url', image_url: { url: await drawScene(40) } }, { type: 'text', text: 'Describe the picture.' }]
   const body = await bodyFrom({ model, temperature: 0, stream: true, max_tokens: 30, messages: [{ role: 'user', content }] })
   const handOff = async (): Promise<Handoff> => {
-    const { handoff, settled } = await pytorch.prefill({ node: registry.get(p.url)!.node, decode: decode.node, path: PATH, body, features: [] }, call)
+    const { handoff, settled } = await pytorch.prefill({ node: registry.get(p.url)!, decode, path: PATH, body, features: [] }, call)
     await settled
     return handoff
   }
-  const generate = async (handoff: Handoff): Promise<string> => await textOf(await pytorch.generate({ node: decode.node, path: PATH, body, features: [], handoff }, call))
+  const generate = async (handoff: Handoff): Promise<string> => await textOf(await pytorch.generate({ node: decode, path: PATH, body, features: [], handoff }, call))
   const said = (stream: string): string => [...stream.matchAll(/"content":"([^"]*)"/g)].map(found => found[1]).join('')
 
   const first = await handOff()
@@ -51,7 +51,7 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
 
   const unused = await handOff()
   t.equal(await openLeases(p.url), 1)
-  const lease: LeaseRef = { node: prefill.node, lease: unused.lease, wire: unused.wire }
+  const lease: LeaseRef = { node: prefill, lease: unused.lease, wire: unused.wire }
   await pytorch.release([lease], call)
   t.equal(await openLeases(p.url), 0)
   const other = await handOff()
@@ -60,7 +60,7 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
   t.equal(said(await generate(other)), answer)
 
   const several = await bodyFrom({ model, n: 2, messages: [{ role: 'user', content: 'hi' }] })
-  t.match(await pytorch.prefill({ node: prefill.node, decode: decode.node, body: several, features: [] }, call).catch((error: unknown) => error), { code: 'REJECTED', response: { statusCode: 400, body: /"n"/ } })
+  t.match(await pytorch.prefill({ node: prefill, decode, body: several, features: [] }, call).catch((error: unknown) => error), { code: 'REJECTED', response: { statusCode: 400, body: /"n"/ } })
 
   const stale = await handOff()
   const { port } = new URL(p.url)

@@ -49,8 +49,8 @@ t.test('the adapter that the page builds encodes, generates and releases, and th
   await registry.waitFor(snapshot => snapshot.link(e, lm) === 'linked')
 
   const call = callWith(dispatcher)
-  const node = registry.get(e)!.node
-  const consumer = registry.get(lm)!.node
+  const node = registry.get(e)!
+  const consumer = registry.get(lm)!
   const body = await bodyFrom({ model: 'm', messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'data:image/png;base64,AAAA' } }] }] })
   const features = await acme.encode({ node, consumer, items: body.media, body }, call)
   t.match(features, [{ item: 0, lease: 'h1', tokens: 3 }])

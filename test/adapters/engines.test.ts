@@ -42,8 +42,8 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
     model, max_tokens: 8, temperature: 0, messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: PICTURE } }, { type: 'text', text: 'How many shapes are there?' }] }]
   })
   const path = '/v1/chat/completions'
-  const encode = async (): Promise<EncoderResult[]> => await pytorch.encode({ node: encoder.node, consumer: hybrid.node, items: body.media, body }, call)
-  const generate = async (features: EncoderResult[]): Promise<string> => answerOf(await (await pytorch.generate({ node: hybrid.node, path, body, features }, call)).buffer(10_000))
+  const encode = async (): Promise<EncoderResult[]> => await pytorch.encode({ node: encoder, consumer: hybrid, items: body.media, body }, call)
+  const generate = async (features: EncoderResult[]): Promise<string> => answerOf(await (await pytorch.generate({ node: hybrid, path, body, features }, call)).buffer(10_000))
 
   // The hybrid keeps features by content hash too, and would not pull what it has.
   const forget = async (): Promise<void> => { await fetch(`${pd.url}/distserve/clear_cache`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{}' }) }
@@ -59,7 +59,7 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
 
   const unused = await encode()
   t.equal(await openLeases(e.url), 1)
-  const leases: LeaseRef[] = unused.map(({ lease, wire }) => ({ node: encoder.node, lease, wire }))
+  const leases: LeaseRef[] = unused.map(({ lease, wire }) => ({ node: encoder, lease, wire }))
   await pytorch.release(leases, call)
   await pytorch.release(leases, call)
   t.equal(await openLeases(e.url), 0)
@@ -67,7 +67,7 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
   await t.rejects(generate(unused), { code: 'FEATURES_GONE', unlinked: true }, 'a released lease is gone')
 
   const broken = await bodyFrom({ model, messages: [{ role: 'user', content: ['x', { type: 'image_url', image_url: { url: 'data:image/png;base64,AAAA' } }].map(part => typeof part === 'string' ? { type: 'text', text: part } : part) }] })
-  await t.rejects(pytorch.encode({ node: encoder.node, consumer: hybrid.node, items: broken.media, body: broken }, call), { code: 'REJECTED', response: { statusCode: 400, body: /messages\[0\]\.content\[1\]/ } })
+  await t.rejects(pytorch.encode({ node: encoder, consumer: hybrid, items: broken.media, body: broken }, call), { code: 'REJECTED', response: { statusCode: 400, body: /messages\[0\]\.content\[1\]/ } })
 
   const stale = await encode()
   const { port } = new URL(e.url)

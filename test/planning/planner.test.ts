@@ -26,13 +26,13 @@ const E = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'enco
 const PD = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, vision: 'features', ...more })
 const P = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'prefill', vision: 'features', ...more })
 const D = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'decode', vision: 'none', ...more })
-const closed = { encode: 'closed', migrate: 'closed', prefill: 'closed', decode: 'closed' } as const
+const closed = { encode: 'closed', prefill: 'closed', decode: 'closed' } as const
 
 function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, broken, maxPrefillTokens, standalone }: Sketch): NodeSnapshot {
   const formats = { encoder: [[FORMAT], []], hybrid: [[], [FORMAT]], prefill: [[KV], [FORMAT]], decode: [[], [KV]] }[role]
   const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: formats[0]!, accepts: accepts ?? formats[1]!, vision, maxPrefillTokens, standalone }
   const breakers = broken === undefined ? closed : { ...closed, [broken]: 'open' as const }
-  return { id, role, models, state, node: { id, url: id, role, info }, adapter: fakeAdapter, info, speed, notes: [], load: { requests, tokens }, breakers, links: new Map() }
+  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, notes: [], load: { requests, tokens }, breakers, links: new Map() }
 }
 
 function snapshot (sketches: readonly Sketch[], links: Record<string, LinkState> = {}): RegistrySnapshot {

@@ -5,8 +5,8 @@ import t from 'tap'
 import { AdapterError, type Adapter, type AdapterNode, type Link, type NodeInfo, type Role } from '../../adapters/adapter.ts'
 import { openai } from '../../adapters/index.ts'
 import { Registry, type RegistryOptions, type RegistrySnapshot } from '../../plugin/registry/index.ts'
-import { Breaker, verdictOf } from '../../plugin/registry/breaker.ts'
-import { dialUrl, isUnspecified } from '../../plugin/registry/address.ts'
+import { Breaker, verdictOf } from '../../plugin/registry/load.ts'
+import { dialUrl, isUnspecified } from '../../plugin/registry/node.ts'
 import { dispatcherFor, silent } from '../helper/adapter-call.ts'
 import { FakeLmdeploy, type FakeLmdeployOptions } from '../helper/fake-lmdeploy.ts'
 import { until } from '../helper/until.ts'
@@ -97,7 +97,7 @@ async function nodesAdd (t: T, registry: Registry): Promise<string> {
     request.on('data', (chunk: Buffer) => chunks.push(chunk))
     request.on('end', () => {
       const { url, status } = JSON.parse(Buffer.concat(chunks).toString()) as { url: string, status: { models: string[] } }
-      registry.add({ url, role: 'hybrid', models: status.models, peer: request.socket.remoteAddress })
+      registry.add({ url, role: 'hybrid', models: status.models }, { peer: request.socket.remoteAddress })
       response.end('"Added successfully"')
     })
   }).listen(0, '127.0.0.1')
@@ -141,9 +141,9 @@ t.test('a registration without an adapter finds its own, again after a restart a
 t.test('a node registered as 0.0.0.0 keeps that id, is dialled where it registered from, and is linked with nobody', async t => {
   const registry = registryFor(t)
   const fake = await lmdeploy(t, { serverName: '0.0.0.0' })
-  registry.add({ url: fake.url, models: [fake.model], peer: '::ffff:127.0.0.1' })
+  registry.add({ url: fake.url, models: [fake.model] }, { peer: '::ffff:127.0.0.1' })
   await registry.waitFor(states('healthy'))
-  t.match(registry.get(fake.url), { id: `http://0.0.0.0:${fake.port}`, node: { url: `http://127.0.0.1:${fake.port}` } })
+  t.match(registry.get(fake.url), { id: `http://0.0.0.0:${fake.port}`, url: `http://127.0.0.1:${fake.port}` })
   t.equal(dialUrl('http://0.0.0.0:1/base', '10.0.0.7'), 'http://10.0.0.7:1/base')
   t.equal(dialUrl('http://[::]:1', 'fe80::1%eth0'), 'http://[fe80::1]:1')
   t.equal(dialUrl('http://0.0.0.0:1', undefined), 'http://127.0.0.1:1')
@@ -175,10 +175,10 @@ t.test('registering again changes nothing when nothing is new, and updates when 
   t.equal(registry.add({ url: PD, role: 'hybrid', models: ['given'], speed: 2 }).changed, false)
 
   world.infos.set(E, {})
-  registry.add({ url: E, role: 'encoder', adapter: world.adapter, models: ['fixed'], apiKey: 'k', configured: true })
+  registry.add({ url: E, role: 'encoder', adapter: 'world', models: ['fixed'], apiKey: 'k' }, { configured: true })
   t.equal(registry.add({ url: E, role: 'hybrid', models: ['other'] }).changed, false, 'the configuration stands')
-  t.match(registry.get(E), { models: ['fixed'], node: { apiKey: 'k', role: 'encoder' } })
-  registry.add({ url: E, role: 'encoder', models: ['new'], configured: true })
+  t.match(registry.get(E), { models: ['fixed'], apiKey: 'k', role: 'encoder' })
+  registry.add({ url: E, role: 'encoder', models: ['new'] }, { configured: true })
   t.same(registry.get(E)!.models, ['new'])
 })
 

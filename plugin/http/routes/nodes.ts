@@ -55,9 +55,8 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
         url,
         role: roleOf(status?.role),
         models: status?.models !== undefined && status.models.length > 0 ? status.models : undefined,
-        speed: status?.speed ?? undefined,
-        peer: request.ip
-      })
+        speed: status?.speed ?? undefined
+      }, { peer: request.ip })
       reply.header(NODE_TOKEN_HEADER, added.token)
       return say(reply, 'Added successfully')
     } catch (err) {
@@ -97,7 +96,7 @@ async function terminate (gateway: Gateway, url: string): Promise<boolean> {
   const scope = new CallScope(gateway.deadlines, performance.now() + TERMINATE_MS)
   try {
     const call = { signal: scope.signal, headers: {}, dispatcher: gateway.dispatcher, log: gateway.log }
-    const answer = await scope.run(() => requestJson(node.node, { method: 'GET', path: '/terminate' }, call), () => {})
+    const answer = await scope.run(() => requestJson(node, { method: 'GET', path: '/terminate' }, call), () => {})
     return answer.statusCode < 300
   } catch (err) {
     gateway.log.warn({ err, node: url }, 'node was not terminated')

@@ -13,7 +13,7 @@ export interface OpsRoutesOptions {
 export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function opsRoutes (app, { gateway, health, metrics }) {
   if (health && !app.hasRoute({ method: 'GET', url: app.prefix + '/health' })) {
     app.get('/health', { logLevel: 'warn' }, async (_request, reply) => {
-      const state = healthOf(gateway)
+      const { health: state } = gateway
       return reply.code(state.status === 'healthy' ? 200 : 503).send(state)
     })
   }
@@ -21,18 +21,4 @@ export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function op
     app.get('/metrics', { logLevel: 'warn' }, async (_request, reply) =>
       reply.type(metrics.contentType).send(await metrics.text()))
   }
-}
-
-export interface Health {
-  readonly status: 'healthy' | 'no_healthy_node' | 'draining'
-  readonly nodes: { readonly healthy: number, readonly total: number }
-  readonly models: readonly string[]
-}
-
-/** Ready means: a request would find a node. */
-export function healthOf (gateway: Gateway): Health {
-  const { nodes, models } = gateway.registry.snapshot()
-  const healthy = nodes.filter(node => node.state === 'healthy')
-  const ready = models.length > 0 || healthy.some(node => node.role === 'hybrid')
-  return { status: gateway.draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
 }

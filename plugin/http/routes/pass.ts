@@ -37,7 +37,7 @@ export async function passOn (gateway: Gateway, request: FastifyRequest, reply: 
     const trace = upstreamContext(parentContext(request.headers))
     const headers = { ...propagationHeaders(trace, request.headers), 'x-request-id': callId(request.id) }
     const call = { signal: scope.signal, headers, dispatcher: gateway.dispatcher, log: request.log }
-    const upstream = await context.with(trace, () => scope.run(() => send(node.node, { method: request.method as 'GET' | 'DELETE', path }, call), late => { late.destroy() }))
+    const upstream = await context.with(trace, () => scope.run(() => send(node, { method: request.method as 'GET' | 'DELETE', path }, call), late => { late.destroy() }))
     const delivery = await deliver(new IdleWatch(upstream, scope, timeouts.idle), reply, {})
     ticket.end(failureOf(delivery, scope, node.id))
     return reply

@@ -1,0 +1,153 @@
+import { randomBytes } from 'node:crypto'
+import { isDeepStrictEqual } from 'node:util'
+import type { Adapter, AdapterNode, NodeInfo, Role } from '../../adapters/adapter.ts'
+import type { NodeOptions } from '../options/schema.ts'
+import type { Registrant } from './api.ts'
+import { Load, type StageBreakers } from './load.ts'
+import { ProbeLoop, type ProbeOutcome, type ProbeTiming } from './probe.ts'
+import type { NodeState } from './types.ts'
+
+/** Causes that leave no doubt; any other failure must happen twice in a row before a node counts as unhealthy. */
+const CERTAIN = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EHOSTUNREACH', 'ENETUNREACH'])
+
+/** A registered node: what the operator says of it, what its probes found, and how it is used. The registry's own record; others see snapshots. */
+export class NodeRecord {
+  readonly id: string
+  readonly token = randomBytes(24).toString('hex')
+  readonly load = new Load()
+  readonly breakers: StageBreakers
+  readonly probes: ProbeLoop
+  options: NodeOptions & Registrant
+  adapter: Adapter
+  /** Is the adapter named, or detected from the running process? */
+  adapterKnown: boolean
+  info: NodeInfo | undefined
+  state: NodeState = 'unknown'
+  /** Why the last probe failed. */
+  error: string | undefined
+  /** Restarts seen. Tells processes apart that have no epoch. */
+  lives = 0
+  /** Probes failed in a row. */
+  #failures = 0
+
+  /** @param probe never rejects */
+  constructor (options: NodeOptions & Registrant, adapter: Adapter, breakers: StageBreakers, timing: ProbeTiming, probe: (record: NodeRecord, signal: AbortSignal) => Promise<ProbeOutcome>) {
+    this.id = options.url
+    this.options = options
+    this.adapter = adapter
+    this.adapterKnown = options.adapter !== undefined
+    this.breakers = breakers
+    this.probes = new ProbeLoop(timing, async signal => await probe(this, signal))
+  }
+
+  get registeredRole (): Role {
+    return this.options.role ?? 'hybrid'
+  }
+
+  get role (): Role {
+    return this.info?.role ?? this.registeredRole
+  }
+
+  /** The operator's list if there is one, else the probe's, as in LMDeploy's proxy. */
+  get models (): readonly string[] {
+    const { models } = this.options
+    return models !== undefined && models.length > 0 ? models : this.info?.models ?? []
+  }
+
+  get notes (): readonly string[] {
+    const notes = this.info?.notes ?? []
+    return this.error === undefined ? notes : [...notes, this.error]
+  }
+
+  /** What adapters are called with. */
+  forAdapter (role = this.role): AdapterNode {
+    const { apiKey, vision, maxPrefillTokens, peer } = this.options
+    return Object.freeze({ id: this.id, url: dialUrl(this.id, peer), role, apiKey, vision, maxPrefillTokens, info: this.info })
+  }
+
+  /**
+   * The node registers again: LMDeploy's api_servers do at their start, ours as a heartbeat. What it leaves out stays;
+   * a registration over HTTP does not alter a configured node.
+   *
+   * @returns whether anything changed
+   */
+  registerAgain (options: NodeOptions & Registrant, adapter: Adapter): boolean {
+    const old = this.options
+    const said = Object.fromEntries(Object.entries(old.configured === true && options.configured !== true ? { peer: options.peer } : options).filter(([, value]) => value !== undefined))
+    const merged = { ...old, ...said, url: old.url }
+    const changed = !isDeepStrictEqual(merged, old)
+    this.options = merged
+    if (changed && options.adapter !== undefined && adapter !== this.adapter) Object.assign(this, { adapter, adapterKnown: true, info: undefined, state: 'unknown' })
+    // Registering is the only sign of a restart that a server without an epoch gives.
+    this.#maybeRestarted()
+    return changed
+  }
+
+  /** A probe has answered. @returns whether anything changed */
+  answered (info: NodeInfo): boolean {
+    const known = this.info
+    this.#failures = 0
+    this.adapterKnown = info.status === 'healthy' || this.options.adapter !== undefined
+    if (known !== undefined && known.epoch !== info.epoch) this.#restarted()
+    const changed = this.state !== info.status || this.error !== undefined || !isDeepStrictEqual(known, info)
+    if (changed) Object.assign(this, { info, state: info.status, error: undefined })
+    return changed
+  }
+
+  /** A probe has failed. @returns whether anything changed */
+  failed (error: Error): boolean {
+    this.#failures++
+    const { code } = (error.cause ?? {}) as { code?: unknown }
+    const doubtful = this.state === 'healthy' && this.#failures < 2 && !(typeof code === 'string' && CERTAIN.has(code))
+    if (doubtful || (this.state === 'unhealthy' && this.error === error.message)) return false
+    Object.assign(this, { state: 'unhealthy', error: error.message })
+    this.#maybeRestarted()
+    return true
+  }
+
+  /** Without an epoch a node that was away counts as restarted; an epoch shows by itself whether it was. */
+  #maybeRestarted (): void {
+    if (this.info === undefined || this.info.epoch !== undefined) return
+    this.info = undefined
+    this.adapterKnown = this.options.adapter !== undefined
+    this.#restarted()
+  }
+
+  /** Another process is behind the URL: nothing of the old one counts. */
+  #restarted (): void {
+    this.lives++
+    this.load.reset()
+    this.breakers.reset()
+  }
+}
+
+/** @throws TypeError with the reason when a URL can't be a node's */
+export function checkUrl (url: string): void {
+  // An id goes into headers and logs byte for byte, and URL accepts more than those do.
+  if (!/^[\x21-\x7e]+$/.test(url)) throw new TypeError(`node url ${JSON.stringify(url)} must be of printable ASCII`)
+  let parsed: URL
+  try {
+    parsed = new URL(url)
+  } catch {
+    throw new TypeError(`node url ${JSON.stringify(url)} is not a URL`)
+  }
+  if (parsed.protocol !== 'http:' && parsed.protocol !== 'https:') throw new TypeError(`node url ${JSON.stringify(url)} must be http or https`)
+  // Logs and pages show ids, and would show a password in them.
+  if (parsed.username !== '' || parsed.password !== '') throw new TypeError('node url must not hold credentials; use apiKey')
+  if (parsed.search !== '' || parsed.hash !== '') throw new TypeError(`node url ${JSON.stringify(url)} must have no query`)
+}
+
+/** LMDeploy's default server name registers as `http://0.0.0.0:23333`: an address to listen on, not one to dial. */
+export function isUnspecified (url: string): boolean {
+  const { hostname } = new URL(url)
+  return hostname === '0.0.0.0' || hostname === '[::]'
+}
+
+/** Where the gateway dials a registered URL: the registrant's address stands in for an unspecified host. */
+export function dialUrl (url: string, peer: string | undefined): string {
+  if (!isUnspecified(url)) return url
+  const parsed = new URL(url)
+  const address = (peer ?? '').replace(/^::ffff:/, '').replace(/%.*$/, '')
+  parsed.hostname = address === '' || address === '::1' ? '127.0.0.1' : address.includes(':') ? `[${address}]` : address
+  return parsed.pathname === '/' ? parsed.origin : parsed.href
+}
