@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply } from 'fastify'
-import { ROLE_FROM_WIRE, type ControlRoute, type Role } from '../../../adapters/adapter.ts'
+import { ROLE_FROM_WIRE, type ControlRoute } from '../../../adapters/adapter.ts'
 import { requestJson } from '../../../adapters/http.ts'
 import { onRouteError } from '../handle.ts'
 import type { Gateway } from '../../gateway.ts'
@@ -50,12 +50,13 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
 
   app.post<{ Body: NodeBody }>('/nodes/add', { schema: { body: nodeBody } }, async (request, reply) => {
     const { url, status } = request.body
+    const { role, models = [], speed } = status ?? {}
     try {
       const added = registry.add({
         url,
-        role: roleOf(status?.role),
-        models: status?.models !== undefined && status.models.length > 0 ? status.models : undefined,
-        speed: status?.speed ?? undefined
+        ...(role === undefined ? {} : { role: ROLE_FROM_WIRE[role]! }),
+        ...(models.length === 0 ? {} : { models }),
+        ...(typeof speed === 'number' ? { speed } : {})
       }, { peer: request.ip })
       reply.header(NODE_TOKEN_HEADER, added.token)
       return say(reply, 'Added successfully')
@@ -79,10 +80,6 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
   })
 
   for (const route of registry.controlRoutes()) controlRoute(app, route)
-}
-
-function roleOf (wire: number | undefined): Role | undefined {
-  return wire === undefined ? undefined : ROLE_FROM_WIRE[wire]
 }
 
 /** A JSON string as the whole body, as FastAPI sends it. */
