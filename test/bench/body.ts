@@ -18,13 +18,13 @@ export async function run (context: BenchContext): Promise<string> {
     '',
     await splicing(context),
     '',
-    '"Parse" is what a gateway does that works on objects: JSON.parse, sha-256 of the decoded pictures, URLs replaced, JSON.stringify.',
+    '"Parse" is the work of a gateway that handles objects: JSON.parse, sha-256 of the decoded pictures, replacement of URLs, JSON.stringify.',
     '',
     '### Reading and scanning a body of 10 MB',
     '',
     await reading(context),
     '',
-    'A fresh process each time, one request. Stall: the longest the event loop was not free. Peak: resident memory over idle, as a multiple of the body.'
+    'A fresh process for each request. Stall: the longest time the event loop was blocked. Peak: resident memory above idle, as a multiple of the body.'
   ].join('\n')
 }
 

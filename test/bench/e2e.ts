@@ -26,7 +26,7 @@ export async function run (context: BenchContext): Promise<string> {
     '',
     await section(context, 'pictures', pictures),
     '',
-    '"Relay" passes the body on as one Buffer and never looks into it: no encoder, no checks.',
+    '"Relay" passes the body on as one Buffer without reading it: no encoder, no checks.',
     '',
     '### Memory of idle streams',
     '',

@@ -148,7 +148,7 @@ export async function run (context: BenchContext): Promise<string> {
       '## Language model engine',
       `Prompts of about 40 to 90 tokens, ${OUTPUT_TOKENS} tokens of output, closed loop, one session thread, no HTTP.`,
       table(['concurrent', 'TTFT p50, ms', 'TTFT p99, ms', 'per token p50, ms', 'tokens/s', 'CPU outside onnxruntime'], rows),
-      `Where it goes at ${BUDGET_AT} concurrent (budget: 15 % outside onnxruntime), CPU time per decode step:`,
+      `CPU time per decode step at ${BUDGET_AT} concurrent (budget: 15 % outside onnxruntime):`,
       table(['part', 'µs', 'share'], breakdown === undefined ? [] : shareRows(breakdown))
     ].join('\n\n')
   } finally {

@@ -127,8 +127,8 @@ export async function run (context: BenchContext): Promise<string> {
     }
     return [
       '## Topologies',
-      `${PROCESSES} engine processes of the shipped model each time, cut up differently, behind the gateway; ${CLIENTS.text} clients ask text questions (${TOKENS.text} tokens of answer) and ${CLIENTS.pictures} ask about ${PICTURES} pictures at a time ` +
-        `(${TOKENS.pictures} tokens), each as soon as its last answer has ended; no picture or prompt is found in a cache. Milliseconds, p50 / p99: time to first token (TTFT) and between tokens (ITL), as the client sees them.`,
+      `${PROCESSES} engine processes of the shipped model behind the gateway, in different roles; ${CLIENTS.text} clients ask text questions (${TOKENS.text} tokens of answer) and ${CLIENTS.pictures} ask about ${PICTURES} pictures at a time ` +
+        `(${TOKENS.pictures} tokens), each right after its last answer; no picture or prompt is cached. Milliseconds, p50 / p99: time to first token (TTFT) and between tokens (ITL), as the client sees them.`,
       table(['engines', 'text TTFT', 'text ITL', 'pictures TTFT', 'pictures ITL', 'tokens/s in all'], sides.map(rowOf))
     ].join('\n\n')
   } finally {

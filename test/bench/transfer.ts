@@ -70,8 +70,8 @@ export async function run (context: BenchContext): Promise<string> {
   return [
     '## Block transfer',
     '',
-    'One pull of blocks with crc32 on both sides, in GB/s, against zeromq alone (Router to Dealer, one buffer sent again and again, received and dropped) and a bare TCP',
-    `socket; producer and consumer in processes of their own, median of ${context.rounds} rounds that alternate between the three. CPU is that of both processes.`,
+    'One pull of blocks with crc32 on both sides, in GB/s, beside raw zeromq (Router to Dealer, one buffer sent repeatedly, received and dropped) and a raw TCP',
+    `socket; producer and consumer in separate processes, median of ${context.rounds} rounds that alternate between the three. CPU is the sum of both processes.`,
     `Budget: at least ${BUDGET}x zeromq at 1-8 MiB over tcp and ipc; the lowest here is ${worst.toFixed(2)}x.`,
     '',
     table(['way', 'chunk KiB', 'blocks + crc32', 'raw zeromq', 'raw socket', 'share of zeromq', 'CPU s/GB', 'CPU s/GB, zeromq'], rows)
