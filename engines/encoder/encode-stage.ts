@@ -3,7 +3,7 @@ import type { FeatureCache, FeatureEntry } from '../cache/index.ts'
 import type { EngineCounters } from '../service/counters.ts'
 import { FEATURE_BLOCK_TOKENS, type LoadedModel, type PreparedItem } from '../models/index.ts'
 import { ProgramHost, type Device } from '../runtime/index.ts'
-import { ENGINE_ATTR, ENGINE_SPAN } from '../../adapters/wire/engine-semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { Batcher } from './batcher.ts'
 import { inSpan } from './spans.ts'
 import type { VisionMethods } from './vision-program.ts'
@@ -98,8 +98,8 @@ export class EncodeStage {
    * run it is in is awaited, so that nothing is freed while it is written.
    */
   encode (prepared: PreparedItem, entry: FeatureEntry, context: Context, signal: AbortSignal): Promise<void> {
-    const attributes = { [ENGINE_ATTR.model]: this.#options.model.name, [ENGINE_ATTR.tokens]: prepared.numTokens, [ENGINE_ATTR.blocks]: entry.blocks.length }
-    return inSpan(ENGINE_SPAN.encode, context, attributes, span => this.#enqueue(prepared, entry, span, signal))
+    const attributes = { [ATTR.requestModel]: this.#options.model.name, [ATTR.tokens]: prepared.numTokens, [ATTR.blocks]: entry.blocks.length }
+    return inSpan(SPAN.engineEncode, context, attributes, span => this.#enqueue(prepared, entry, span, signal))
   }
 
   async #enqueue (prepared: PreparedItem, entry: FeatureEntry, span: Span, signal: AbortSignal): Promise<void> {
@@ -123,7 +123,7 @@ export class EncodeStage {
     this.#running = batch.length
     const jobs = batch.map(({ prepared, entry }) => ({ inputs: prepared.inputs, numTokens: prepared.numTokens, blocks: entry.blocks }))
     const transfer = batch.flatMap(({ prepared }) => prepared.inputs.map(({ tensor }) => tensor.data.buffer as ArrayBuffer))
-    for (const job of batch) job.span.setAttributes({ [ENGINE_ATTR.batch]: batch.length, [ENGINE_ATTR.queueMs]: start - job.queuedAt })
+    for (const job of batch) job.span.setAttributes({ [ATTR.batch]: batch.length, [ATTR.queueMs]: start - job.queuedAt })
     try {
       await this.#host.call('encode', jobs, { transfer })
       this.#count(batch)

@@ -1,7 +1,7 @@
 import type { Context } from '@opentelemetry/api'
 import type { LoadedModel, PixelSettings, PreparedItem } from '../models/index.ts'
 import { ProgramHost } from '../runtime/index.ts'
-import { ENGINE_ATTR, ENGINE_SPAN } from '../../adapters/wire/engine-semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { PreprocessMethods } from './preprocess-program.ts'
 import { inSpan } from './spans.ts'
 
@@ -39,10 +39,10 @@ export class PrepareStage {
   async prepare (bytes: Uint8Array, settings: PixelSettings, context: Context, signal: AbortSignal): Promise<PreparedItem> {
     this.#active++
     try {
-      return await inSpan(ENGINE_SPAN.preprocess, context, { [ENGINE_ATTR.model]: this.#model.name, [ENGINE_ATTR.bytes]: bytes.byteLength }, async span => {
+      return await inSpan(SPAN.enginePreprocess, context, { [ATTR.requestModel]: this.#model.name, [ATTR.bytes]: bytes.byteLength }, async span => {
         const { value } = await this.#host.call('prepare', { bytes, settings }, { signal, transfer: transferList(bytes) })
         signal.throwIfAborted()
-        span.setAttribute(ENGINE_ATTR.tokens, value.numTokens)
+        span.setAttribute(ATTR.tokens, value.numTokens)
         return value
       })
     } finally {

@@ -1,6 +1,6 @@
 import { trace, type Attributes, type Context, type Span } from '@opentelemetry/api'
-import { ENGINE_TRACER_NAME } from '../../adapters/wire/engine-semconv.ts'
-import { failSpan } from '../../adapters/wire/span-outcome.ts'
+import { ENGINE_TRACER_NAME } from '../../adapters/wire/semconv.ts'
+import { failSpan } from '../../adapters/wire/spans.ts'
 import { toEngineError } from './media-error.ts'
 
 /** Runs `work` under a span that ends with it, and tells of its failure. */

@@ -88,7 +88,7 @@ function serving (app: FastifyInstance, state: ServerState, engine: EngineServic
     proxyUrl: options.proxyUrl,
     token: () => registration?.token(),
     onRefused: () => { registration?.again() },
-    onLost: message => { app.log.warn(message) }
+    onProblem: message => { app.log.warn(message) }
   })
   let closing: Promise<void> | undefined
   return {

@@ -1,9 +1,11 @@
 import { ROOT_CONTEXT, trace, type Context } from '@opentelemetry/api'
 import { ExportResultCode, W3CTraceContextPropagator, type ExportResult } from '@opentelemetry/core'
-import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
 import { defaultResource, detectResources, envDetector, resourceFromAttributes } from '@opentelemetry/resources'
 import { BatchSpanProcessor, NodeTracerProvider, type ReadableSpan, type SpanExporter, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
 import { request } from 'undici'
+import { otlpConfigured, tracingDisabled, unsupportedExports } from '../../adapters/wire/otel-env.ts'
+import { otlpExporter } from '../../adapters/wire/otlp-exporter.ts'
+import { ATTR, ENGINE_TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import { spansToJson } from './span-json.ts'
 
 export interface EngineTelemetryOptions {
@@ -17,8 +19,8 @@ export interface EngineTelemetryOptions {
   readonly token: () => string | undefined
   /** The gateway does not know the token: register again. */
   readonly onRefused: () => void
-  /** Told of spans that an OTLP receiver did not get. */
-  readonly onLost?: (message: string) => void
+  /** Gets what is wrong with the OTEL_* variables, and a message when the receiver they name begins to lose spans. */
+  readonly onProblem?: (message: string) => void
 }
 
 export interface EngineTelemetry {
@@ -35,14 +37,14 @@ const PROPAGATOR = new W3CTraceContextPropagator()
 /**
  * The SDK of an engine process: spans go to the gateway it registered with, and to an OTLP receiver when the standard
  * OTEL_EXPORTER_OTLP_* variables name one. Neither can block or fail a request: spans wait in a bounded queue and are
- * dropped when nobody takes them. Without either (or with OTEL_SDK_DISABLED) there is no SDK and spans cost nothing.
+ * dropped when they can't be sent. Without either (or with OTEL_SDK_DISABLED) there is no SDK and spans cost nothing.
  *
  * No context manager is registered: engines hand contexts on explicitly, and following them through every promise
- * is a cost on the path of each token.
+ * costs time on the path of each token.
  */
 export function startEngineTelemetry (options: EngineTelemetryOptions): EngineTelemetry | undefined {
-  const processors = processorsOf(options)
-  if (processors.length === 0 || process.env.OTEL_SDK_DISABLED?.toLowerCase() === 'true') return undefined
+  const processors = tracingDisabled() ? [] : processorsOf(options)
+  if (processors.length === 0) return undefined
   const provider = new NodeTracerProvider({ resource: resourceOf(options), spanProcessors: processors })
   provider.register({ contextManager: null, propagator: PROPAGATOR })
   return {
@@ -62,39 +64,19 @@ export function contextOf (headers: Readonly<Record<string, string | string[] | 
 }
 
 function processorsOf (options: EngineTelemetryOptions): SpanProcessor[] {
+  const { onProblem = () => {} } = options
   const processors: SpanProcessor[] = []
   if (options.proxyUrl !== undefined) {
     processors.push(new BatchSpanProcessor(gatewayExporter(options.proxyUrl, options), {
       scheduledDelayMillis: SEND_AFTER_MS, exportTimeoutMillis: SEND_TIMEOUT_MS, maxQueueSize: MAX_WAITING_SPANS
     }))
   }
-  if (otlpConfigured()) processors.push(new BatchSpanProcessor(otlpExporter(options.onLost)))
+  for (const problem of unsupportedExports()) onProblem(problem)
+  if (otlpConfigured()) processors.push(new BatchSpanProcessor(otlpExporter(onProblem)))
   return processors
 }
 
-function otlpConfigured (): boolean {
-  const { OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_TRACES_EXPORTER } = process.env
-  if (OTEL_TRACES_EXPORTER) return OTEL_TRACES_EXPORTER.split(',').some(name => name.trim() === 'otlp')
-  return Boolean(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT || OTEL_EXPORTER_OTLP_ENDPOINT)
-}
-
-/** Says so when it starts to lose spans; the SDK drops them without a word. */
-function otlpExporter (onLost: (message: string) => void = () => {}): SpanExporter {
-  const exporter = new OTLPTraceExporter()
-  let losing = false
-  return Object.assign(Object.create(exporter) as SpanExporter, {
-    export (spans: ReadableSpan[], done: (result: ExportResult) => void) {
-      exporter.export(spans, result => {
-        const lost = result.code === ExportResultCode.FAILED
-        if (lost && !losing) onLost(`spans could not be sent to the OTLP receiver: ${result.error?.message ?? 'it refused them'}`)
-        losing = lost
-        done(result)
-      })
-    }
-  })
-}
-
-/** Sends to the gateway with the token of the day. Failing is never an error here: the spans are gone, the requests were fine. */
+/** Sends to the gateway with the present token. A failed send is no error here: its spans are lost, its requests are not. */
 function gatewayExporter (proxyUrl: string, { token, onRefused }: EngineTelemetryOptions): SpanExporter {
   const url = proxyUrl.replace(/\/+$/, '') + '/epd/otlp/v1/traces'
   const sending = new Set<Promise<void>>()
@@ -122,7 +104,7 @@ function gatewayExporter (proxyUrl: string, { token, onRefused }: EngineTelemetr
 
 function resourceOf ({ engineId, role, version }: EngineTelemetryOptions): ReturnType<typeof defaultResource> {
   const ours = resourceFromAttributes({
-    'service.name': 'fastify-epd-engine', 'service.version': version, 'service.instance.id': engineId, 'epd.role': role
+    [ATTR.serviceName]: ENGINE_TRACER_NAME, [ATTR.serviceVersion]: version, [ATTR.serviceInstance]: engineId, [ATTR.role]: role
   })
   // What OTEL_RESOURCE_ATTRIBUTES adds is welcome; the name and the id are how the gateway knows us.
   return defaultResource().merge(detectResources({ detectors: [envDetector] })).merge(ours)

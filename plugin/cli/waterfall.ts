@@ -1,4 +1,4 @@
-import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { SpanView, TraceView } from '../traces/trace-view.ts'
 
 export interface WaterfallOptions {

@@ -2,7 +2,7 @@ import { AdapterError, type EncoderResult, type MediaItem } from '../../adapters
 import { epdError } from '../errors.ts'
 import type { Plan } from '../planning/index.ts'
 import type { NodeSnapshot } from '../registry/index.ts'
-import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StageSpan } from '../telemetry/spans.ts'
 import type { Exchange } from './exchange.ts'
 

@@ -1,7 +1,7 @@
 import { AdapterError, type Adapter, type AdapterNode, type Call, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
 import type { Plan, SingleNode } from '../planning/index.ts'
-import { ATTR } from '../telemetry/semconv.ts'
+import { ATTR } from '../../adapters/wire/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
 import type { Pass, Waiting } from './admission.ts'
 import { CallScope } from './call-scope.ts'

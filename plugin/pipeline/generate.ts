@@ -1,7 +1,7 @@
 import { AdapterError, type EncoderResult, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { Plan } from '../planning/index.ts'
 import type { Ticket } from '../registry/index.ts'
-import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { OpenStage } from '../telemetry/spans.ts'
 import type { CallScope } from './call-scope.ts'
 import type { Exchange } from './exchange.ts'

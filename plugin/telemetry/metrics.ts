@@ -1,7 +1,7 @@
 import type { Attributes, BatchObservableResult, Histogram, Meter, Observable } from '@opentelemetry/api'
 import { AdapterError, type Stage } from '../../adapters/adapter.ts'
 import type { BreakerState, RegistrySnapshot } from '../registry/index.ts'
-import { ATTR, BOUNDS, METRIC, TRACER_NAME, type MetricName } from './semconv.ts'
+import { ATTR, BOUNDS, METRIC, TRACER_NAME, type MetricName } from '../../adapters/wire/semconv.ts'
 
 /** What is counted elsewhere in plain numbers, and read when somebody collects. */
 export interface MetricsSource {

@@ -8,7 +8,7 @@ import { emptyResource } from '@opentelemetry/resources'
 import { MeterProvider } from '@opentelemetry/sdk-metrics'
 import { VERSION } from '../version.ts'
 import { LocalHistograms } from './local-histograms.ts'
-import { SCHEMA_URL, TRACER_NAME } from './semconv.ts'
+import { SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 
 export interface Prometheus {
   readonly meter: Meter

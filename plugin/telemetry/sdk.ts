@@ -1,8 +1,7 @@
 /** The OpenTelemetry SDK. Loaded where it is asked for only, as it takes its time to load. */
-import { ExportResultCode } from '@opentelemetry/core'
-import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
 import type { Resource } from '@opentelemetry/resources'
-import { BatchSpanProcessor, NodeTracerProvider, type SpanExporter, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
+import { BatchSpanProcessor, NodeTracerProvider, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
+import { otlpExporter } from '../../adapters/wire/otlp-exporter.ts'
 import { randomSpanId, randomTraceId } from './ids.ts'
 import { storeProcessor } from './store-processor.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
@@ -20,21 +19,6 @@ export interface SdkOptions {
 export function sdkProvider ({ store, resource, otlp, onProblem }: SdkOptions): NodeTracerProvider {
   const spanProcessors: SpanProcessor[] = []
   if (store !== undefined) spanProcessors.push(storeProcessor(store))
-  if (otlp) spanProcessors.push(new BatchSpanProcessor(telling(new OTLPTraceExporter(), onProblem)))
+  if (otlp) spanProcessors.push(new BatchSpanProcessor(otlpExporter(onProblem)))
   return new NodeTracerProvider({ resource, spanProcessors, idGenerator: { generateTraceId: randomTraceId, generateSpanId: randomSpanId } })
-}
-
-/** Says so when it starts to lose spans; the SDK drops them without a word. */
-function telling (exporter: SpanExporter, onProblem: (message: string) => void): SpanExporter {
-  let losing = false
-  return Object.assign(Object.create(exporter) as SpanExporter, {
-    export (...[spans, done]: Parameters<SpanExporter['export']>) {
-      exporter.export(spans, result => {
-        const lost = result.code === ExportResultCode.FAILED
-        if (lost && !losing) onProblem(`spans could not be sent to the OTLP receiver: ${result.error?.message ?? 'it refused them'}`)
-        losing = lost
-        done(result)
-      })
-    }
-  })
 }

@@ -1,9 +1,9 @@
-import { context, INVALID_SPAN_CONTEXT, isSpanContextValid, ProxyTracerProvider, SpanKind, SpanStatusCode, trace, type Attributes, type Context, type Span, type Tracer, type TracerProvider } from '@opentelemetry/api'
+import { context, INVALID_SPAN_CONTEXT, isSpanContextValid, ProxyTracerProvider, SpanKind, trace, type Attributes, type Context, type Span, type Tracer, type TracerProvider } from '@opentelemetry/api'
 import { VERSION } from '../version.ts'
-import { spanTime } from './clock.ts'
+import { failSpan, spanTime } from '../../adapters/wire/spans.ts'
 import { randomTraceId } from './ids.ts'
 import { parentContext, propagationHeaders, upstreamContext, type IncomingHeaders } from './propagation.ts'
-import { ATTR, requestSpanName, SCHEMA_URL, SPAN, TRACER_NAME, type StageSpanName } from './semconv.ts'
+import { ATTR, requestSpanName, SCHEMA_URL, SPAN, TRACER_NAME, type StageSpanName } from '../../adapters/wire/semconv.ts'
 
 export interface RequestTraceOptions {
   /** Headers of the client's request, for its trace context. */
@@ -222,25 +222,6 @@ class Idle implements OpenStage {
 
 function close (span: Span, { error, aborted, attributes }: Outcome): void {
   if (attributes !== undefined) span.setAttributes(attributes)
-  if (aborted === true || isAbort(error)) {
-    span.setAttribute(ATTR.aborted, true)
-    return
-  }
-  if (error === undefined) return
-  span.setAttribute(ATTR.errorType, errorTypeOf(error))
-  span.setStatus({ code: SpanStatusCode.ERROR, message: error instanceof Error ? error.message : String(error) })
-}
-
-/** A client that goes away is not an error of the gateway (undici's instrumentation has the same rule). */
-function isAbort (error: unknown): boolean {
-  if (typeof error !== 'object' || error === null) return false
-  const { name, code } = error as { name?: unknown, code?: unknown }
-  return name === 'AbortError' || code === 'ABORT_ERR' || code === 'EPD_ERR_CLIENT_CLOSED_REQUEST'
-}
-
-function errorTypeOf (error: unknown): string {
-  if (typeof error !== 'object' || error === null) return '_OTHER'
-  const { code, name } = error as { code?: unknown, name?: unknown }
-  if (typeof code === 'string' || typeof code === 'number') return String(code)
-  return typeof name === 'string' && name !== '' ? name : '_OTHER'
+  if (aborted === true) span.setAttribute(ATTR.aborted, true)
+  else if (error !== undefined) failSpan(span, error)
 }

@@ -4,8 +4,9 @@
  */
 import { propagation, trace, type TracerProvider } from '@opentelemetry/api'
 import { defaultResource, detectResources, envDetector, resourceFromAttributes, type Resource } from '@opentelemetry/resources'
+import { otlpConfigured, tracingDisabled, unsupportedExports } from '../../adapters/wire/otel-env.ts'
 import { VERSION } from '../version.ts'
-import { ATTR } from './semconv.ts'
+import { ATTR } from '../../adapters/wire/semconv.ts'
 import { originOfResource } from './store-processor.ts'
 import { StorePropagator, StoreTracerProvider } from './store-tracer.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
@@ -36,9 +37,9 @@ const OFF: Telemetry = { enabled: false, async close () {} }
  * gateway is built. A provider that is already registered (`node --import otel.mjs`) is left alone.
  */
 export async function startTelemetry ({ store, serviceName = 'fastify-epd', onProblem = () => {} }: TelemetryOptions): Promise<Telemetry> {
-  if (process.env.OTEL_SDK_DISABLED?.toLowerCase() === 'true' || providerRegistered()) return OFF
+  if (tracingDisabled() || providerRegistered()) return OFF
   const otlp = otlpConfigured()
-  for (const problem of unsupported(otlp)) onProblem(problem)
+  for (const problem of unsupportedExports()) onProblem(problem)
   if (store === undefined && !otlp) return OFF
   const resource = resourceOf(serviceName)
   const provider: TracerProvider & { shutdown?: () => Promise<void> } = store === undefined || otlp || samplingConfigured()
@@ -65,28 +66,8 @@ function providerRegistered (): boolean {
   return delegate !== undefined && delegate.constructor.name !== 'NoopTracerProvider'
 }
 
-/** Named exporters, as the specification has them: a list; without one, whatever an endpoint is given for. */
-function exporters (): string[] {
-  return (process.env.OTEL_TRACES_EXPORTER ?? '').split(',').map(name => name.trim()).filter(Boolean)
-}
-
-function otlpConfigured (): boolean {
-  const { OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT } = process.env
-  const named = exporters()
-  return named.length > 0 ? named.includes('otlp') : Boolean(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT || OTEL_EXPORTER_OTLP_ENDPOINT)
-}
-
 function samplingConfigured (): boolean {
   return Boolean(process.env.OTEL_TRACES_SAMPLER) || Object.keys(process.env).some(name => LIMIT.test(name))
-}
-
-/** What is asked for and not there: spans that never arrive are easy to miss and hard to find. */
-function unsupported (otlp: boolean): string[] {
-  const { OTEL_EXPORTER_OTLP_PROTOCOL, OTEL_EXPORTER_OTLP_TRACES_PROTOCOL } = process.env
-  const protocol = OTEL_EXPORTER_OTLP_TRACES_PROTOCOL || OTEL_EXPORTER_OTLP_PROTOCOL
-  const problems = exporters().filter(name => name !== 'otlp' && name !== 'none').map(name => `OTEL_TRACES_EXPORTER: '${name}' is not supported, only otlp and none are`)
-  if (otlp && protocol === 'grpc') problems.push('OTEL_EXPORTER_OTLP_PROTOCOL: grpc is not supported; spans are sent as http/json, which receivers take at another port (4318)')
-  return problems
 }
 
 function resourceOf (serviceName: string): Resource {

@@ -1,7 +1,7 @@
 import { SpanStatusCode } from '@opentelemetry/api'
 import type { Resource } from '@opentelemetry/resources'
 import type { ReadableSpan, SpanProcessor } from '@opentelemetry/sdk-trace-node'
-import { ATTR, TRACER_NAME } from './semconv.ts'
+import { ATTR, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import { SPAN_KINDS, type AttributeValue, type SpanOrigin, type StoredSpan } from '../traces/stored-span.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
 

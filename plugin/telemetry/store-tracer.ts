@@ -3,7 +3,7 @@ import {
   type Attributes, type AttributeValue, type Context, type Span, type SpanContext, type SpanOptions, type SpanStatus, type TextMapSetter, type TimeInput, type Tracer, type TracerProvider, type TraceState
 } from '@opentelemetry/api'
 import { W3CTraceContextPropagator } from '@opentelemetry/core'
-import { spanTime } from './clock.ts'
+import { spanTime } from '../../adapters/wire/spans.ts'
 import { randomSpanId } from './ids.ts'
 import type { SpanOrigin } from '../traces/stored-span.ts'
 import { TraceRecord } from '../traces/trace-record.ts'

@@ -1,4 +1,4 @@
-import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 
 /** A list that can be written down: what attributes and names are made of, lists within lists. */
 export type Compact = string | number | boolean | null | undefined | readonly Compact[]

@@ -1,6 +1,6 @@
 import { isAscii } from 'node:buffer'
 import { attributesOf, originOf, parseOtlpTraces, statusOf, type ParsedSpans } from './otlp-json.ts'
-import { SPAN } from '../telemetry/semconv.ts'
+import { SPAN } from '../../adapters/wire/semconv.ts'
 import type { SpanOrigin, StoredSpan } from './stored-span.ts'
 
 const SPANS = '"spans":['

@@ -1,4 +1,4 @@
-import { ATTR } from '../telemetry/semconv.ts'
+import { ATTR } from '../../adapters/wire/semconv.ts'
 import type { AttributeValue, SpanKindName, StoredSpan } from './stored-span.ts'
 
 export type TraceStatus = 'ok' | 'error' | 'aborted'

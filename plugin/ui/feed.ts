@@ -1,5 +1,5 @@
 import type { Gateway, Health } from '../gateway.ts'
-import { ATTR, SPAN } from '../telemetry/semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StoredSpan } from '../traces/stored-span.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
 import type { TraceSummary } from '../traces/trace-view.ts'

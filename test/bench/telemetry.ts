@@ -4,13 +4,12 @@ import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { context, metrics, propagation, ROOT_CONTEXT, trace } from '@opentelemetry/api'
 import { startEngineTelemetry } from '../../engines/server/telemetry.ts'
-import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../adapters/wire/engine-semconv.ts'
-import { spanTime } from '../../adapters/wire/span-clock.ts'
+import { spanTime } from '../../adapters/wire/spans.ts'
 import { GatewayMetrics } from '../../plugin/telemetry/metrics.ts'
 import { readSpans } from '../../plugin/traces/otlp-text.ts'
 import { createPrometheus } from '../../plugin/telemetry/prometheus.ts'
 import { startTelemetry } from '../../plugin/telemetry/start-telemetry.ts'
-import { ATTR, SPAN } from '../../plugin/telemetry/semconv.ts'
+import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../adapters/wire/semconv.ts'
 import { startRequest } from '../../plugin/telemetry/spans.ts'
 import { TraceStore } from '../../plugin/traces/trace-store.ts'
 import { measurePage } from './telemetry-page.ts'
@@ -68,11 +67,11 @@ async function engineBody (requests: number): Promise<Buffer> {
   }
   for (let n = 0; n < requests; n++) {
     const parent = trace.setSpanContext(ROOT_CONTEXT, { traceId: ID_MARK + (n + 1).toString(16).padStart(24, '0'), spanId: 'b'.repeat(16), traceFlags: 1 })
-    end(ENGINE_SPAN.preprocess, { [ENGINE_ATTR.items]: 1, [ENGINE_ATTR.requestId]: 'req-1' }, parent)
-    end(ENGINE_SPAN.encode, { [ENGINE_ATTR.tokens]: 80, [ENGINE_ATTR.batch]: 1, [ENGINE_ATTR.queueMs]: 0.2 }, parent)
-    end(ENGINE_SPAN.migrate, { [ENGINE_ATTR.items]: 1, [ENGINE_ATTR.cached]: 0, [ENGINE_ATTR.bytes]: 81_920, [ENGINE_ATTR.blocks]: 3, [ENGINE_ATTR.peer]: NODE, [ENGINE_ATTR.peerBytes]: [81_920], [ENGINE_ATTR.link]: 'ipc' }, parent)
-    end(ENGINE_SPAN.prefill, { [ENGINE_ATTR.requestId]: 'req-1', [ENGINE_ATTR.inputTokens]: 98, [ENGINE_ATTR.cached]: 48, [ENGINE_ATTR.tokens]: 50, [ENGINE_ATTR.queueMs]: 1.25 }, parent)
-    end(ENGINE_SPAN.decode, { [ENGINE_ATTR.requestId]: 'req-1', [ENGINE_ATTR.finishReasons]: ['stop'], [ENGINE_ATTR.outputTokens]: 2 }, parent)
+    end(SPAN.enginePreprocess, { [ATTR.items]: 1, [ATTR.requestId]: 'req-1' }, parent)
+    end(SPAN.engineEncode, { [ATTR.tokens]: 80, [ATTR.batch]: 1, [ATTR.queueMs]: 0.2 }, parent)
+    end(SPAN.engineMigrate, { [ATTR.items]: 1, [ATTR.cached]: 0, [ATTR.bytes]: 81_920, [ATTR.blocks]: 3, [ATTR.peer]: NODE, [ATTR.peerBytes]: [81_920], [ATTR.link]: 'ipc' }, parent)
+    end(SPAN.enginePrefill, { [ATTR.requestId]: 'req-1', [ATTR.inputTokens]: 98, [ATTR.cached]: 48, [ATTR.tokens]: 50, [ATTR.queueMs]: 1.25 }, parent)
+    end(SPAN.engineDecode, { [ATTR.requestId]: 'req-1', [ATTR.finishReasons]: ['stop'], [ATTR.outputTokens]: 2 }, parent)
   }
   await telemetry.close()
   receiver.close()

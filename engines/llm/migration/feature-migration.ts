@@ -1,5 +1,5 @@
 import type { Attributes } from '@opentelemetry/api'
-import { ENGINE_ATTR } from '../../../adapters/wire/engine-semconv.ts'
+import { ATTR } from '../../../adapters/wire/semconv.ts'
 import type { FetchCall, Fetched } from './block-link.ts'
 import type { FeatureSource, RemoteMedia } from './feature-source.ts'
 import { transferAttributes, type MigrationPath } from './migration-loop.ts'
@@ -69,8 +69,8 @@ function summary (media: readonly RemoteMedia[], fetched: readonly Fetched[]): A
   const peers = new Map<string, number>()
   for (const [i, { source: { engineId } }] of media.entries()) peers.set(engineId, (peers.get(engineId) ?? 0) + (fetched[i]?.bytes ?? 0))
   return {
-    [ENGINE_ATTR.items]: media.length,
-    [ENGINE_ATTR.cached]: fetched.filter(item => item.link === undefined).length,
+    [ATTR.items]: media.length,
+    [ATTR.cached]: fetched.filter(item => item.link === undefined).length,
     ...transferAttributes(peers, fetched.reduce((sum, item) => sum + item.blocks, 0), fetched.find(item => item.link !== undefined)?.link)
   }
 }

@@ -1,5 +1,5 @@
 import type { Attributes } from '@opentelemetry/api'
-import { ENGINE_ATTR } from '../../../adapters/wire/engine-semconv.ts'
+import { ATTR } from '../../../adapters/wire/semconv.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall } from './block-link.ts'
 import { transferAttributes, type MigrationPath } from './migration-loop.ts'
 import type { WaitOptions } from '../../cache/room-queue.ts'
@@ -45,8 +45,8 @@ export class KvMigration implements MigrationPath<number> {
     const fetched = blocks.length === 0 ? NOTHING_FETCHED : await this.#link.pull({ ...request, blocks }, sequence.blocks.slice(found), undefined, call)
     this.#link.ack(request, call.context)
     return {
-      [ENGINE_ATTR.tokens]: sequence.promptLength,
-      [ENGINE_ATTR.cached]: found * this.#options.blockTokens,
+      [ATTR.tokens]: sequence.promptLength,
+      [ATTR.cached]: found * this.#options.blockTokens,
       ...transferAttributes(new Map([[request.engineId, fetched.bytes]]), fetched.blocks, fetched.link)
     }
   }

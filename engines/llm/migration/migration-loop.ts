@@ -1,8 +1,7 @@
 import { trace, type Attributes } from '@opentelemetry/api'
 import type { PoolName } from '../../cache/index.ts'
-import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../../adapters/wire/engine-semconv.ts'
-import { spanTime } from '../../../adapters/wire/span-clock.ts'
-import { failSpan } from '../../../adapters/wire/span-outcome.ts'
+import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../../adapters/wire/semconv.ts'
+import { failSpan, spanTime } from '../../../adapters/wire/spans.ts'
 import type { FetchCall } from './block-link.ts'
 import { migrationError } from './migration-error.ts'
 import type { Sequence } from '../sequence/sequence.ts'
@@ -83,8 +82,8 @@ export class MigrationLoop {
   /** Walks one sequence through its states. Never rejects. */
   async #migrate (sequence: Sequence, signal: AbortSignal): Promise<boolean> {
     const { path } = this.#options
-    const attributes = { [ENGINE_ATTR.pool]: path.pool, [ENGINE_ATTR.requestId]: sequence.requestId }
-    const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(ENGINE_SPAN.migrate, { startTime: spanTime(), attributes }, sequence.context)
+    const attributes = { [ATTR.pool]: path.pool, [ATTR.requestId]: sequence.requestId }
+    const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(SPAN.engineMigrate, { startTime: spanTime(), attributes }, sequence.context)
     try {
       const claim = await path.claim(sequence, signal)
       if (!path.moves.lock(sequence)) {
@@ -108,10 +107,10 @@ export class MigrationLoop {
 export function transferAttributes (peers: ReadonlyMap<string, number>, blocks: number, link: string | undefined): Attributes {
   const bytes = [...peers.values()]
   return {
-    [ENGINE_ATTR.bytes]: bytes.reduce((sum, n) => sum + n, 0),
-    [ENGINE_ATTR.blocks]: blocks,
-    [ENGINE_ATTR.peer]: [...peers.keys()].join(','),
-    [ENGINE_ATTR.peerBytes]: bytes,
-    ...(link === undefined ? {} : { [ENGINE_ATTR.link]: link })
+    [ATTR.bytes]: bytes.reduce((sum, n) => sum + n, 0),
+    [ATTR.blocks]: blocks,
+    [ATTR.peer]: [...peers.keys()].join(','),
+    [ATTR.peerBytes]: bytes,
+    ...(link === undefined ? {} : { [ATTR.link]: link })
   }
 }

@@ -1,8 +1,7 @@
 import { trace, type Span } from '@opentelemetry/api'
 import type { EngineCounters } from '../../service/engine-service.ts'
-import { ENGINE_ATTR, ENGINE_SPAN, ENGINE_TRACER_NAME } from '../../../adapters/wire/engine-semconv.ts'
-import { spanTime } from '../../../adapters/wire/span-clock.ts'
-import { failSpan } from '../../../adapters/wire/span-outcome.ts'
+import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../../adapters/wire/semconv.ts'
+import { failSpan, spanTime } from '../../../adapters/wire/spans.ts'
 import type { Outcome, Sequence } from './sequence.ts'
 
 interface Spans {
@@ -26,20 +25,20 @@ export class SequenceTraces {
   }
 
   #start (name: string, sequence: Sequence): Span {
-    return trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { startTime: spanTime(), attributes: { [ENGINE_ATTR.requestId]: sequence.requestId } }, sequence.context)
+    return trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { startTime: spanTime(), attributes: { [ATTR.requestId]: sequence.requestId } }, sequence.context)
   }
 
   /** The sequence runs for the first time; what it waited before is `epd.queue_ms`. One that migrated was prefilled elsewhere. */
   running (sequence: Sequence): void {
     const spans = this.#spansOf(sequence)
     if (spans.prefill !== undefined || sequence.migration !== undefined) return
-    spans.prefill = this.#start(ENGINE_SPAN.prefill, sequence)
+    spans.prefill = this.#start(SPAN.enginePrefill, sequence)
     if (!spans.prefill.isRecording()) return
     spans.prefill.setAttributes({
-      [ENGINE_ATTR.inputTokens]: sequence.promptLength,
-      [ENGINE_ATTR.cached]: sequence.cachedTokens ?? 0,
-      [ENGINE_ATTR.tokens]: sequence.promptLength - (sequence.cachedTokens ?? 0),
-      [ENGINE_ATTR.queueMs]: (sequence.times.admitted ?? 0) - sequence.times.arrived
+      [ATTR.inputTokens]: sequence.promptLength,
+      [ATTR.cached]: sequence.cachedTokens ?? 0,
+      [ATTR.tokens]: sequence.promptLength - (sequence.cachedTokens ?? 0),
+      [ATTR.queueMs]: (sequence.times.admitted ?? 0) - sequence.times.arrived
     })
   }
 
@@ -54,7 +53,7 @@ export class SequenceTraces {
     if (sequence.maxTokens === 1 && sequence.migration === undefined) return
     const spans = this.#spansOf(sequence)
     spans.prefill?.end(spanTime())
-    spans.decode = this.#start(ENGINE_SPAN.decode, sequence)
+    spans.decode = this.#start(SPAN.engineDecode, sequence)
   }
 
   ended (sequence: Sequence, outcome: Outcome): void {
@@ -68,8 +67,8 @@ export class SequenceTraces {
     if (last === undefined) return
     // Also one that was stopped may have failed: because the engine closes, say, and not because its client left.
     if ('error' in outcome) failSpan(last, outcome.error)
-    else last.setAttribute(ENGINE_ATTR.finishReasons, [outcome.kind])
-    last.setAttribute(ENGINE_ATTR.outputTokens, sequence.generated)
+    else last.setAttribute(ATTR.finishReasons, [outcome.kind])
+    last.setAttribute(ATTR.outputTokens, sequence.generated)
     last.end(spanTime())
   }
 }

@@ -1,8 +1,7 @@
 /**
- * Every name this project puts on spans and metrics. GenAI names are those of semantic-conventions v1.41, the last
- * release that carried them (they moved to a repository of their own and are still "Development"), so they are
- * written out here and imported from nowhere. `epd.*` and `engine.*` are ours; engines/semconv.ts repeats those an
- * engine writes, as engines import nothing from here.
+ * Every name that gateway and engines put on spans and metrics. GenAI names are those of semantic-conventions v1.41, the
+ * last release that carried them (they moved to a repository of their own and are still "Development"), so they are
+ * written out here instead of imported. `epd.*` and `engine.*` are ours.
  */
 
 /** Passed to getTracer, so that a backend can translate the names of this version. */
