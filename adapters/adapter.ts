@@ -6,13 +6,9 @@
  * or behind these functions. Retry, tracing and metrics wrap the stages from outside.
  */
 import type { Dispatcher } from 'undici'
+import type { Role } from './wire/roles.ts'
 
-/** What a node does. On the wire of LMDeploy the integers of {@link ROLE_TO_WIRE}. */
-export type Role = 'encoder' | 'prefill' | 'decode' | 'hybrid'
-
-/** LMDeploy's EngineRole; `encoder` is 4 as in its encoder disaggregation proof of concept (InternLM/lmdeploy#4047). */
-export const ROLE_TO_WIRE: Readonly<Record<Role, number>> = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 }
-export const ROLE_FROM_WIRE: Readonly<Record<number, Role>> = { 1: 'hybrid', 2: 'prefill', 3: 'decode', 4: 'encoder' }
+export { ROLE_FROM_WIRE, ROLE_TO_WIRE, type Role } from './wire/roles.ts'
 
 export type Stage = 'encode' | 'prefill' | 'decode'
 export type Modality = 'image' | 'video' | 'audio'

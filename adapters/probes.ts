@@ -1,6 +1,8 @@
 /** What a probe asks of any server that speaks OpenAI's API, and of those that speak LMDeploy's: state, models, engine_info. */
 import { AdapterError, type AdapterNode, type Call, type NodeInfo } from './adapter.ts'
 import { requestJson, requestOk } from './http.ts'
+import type { EngineInfo } from './wire/distserve.ts'
+import { isObject, listOf, objectOf, textOf, type Json } from './wire/json.ts'
 
 const CONTROL_TIMEOUT = 3000
 
@@ -15,11 +17,10 @@ const STATUSES: Readonly<Record<string, NodeInfo['status']>> = {
 /** GET /health. A server without it, or an older one that answers 200 with no body, is healthy. Throws UNAVAILABLE when it calls itself unhealthy. */
 export async function health (node: AdapterNode, call: Call): Promise<NodeInfo['status']> {
   const { statusCode, body } = await requestJson(node, { method: 'GET', path: '/health', timeout: CONTROL_TIMEOUT, idempotent: true }, call)
-  const word = (body as { status?: unknown } | undefined)?.status
+  const { status: word, message } = objectOf(body)
   const status = typeof word === 'string' ? STATUSES[word] : undefined
   if (status !== undefined) return status
   if ((statusCode >= 200 && statusCode < 300) || statusCode === 404) return 'healthy'
-  const message = (body as { message?: unknown } | undefined)?.message
   throw new AdapterError('UNAVAILABLE', `${node.id} answered /health with ${statusCode}${typeof message === 'string' ? `: ${message}` : ''}`, { node: node.id })
 }
 
@@ -35,12 +36,10 @@ export async function models (node: AdapterNode, call: Call): Promise<ModelList>
     if (!AdapterError.is(error) || error.code === 'UNAVAILABLE') throw error
     throw new AdapterError('UNAVAILABLE', error.message, { node: error.node, cause: error })
   })
-  const data = (answer as { data?: unknown }).data
-  const list = Array.isArray(data) ? data as Array<{ id?: unknown, owned_by?: unknown } | null> : []
-  const owner = list[0]?.owned_by
+  const list = listOf(objectOf(answer).data).map(objectOf)
   return {
-    ids: [...new Set(list.map(model => model?.id).filter(id => typeof id === 'string'))],
-    owner: typeof owner === 'string' ? owner : undefined
+    ids: [...new Set(list.map(model => model.id).filter(id => typeof id === 'string'))],
+    owner: textOf(list[0]?.owned_by)
   }
 }
 
@@ -58,26 +57,12 @@ export function startingInfo (node: AdapterNode): NodeInfo {
   }
 }
 
-/** engine_info of LMDeploy's PyTorch engine, with the members that our engines add. */
-export interface EngineInfoWire extends Readonly<Record<string, unknown>> {
-  readonly tp_size?: number
-  readonly block_size?: number
-  readonly num_gpu_blocks?: number
-  readonly engine?: string
-  readonly version?: string
-  readonly backend?: string
-  readonly role?: number
-  readonly epoch?: number
-  readonly model?: string
-  readonly fingerprint?: string
-  readonly vision?: string
-  readonly produces?: readonly string[]
-  readonly accepts?: readonly string[]
-}
+/** The members of engine_info that a server has answered, others included. LMDeploy's has none of ours. */
+export type EngineInfoAnswered = Readonly<Partial<EngineInfo>> & Json
 
 /** `info`: 200. `turbomind`: 500, because LMDeploy's TurboMind has no engine_info. `absent`: 404, too old or another server. */
 export type EngineInfoAnswer =
-  | { readonly kind: 'info', readonly info: EngineInfoWire }
+  | { readonly kind: 'info', readonly info: EngineInfoAnswered }
   | { readonly kind: 'turbomind' | 'absent' }
 
 /** GET /distserve/engine_info. LMDeploy answers a JSON string that holds JSON; both forms are taken. Throws UNAVAILABLE. */
@@ -90,23 +75,23 @@ export async function engineInfo (node: AdapterNode, call: Call): Promise<Engine
   throw new AdapterError('UNAVAILABLE', `${node.id} answered /distserve/engine_info with ${answer.statusCode}${answer.statusCode === 200 ? ' and no JSON object' : ''}`, { node: node.id })
 }
 
-function decode (body: unknown): EngineInfoWire | undefined {
+function decode (body: unknown): EngineInfoAnswered | undefined {
   let value = body
   if (typeof value === 'string') {
     try { value = JSON.parse(value) } catch { return undefined }
   }
-  return typeof value === 'object' && value !== null ? value as EngineInfoWire : undefined
+  return isObject(value) ? value : undefined
 }
 
 /** Is this engine_info of one of our reference engines? */
-export function isOurs (info: EngineInfoWire): boolean {
+export function isOurs (info: EngineInfoAnswered): boolean {
   return info.engine === 'fastify-epd'
 }
 
 /** Which server a probe found behind a node: our reference engine (`epd`) or LMDeploy's api_server. Left in `NodeInfo.details`. */
 export interface ServerDetails {
   readonly server: 'epd' | 'lmdeploy'
-  readonly engine?: EngineInfoWire | undefined
+  readonly engine?: EngineInfoAnswered | undefined
 }
 
 /** Did the last probe find one of our engines? False before the first. */

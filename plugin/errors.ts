@@ -1,20 +1,10 @@
 import createError, { type FastifyError } from '@fastify/error'
 import { AdapterError } from '../adapters/adapter.ts'
-
-/** OpenAI's error body. */
-export interface ClientError {
-  readonly message: string
-  readonly type: string
-  readonly code: string
-  readonly param: string | null
-}
-
-type ErrorType = 'invalid_request_error' | 'authentication_error' | 'permission_error' | 'rate_limit_error' | 'server_error'
+import { openAiError, type OpenAiError } from '../adapters/wire/openai-error.ts'
 
 interface Row {
   readonly message: string
   readonly statusCode: number
-  readonly type: ErrorType
   /** `error.code` as clients see it. */
   readonly code: string
   /** Worth another try by the client, after `Retry-After`. */
@@ -23,38 +13,38 @@ interface Row {
 
 /** Every error a client of the gateway can see, by the code that stands in logs and spans. `docs/errors.md` explains each. */
 export const ERRORS = {
-  EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_body' },
-  EPD_ERR_INVALID_JSON: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_json' },
-  EPD_ERR_INVALID_UTF8: { message: 'The request body is not valid UTF-8 at byte %s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_utf8' },
-  EPD_ERR_INVALID_ENCODING: { message: 'The request body could not be decoded', statusCode: 400, type: 'invalid_request_error', code: 'invalid_encoding' },
-  EPD_ERR_INVALID_VALUE: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_value' },
-  EPD_ERR_MISSING_VALUE: { message: '%s is required', statusCode: 400, type: 'invalid_request_error', code: 'missing_value' },
-  EPD_ERR_DUPLICATE_MEMBER: { message: 'The request body has %s twice', statusCode: 400, type: 'invalid_request_error', code: 'duplicate_member' },
-  EPD_ERR_INVALID_MEDIA: { message: '%s', statusCode: 400, type: 'invalid_request_error', code: 'invalid_media' },
-  EPD_ERR_TOO_MANY_MEDIA: { message: 'The request has more than %s media items', statusCode: 400, type: 'invalid_request_error', code: 'too_many_media' },
-  EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or ".."', statusCode: 400, type: 'invalid_request_error', code: 'invalid_path' },
-  EPD_ERR_NO_HYBRID: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, type: 'invalid_request_error', code: 'unsupported_value' },
-  EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, type: 'authentication_error', code: 'invalid_api_key' },
-  EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, type: 'permission_error', code: 'forbidden' },
-  EPD_ERR_MODEL_NOT_FOUND: { message: 'The model %s does not exist', statusCode: 404, type: 'invalid_request_error', code: 'model_not_found' },
-  EPD_ERR_BODY_TOO_LARGE: { message: 'The request body is larger than %s bytes', statusCode: 413, type: 'invalid_request_error', code: 'body_too_large' },
-  EPD_ERR_MEDIA_TYPE: { message: 'The request body must be application/json', statusCode: 415, type: 'invalid_request_error', code: 'unsupported_media_type' },
-  EPD_ERR_CONTENT_ENCODING: { message: 'The request body must not be compressed: send it without content-encoding', statusCode: 415, type: 'invalid_request_error', code: 'unsupported_content_encoding' },
-  EPD_ERR_OVERLOADED: { message: 'Too many pictures are being processed; try again later', statusCode: 429, type: 'rate_limit_error', code: 'rate_limit_exceeded', again: true },
-  EPD_ERR_CLIENT_CLOSED_REQUEST: { message: 'The client closed the connection', statusCode: 499, type: 'invalid_request_error', code: 'client_closed' },
-  EPD_ERR_INTERNAL: { message: 'The gateway failed', statusCode: 500, type: 'server_error', code: 'internal_error' },
-  EPD_ERR_NO_NODE: { message: 'No healthy node serves the model %s', statusCode: 503, type: 'server_error', code: 'no_healthy_node', again: true },
-  EPD_ERR_NO_ENCODER: { message: 'No encoder can take the pictures of this request, and no healthy node of the model %s encodes by itself', statusCode: 503, type: 'server_error', code: 'no_encoder', again: true },
-  EPD_ERR_ENCODE_FAILED: { message: 'Encoding media failed on every encoder', statusCode: 503, type: 'server_error', code: 'encode_failed', again: true },
-  EPD_ERR_UPSTREAM_FAILED: { message: 'The model server failed before it answered', statusCode: 503, type: 'server_error', code: 'upstream_failed', again: true },
-  EPD_ERR_UPSTREAM_BROKEN: { message: 'The model server broke off in the middle of its answer', statusCode: 502, type: 'server_error', code: 'upstream_broken' },
-  EPD_ERR_UPSTREAM_BUSY: { message: 'The model servers are full; try again later', statusCode: 503, type: 'server_error', code: 'upstream_busy', again: true },
-  EPD_ERR_FEATURES_GONE: { message: 'Encoded media were lost before they could be used', statusCode: 503, type: 'server_error', code: 'features_gone', again: true },
-  EPD_ERR_KV_GONE: { message: 'The prefilled prompt was lost before it could be used', statusCode: 503, type: 'server_error', code: 'kv_gone', again: true },
-  EPD_ERR_LINK_REFUSED: { message: 'The nodes of this model can not work together', statusCode: 503, type: 'server_error', code: 'link_refused' },
-  EPD_ERR_UPSTREAM_TIMEOUT: { message: 'The model server did not answer in time', statusCode: 504, type: 'server_error', code: 'upstream_timeout', again: true },
-  EPD_ERR_DEADLINE: { message: 'The request took longer than its deadline before the answer began', statusCode: 504, type: 'server_error', code: 'deadline_exceeded' },
-  EPD_ERR_CLOSING: { message: 'The gateway is shutting down', statusCode: 503, type: 'server_error', code: 'gateway_closing', again: true }
+  EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, code: 'invalid_body' },
+  EPD_ERR_INVALID_JSON: { message: '%s', statusCode: 400, code: 'invalid_json' },
+  EPD_ERR_INVALID_UTF8: { message: 'The request body is not valid UTF-8 at byte %s', statusCode: 400, code: 'invalid_utf8' },
+  EPD_ERR_INVALID_ENCODING: { message: 'The request body could not be decoded', statusCode: 400, code: 'invalid_encoding' },
+  EPD_ERR_INVALID_VALUE: { message: '%s', statusCode: 400, code: 'invalid_value' },
+  EPD_ERR_MISSING_VALUE: { message: '%s is required', statusCode: 400, code: 'missing_value' },
+  EPD_ERR_DUPLICATE_MEMBER: { message: 'The request body has %s twice', statusCode: 400, code: 'duplicate_member' },
+  EPD_ERR_INVALID_MEDIA: { message: '%s', statusCode: 400, code: 'invalid_media' },
+  EPD_ERR_TOO_MANY_MEDIA: { message: 'The request has more than %s media items', statusCode: 400, code: 'too_many_media' },
+  EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or ".."', statusCode: 400, code: 'invalid_path' },
+  EPD_ERR_NO_HYBRID: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, code: 'unsupported_value' },
+  EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, code: 'invalid_api_key' },
+  EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, code: 'forbidden' },
+  EPD_ERR_MODEL_NOT_FOUND: { message: 'The model %s does not exist', statusCode: 404, code: 'model_not_found' },
+  EPD_ERR_BODY_TOO_LARGE: { message: 'The request body is larger than %s bytes', statusCode: 413, code: 'body_too_large' },
+  EPD_ERR_MEDIA_TYPE: { message: 'The request body must be application/json', statusCode: 415, code: 'unsupported_media_type' },
+  EPD_ERR_CONTENT_ENCODING: { message: 'The request body must not be compressed: send it without content-encoding', statusCode: 415, code: 'unsupported_content_encoding' },
+  EPD_ERR_OVERLOADED: { message: 'Too many pictures are being processed; try again later', statusCode: 429, code: 'rate_limit_exceeded', again: true },
+  EPD_ERR_CLIENT_CLOSED_REQUEST: { message: 'The client closed the connection', statusCode: 499, code: 'client_closed' },
+  EPD_ERR_INTERNAL: { message: 'The gateway failed', statusCode: 500, code: 'internal_error' },
+  EPD_ERR_NO_NODE: { message: 'No healthy node serves the model %s', statusCode: 503, code: 'no_healthy_node', again: true },
+  EPD_ERR_NO_ENCODER: { message: 'No encoder can take the pictures of this request, and no healthy node of the model %s encodes by itself', statusCode: 503, code: 'no_encoder', again: true },
+  EPD_ERR_ENCODE_FAILED: { message: 'Encoding media failed on every encoder', statusCode: 503, code: 'encode_failed', again: true },
+  EPD_ERR_UPSTREAM_FAILED: { message: 'The model server failed before it answered', statusCode: 503, code: 'upstream_failed', again: true },
+  EPD_ERR_UPSTREAM_BROKEN: { message: 'The model server broke off in the middle of its answer', statusCode: 502, code: 'upstream_broken' },
+  EPD_ERR_UPSTREAM_BUSY: { message: 'The model servers are full; try again later', statusCode: 503, code: 'upstream_busy', again: true },
+  EPD_ERR_FEATURES_GONE: { message: 'Encoded media were lost before they could be used', statusCode: 503, code: 'features_gone', again: true },
+  EPD_ERR_KV_GONE: { message: 'The prefilled prompt was lost before it could be used', statusCode: 503, code: 'kv_gone', again: true },
+  EPD_ERR_LINK_REFUSED: { message: 'The nodes of this model can not work together', statusCode: 503, code: 'link_refused' },
+  EPD_ERR_UPSTREAM_TIMEOUT: { message: 'The model server did not answer in time', statusCode: 504, code: 'upstream_timeout', again: true },
+  EPD_ERR_DEADLINE: { message: 'The request took longer than its deadline before the answer began', statusCode: 504, code: 'deadline_exceeded' },
+  EPD_ERR_CLOSING: { message: 'The gateway is shutting down', statusCode: 503, code: 'gateway_closing', again: true }
 } as const satisfies Record<string, Row>
 
 export type EpdErrorCode = keyof typeof ERRORS
@@ -149,10 +139,10 @@ function fromAdapter (error: AdapterError): EpdError {
 }
 
 /** Body of the error as clients see it. Never names nodes: what exactly happened is in the log. */
-export function clientError (error: unknown): ClientError {
+export function clientError (error: unknown): OpenAiError {
   const found = toEpdError(error)
   const row: Row = ERRORS[found.code]
-  return { message: found.message, type: row.type, code: found.clientCode, param: found.param ?? null }
+  return openAiError(row.statusCode, found.message, found.clientCode, found.param)
 }
 
 const DEFAULT_RETRY_AFTER = 1

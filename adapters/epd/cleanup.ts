@@ -1,13 +1,13 @@
 import type { AdapterNode, Call, LeaseRef } from '../adapter.ts'
 import { requestOk } from '../http.ts'
+import { objectOf } from '../wire/json.ts'
 
 /**
  * Ends a lease on features or KV blocks, also right after the consumer's ACK: a lease ends once, repeats do nothing.
  * Best effort, never throws.
  */
 export async function freeLease ({ node, lease, wire }: LeaseRef, call: Call): Promise<void> {
-  const session = (wire as { remote_session_id?: unknown } | undefined)?.remote_session_id
-  const json = { remote_engine_id: node.id, remote_session_id: session, lease }
+  const json = { remote_engine_id: node.id, remote_session_id: objectOf(wire).remote_session_id, lease }
   await requestOk(node, { method: 'POST', path: '/distserve/free_cache', json, idempotent: true, timeout: 5000 }, call).catch(() => {})
 }
 

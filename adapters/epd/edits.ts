@@ -1,8 +1,9 @@
 import type { BodyEdits, EncoderResult, RequestBody } from '../adapter.ts'
+import { LEASE_SCHEME, TENANT_FIELD } from '../wire/results.ts'
 
 /** Names the tenant to one of our engines: tenants share no caches there. */
 export function withTenant (tenant: string | undefined, edits: BodyEdits = {}): BodyEdits {
-  return tenant === undefined ? edits : { ...edits, set: { ...edits.set, epd_tenant: JSON.stringify(tenant) } }
+  return tenant === undefined ? edits : { ...edits, set: { ...edits.set, [TENANT_FIELD]: JSON.stringify(tenant) } }
 }
 
 /** Adds `encoder_result` and replaces the URL of each encoded item by the lease on its features. No edits without features. */
@@ -10,6 +11,6 @@ export function withFeatures (body: RequestBody, features: readonly EncoderResul
   if (features.length === 0) return {}
   const inOrder = [...features].sort((one, other) => one.item - other.item)
   const mediaUrls = new Array<string | undefined>(body.media.length).fill(undefined)
-  for (const { item, lease } of inOrder) mediaUrls[item] = `epd:${lease}`
+  for (const { item, lease } of inOrder) mediaUrls[item] = LEASE_SCHEME + lease
   return { set: { encoder_result: JSON.stringify(inOrder.map(feature => feature.wire)) }, mediaUrls }
 }

@@ -1,9 +1,12 @@
 import { AdapterError, type Call, type EncodeJob, type EncoderResult, type MediaItem } from '../adapter.ts'
 import { failureError, requestOk, type UpstreamFailure } from '../http.ts'
 import { CHAT } from '../lmdeploy/prefill-edits.ts'
+import { AGAIN_HEADER, CONSUMER_HEADER } from '../wire/headers.ts'
+import { isObject, listOf, objectOf } from '../wire/json.ts'
+import { TENANT_FIELD } from '../wire/results.ts'
 
-/** Marks a request that is sent again: the engine ends the leases that it answered to the first one, which the gateway has not read. */
-export const SENT_AGAIN: Readonly<Record<string, string>> = { 'x-epd-again': '1' }
+/** Makes it safe to send a request twice: the engine ends the leases of its first answer. */
+export const SENT_AGAIN: Readonly<Record<string, string>> = { [AGAIN_HEADER]: '1' }
 
 const POSITION = /messages\[(\d+)\]\.content\[(\d+)\]/g
 
@@ -38,17 +41,9 @@ function translate (failure: UpstreamFailure, items: Map<string, MediaItem>): Ad
   return failureError({ ...failure, node, body, contentType: 'application/json', error: { ...error, message: original(error.message) } })
 }
 
-interface ResultWire extends Readonly<Record<string, unknown>> {
-  readonly message?: number
-  readonly part?: number
-  readonly num_tokens?: unknown
-  readonly lease?: unknown
-  readonly cached?: unknown
-}
-
-function resultOf (job: EncodeJob, item: MediaItem, wire: ResultWire | undefined, items: Map<string, MediaItem>): EncoderResult {
-  const placed = wire === undefined || wire.message === undefined ? item : items.get(`${wire.message}.${wire.part}`)
-  if (wire === undefined || placed !== item || typeof wire.lease !== 'string' || typeof wire.num_tokens !== 'number') {
+function resultOf (job: EncodeJob, item: MediaItem, wire: unknown, items: Map<string, MediaItem>): EncoderResult {
+  const placed = isObject(wire) && wire.message !== undefined ? items.get(`${String(wire.message)}.${String(wire.part)}`) : item
+  if (!isObject(wire) || placed !== item || typeof wire.lease !== 'string' || typeof wire.num_tokens !== 'number') {
     throw new AdapterError('UNAVAILABLE', `${job.node.id} answered an encode request with something that is no encoder result`, { node: job.node.id })
   }
   return {
@@ -65,16 +60,15 @@ function resultOf (job: EncodeJob, item: MediaItem, wire: ResultWire | undefined
 export async function encodeEpd (job: EncodeJob, call: Call): Promise<EncoderResult[]> {
   const { node, items } = job
   const places = positions(items)
-  const set = job.tenant === undefined ? undefined : { epd_tenant: JSON.stringify(job.tenant) }
+  const set = job.tenant === undefined ? undefined : { [TENANT_FIELD]: JSON.stringify(job.tenant) }
   const answer = await requestOk(node, {
     method: 'POST',
     path: CHAT,
     slices: job.body.pick(items, set),
-    headers: { 'x-epd-consumer': job.consumer.id },
+    headers: { [CONSUMER_HEADER]: job.consumer.id },
     idempotent: SENT_AGAIN,
     timeout: 0
   }, call, failure => translate(failure, places))
-  const results = (answer as { encoder_result?: unknown }).encoder_result
-  const list = Array.isArray(results) ? results as ResultWire[] : []
+  const list = listOf(objectOf(answer).encoder_result)
   return items.map((item, i) => resultOf(job, item, list[i], places))
 }

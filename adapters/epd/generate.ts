@@ -1,7 +1,8 @@
 import type { Call, GenerateJob, Handoff, UpstreamResponse } from '../adapter.ts'
 import { postStream } from '../http.ts'
-import { PROXY_HEADERS } from '../lmdeploy/prefill-edits.ts'
 import { passThrough } from '../pass-through.ts'
+import { PROXY_HEADERS } from '../wire/headers.ts'
+import { LEASE_SCHEME } from '../wire/results.ts'
 import { withFeatures, withTenant } from './edits.ts'
 import { featuresGone, kvGone } from './gone.ts'
 
@@ -15,6 +16,6 @@ export function generateEpd (job: GenerateJob, call: Call): Promise<UpstreamResp
 
 /** To D: the client's body and P's migration request, with the KV lease in place of each media URL. D looks at no media, and emits P's token first. */
 function takeOver ({ node, path, body, tenant }: GenerateJob, { wire, lease }: Handoff, call: Call): Promise<UpstreamResponse> {
-  const edits = { set: { migration_request: JSON.stringify(wire) }, mediaUrls: body.media.map(() => `epd:${lease}`) }
+  const edits = { set: { migration_request: JSON.stringify(wire) }, mediaUrls: body.media.map(() => LEASE_SCHEME + lease) }
   return postStream(node, { path, body: body.splice(withTenant(tenant, edits)), headers: PROXY_HEADERS }, call, kvGone)
 }

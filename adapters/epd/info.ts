@@ -1,8 +1,8 @@
 import { ROLE_FROM_WIRE, type AdapterNode, type NodeInfo, type Role } from '../adapter.ts'
-import type { EngineInfoWire, ServerDetails } from '../probes.ts'
+import type { EngineInfoAnswered, ServerDetails } from '../probes.ts'
 
 /** NodeInfo of one of our engines, from its own engine_info. `models`: the names of GET /v1/models. */
-export function infoOfEpd (node: AdapterNode, info: EngineInfoWire, status: NodeInfo['status'], models: readonly string[]): NodeInfo {
+export function infoOfEpd (node: AdapterNode, info: EngineInfoAnswered, status: NodeInfo['status'], models: readonly string[]): NodeInfo {
   const role: Role = ROLE_FROM_WIRE[info.role ?? 0] ?? node.role
   const vision = info.vision === 'full' || info.vision === 'features' ? info.vision : 'none'
   return {

@@ -1,8 +1,10 @@
 import type { Call, Link } from '../adapter.ts'
-import { handshake, refused, type End, type InitAnswer, type Terms } from '../lmdeploy/handshake.ts'
-import type { EngineInfoWire } from '../probes.ts'
+import { handshake, refused, type End } from '../lmdeploy/handshake.ts'
+import type { EngineInfoAnswered } from '../probes.ts'
+import { MIGRATION_PROTOCOL, type TransferTerms } from '../wire/distserve.ts'
+import { objectOf, textOf, type Json } from '../wire/json.ts'
 
-const ZEROMQ: Terms = { protocol: 1, tcp_config: {}, rdma_config: null, nvlink_config: null }
+const ZEROMQ: TransferTerms = { protocol: MIGRATION_PROTOCOL.tcp, tcp_config: {}, rdma_config: null, nvlink_config: null }
 
 const SHAPES = {
   'features:': { member: 'feature', keys: ['block_tokens', 'hidden_size', 'dtype', 'block_bytes'] },
@@ -12,8 +14,8 @@ const SHAPES = {
 /** Links two of our engines. The producer connects first, because the consumer may pull at once. */
 export async function linkEpd (producer: End, consumer: End, call: Call): Promise<Link> {
   check(producer, consumer)
-  const { offer, connected } = await handshake(producer, consumer, ZEROMQ, 'producer', call)
-  return { from: producer.node.id, to: consumer.node.id, transport: transportOf(offer, connected), epochs: [producer.info.epoch, consumer.info.epoch] }
+  const offer = await handshake(producer, consumer, ZEROMQ, 'producer', call)
+  return { from: producer.node.id, to: consumer.node.id, transport: transportOf(offer), epochs: [producer.info.epoch, consumer.info.epoch] }
 }
 
 /** All that shows before a socket is opened. */
@@ -23,16 +25,15 @@ function check ({ node: a, info: infoA }: End, { node: b, info: infoB }: End): v
   const shape = format === undefined ? undefined : SHAPES[format.startsWith('kv:') ? 'kv:' : 'features:']
   if (shape === undefined) throw refused(a, b, 'they have no transfer format in common')
   // Only the shape matters; how many blocks each has may differ.
-  const of = (info: EngineInfoWire): Record<string, unknown> => (info[shape.member] ?? {}) as Record<string, unknown>
+  const of = (info: EngineInfoAnswered): Json => objectOf(info[shape.member])
   for (const key of shape.keys) {
     const [one, other] = [of(infoA)[key], of(infoB)[key]]
     if (one !== undefined && other !== undefined && one !== other) throw refused(a, b, `${shape.member} blocks differ in ${key} (${String(one)} and ${String(other)})`)
   }
 }
 
-/** The consumer knows which transport it has taken; without its word, the one that the producer offers. */
-function transportOf (offer: InitAnswer, connected: InitAnswer): string {
-  if (typeof connected.transport === 'string') return `zmq+${connected.transport}`
-  const scheme = /^(\w+):\/\//.exec(offer.engine_endpoint_info?.zmq_address ?? '')?.[1]
+/** The transport that the producer offers. */
+function transportOf (offer: Json): string {
+  const scheme = /^(\w+):\/\//.exec(textOf(objectOf(offer.engine_endpoint_info).zmq_address) ?? '')?.[1]
   return scheme === undefined ? 'zmq' : `zmq+${scheme}`
 }

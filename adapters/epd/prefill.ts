@@ -1,17 +1,11 @@
 import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
 import { requestOk, type UpstreamFailure } from '../http.ts'
-import { CHAT, prefillEdits, PROXY_HEADERS } from '../lmdeploy/prefill-edits.ts'
+import { CHAT, prefillEdits } from '../lmdeploy/prefill-edits.ts'
+import { CONSUMER_HEADER, PROXY_HEADERS } from '../wire/headers.ts'
+import { numberOf, objectOf } from '../wire/json.ts'
 import { withFeatures, withTenant } from './edits.ts'
 import { SENT_AGAIN } from './encode.ts'
 import { featuresGone } from './gone.ts'
-
-interface Migration {
-  readonly lease?: unknown
-  readonly remote_session_id?: unknown
-  readonly remote_block_ids?: unknown
-  readonly token_ids?: unknown
-  readonly cached_tokens?: unknown
-}
 
 /**
  * POST {P}/v1/...: resolves when P has computed the prompt; the KV blocks are then under a lease for D, which takes the
@@ -25,21 +19,21 @@ export async function prefillEpd (job: PrefillJob, call: Call): Promise<Handoff>
     method: 'POST',
     path,
     slices: body.splice(withTenant(tenant, { ...own, ...encoded, set: { ...own.set, ...encoded.set } })),
-    headers: { ...PROXY_HEADERS, 'x-epd-consumer': decode.id },
+    headers: { ...PROXY_HEADERS, [CONSUMER_HEADER]: decode.id },
     idempotent: SENT_AGAIN,
     timeout: 0
   }, call, failureOf)
-  const migration = (answer as { migration_request?: Migration }).migration_request
-  if (typeof migration?.lease !== 'string' || !Array.isArray(migration.remote_block_ids)) {
+  const migration = objectOf(objectOf(answer).migration_request)
+  if (typeof migration.lease !== 'string' || !Array.isArray(migration.remote_block_ids)) {
     throw new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without a migration request`, { node: node.id })
   }
-  const { token_ids: tokens, cached_tokens: cached } = migration
+  const { token_ids: tokens } = migration
   return {
     node: node.id,
     lease: migration.lease,
     wire: migration,
     tokens: Array.isArray(tokens) ? tokens.length : undefined,
-    cached: typeof cached === 'number' ? cached : undefined
+    cached: numberOf(migration.cached_tokens)
   }
 }
 

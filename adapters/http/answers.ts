@@ -1,4 +1,5 @@
 import { AdapterError, type AdapterNode } from '../adapter.ts'
+import { openAiError } from '../wire/openai-error.ts'
 import type { Exchange } from './exchange.ts'
 import { retryAfterOf } from './failures.ts'
 
@@ -56,11 +57,7 @@ export async function readFailure (node: AdapterNode, response: Exchange): Promi
   const base = { node, statusCode, retryAfter: retryAfterOf(headers['retry-after']) }
   const error = complete ? errorObject(parseJson(body)) ?? {} : {}
   if (complete && body.length > 0) return { ...base, contentType: String(headers['content-type'] ?? 'application/json'), body, error }
-  return { ...base, contentType: 'application/json', body: errorBody(statusCode, `the node answered ${statusCode}`), error }
-}
-
-function errorBody (statusCode: number, message: string): Buffer {
-  return Buffer.from(JSON.stringify({ error: { message, type: statusCode < 500 ? 'invalid_request_error' : 'server_error', code: null, param: null } }))
+  return { ...base, contentType: 'application/json', body: Buffer.from(JSON.stringify({ error: openAiError(statusCode, `the node answered ${statusCode}`, null) })), error }
 }
 
 /**

@@ -1,7 +1,7 @@
 import { AdapterError, type Call, type GenerateJob, type UpstreamResponse } from '../adapter.ts'
 import { postStream, type UpstreamFailure } from '../http.ts'
 import { passThrough } from '../pass-through.ts'
-import { PROXY_HEADERS } from './prefill-edits.ts'
+import { PROXY_HEADERS } from '../wire/headers.ts'
 
 /**
  * The client's body as it came; for D with P's migration request. D makes its prompt again from the original body, so

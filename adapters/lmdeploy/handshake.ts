@@ -1,33 +1,14 @@
 /** LMDeploy's P2P handshake over HTTP, which our engines speak too: initialize both ends, connect both ends. */
 import { AdapterError, type AdapterNode, type Call } from '../adapter.ts'
 import { requestOk } from '../http.ts'
-import type { EngineInfoWire } from '../probes.ts'
-
-/** LMDeploy's DistServeConnectionStatus. */
-const SUCCESS = 1
-
-/** What both ends are asked for: how blocks travel, and which end connects first. */
-export interface Terms {
-  /** LMDeploy's MigrationProtocol. */
-  readonly protocol: 1 | 2
-  readonly tcp_config: object | null
-  readonly rdma_config: object | null
-  readonly nvlink_config: object | null
-}
-
-export interface InitAnswer {
-  readonly status?: number
-  readonly message?: string
-  readonly code?: string
-  readonly transport?: string
-  readonly engine_endpoint_info?: { readonly zmq_address?: string }
-  readonly kvtransfer_endpoint_info?: unknown
-}
+import type { EngineInfoAnswered } from '../probes.ts'
+import { CONNECTION_STATUS, type P2PConnect, type P2PInitialize, type TransferTerms } from '../wire/distserve.ts'
+import { objectOf, textOf, type Json } from '../wire/json.ts'
 
 /** One end of a link: the node and the engine_info it has just answered. */
 export interface End {
   readonly node: AdapterNode
-  readonly info: EngineInfoWire
+  readonly info: EngineInfoAnswered
 }
 
 export function refused (a: AdapterNode, b: AdapterNode, reason: string): AdapterError {
@@ -37,17 +18,18 @@ export function refused (a: AdapterNode, b: AdapterNode, reason: string): Adapte
 /**
  * The four calls that link a producer and a consumer; `first` connects before the other. A failure half way is undone on both ends.
  *
- * @returns what the producer offered, and what the consumer answered when it connected
+ * @returns the endpoints that the producer offered
  * @throws AdapterError REFUSED with the reason when an end refuses, UNAVAILABLE when another try may help
  */
-export async function handshake (producer: End, consumer: End, terms: Terms, first: 'producer' | 'consumer', call: Call): Promise<{ offer: InitAnswer, connected: InitAnswer }> {
+export async function handshake (producer: End, consumer: End, terms: TransferTerms, first: 'producer' | 'consumer', call: Call): Promise<Json> {
   const { node: a } = producer
   const { node: b } = consumer
   try {
     const [offerA, offerB] = await Promise.all([initialize(producer, consumer, terms, call), initialize(consumer, producer, terms, call)])
-    const early = first === 'consumer' ? await connect(b, a, offerA, terms, call) : undefined
+    if (first === 'consumer') await connect(b, a, offerA, terms, call)
     await connect(a, b, offerB, terms, call)
-    return { offer: offerA, connected: early ?? await connect(b, a, offerA, terms, call) }
+    if (first === 'producer') await connect(b, a, offerA, terms, call)
+    return offerA
   } catch (error) {
     if (!call.signal.aborted) await unlink(a, b, call)
     if (!AdapterError.is(error) || error.code !== 'REJECTED') throw error
@@ -55,8 +37,8 @@ export async function handshake (producer: End, consumer: End, terms: Terms, fir
   }
 }
 
-async function initialize ({ node: local, info: localInfo }: End, { node: remote, info: remoteInfo }: End, terms: Terms, call: Call): Promise<InitAnswer> {
-  const json = {
+async function initialize ({ node: local, info: localInfo }: End, { node: remote, info: remoteInfo }: End, terms: TransferTerms, call: Call): Promise<Json> {
+  const json: P2PInitialize = {
     local_engine_id: local.id,
     local_engine_config: localInfo,
     remote_engine_id: remote.id,
@@ -64,28 +46,26 @@ async function initialize ({ node: local, info: localInfo }: End, { node: remote
     rank: null,
     ...terms
   }
-  const answer = await requestOk(local, { method: 'POST', path: '/distserve/p2p_initialize', json, idempotent: true }, call) as InitAnswer
+  const answer = objectOf(await requestOk(local, { method: 'POST', path: '/distserve/p2p_initialize', json, idempotent: true }, call))
   confirm(local, remote, answer)
   return answer
 }
 
 /** The infos of the other end go through as they came, unknown members included. */
-async function connect (local: AdapterNode, remote: AdapterNode, offer: InitAnswer, { protocol }: Terms, call: Call): Promise<InitAnswer> {
-  const json = {
+async function connect (local: AdapterNode, remote: AdapterNode, offer: Json, { protocol }: TransferTerms, call: Call): Promise<void> {
+  const json: P2PConnect = {
     protocol,
     remote_engine_id: remote.id,
     remote_engine_endpoint_info: offer.engine_endpoint_info,
     remote_kvtransfer_endpoint_info: offer.kvtransfer_endpoint_info
   }
-  const answer = await requestOk(local, { method: 'POST', path: '/distserve/p2p_connect', json, idempotent: true }, call) as InitAnswer
-  confirm(local, remote, answer)
-  return answer
+  confirm(local, remote, objectOf(await requestOk(local, { method: 'POST', path: '/distserve/p2p_connect', json, idempotent: true }, call)))
 }
 
 /** A refusal is a 200 with a status of its own, which LMDeploy's proxy never reads. */
-function confirm (local: AdapterNode, remote: AdapterNode, answer: InitAnswer): void {
-  if (answer.status === SUCCESS) return
-  const reason = answer.message ?? `${local.id} answered status ${String(answer.status)}`
+function confirm (local: AdapterNode, remote: AdapterNode, answer: Json): void {
+  if (answer.status === CONNECTION_STATUS.success) return
+  const reason = textOf(answer.message) ?? `${local.id} answered status ${String(answer.status)}`
   // A failure without a code counts as a mismatch, which another try does not mend.
   if (answer.code === undefined || answer.code === 'REFUSED') throw refused(local, remote, reason)
   throw new AdapterError('UNAVAILABLE', `${local.id} could not connect to ${remote.id}: ${reason}`, { node: local.id })

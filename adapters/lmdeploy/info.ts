@@ -1,5 +1,5 @@
 import type { AdapterNode, Call, NodeInfo } from '../adapter.ts'
-import type { EngineInfoWire } from '../probes.ts'
+import type { EngineInfoAnswered } from '../probes.ts'
 import { checkVision, type LmdeployDetails, type Vision } from './vision.ts'
 
 /** How KV blocks travel between LMDeploy's PyTorch engines: RDMA or NVLink, set up by /distserve. */
@@ -18,7 +18,7 @@ export interface Probed {
   readonly backend: 'pytorch' | 'turbomind'
   readonly status: NodeInfo['status']
   readonly models: readonly string[]
-  readonly engine?: EngineInfoWire | undefined
+  readonly engine?: EngineInfoAnswered | undefined
   readonly notes: readonly string[]
 }
 

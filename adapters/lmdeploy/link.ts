@@ -1,9 +1,10 @@
 import { AdapterError, type AdapterNode, type Call, type Link } from '../adapter.ts'
-import { handshake, refused, type End, type Terms } from './handshake.ts'
+import { MIGRATION_PROTOCOL, type TransferTerms } from '../wire/distserve.ts'
+import { handshake, refused, type End } from './handshake.ts'
 import { namingOf, UNNAMED } from './sessions.ts'
 
 /** GPUDirect over Ethernet, as LMDeploy's proxy asks for; an engine built for NVLink takes that. */
-const RDMA: Terms = { protocol: 2, tcp_config: null, rdma_config: { with_gdr: true, link_type: 2 }, nvlink_config: {} }
+const RDMA: TransferTerms = { protocol: MIGRATION_PROTOCOL.rdma, tcp_config: null, rdma_config: { with_gdr: true, link_type: 2 }, nvlink_config: {} }
 
 /** LMDeploy itself compares only the first of these; a difference in the second kills D's engine at the first request. */
 const EQUAL = ['tp_size', 'block_size'] as const

@@ -1,7 +1,5 @@
 import type { BodyEdits, RequestBody } from '../adapter.ts'
 
-/** Without this header a P or D refuses control fields, because a client could have sent them (InternLM/lmdeploy#4969). */
-export const PROXY_HEADERS: Readonly<Record<string, string>> = { 'x-lmdeploy-distserve-proxy': '1' }
 export const CHAT = '/v1/chat/completions'
 
 /** Members that would make P sample more than one token; above 1 they are set to 1. */

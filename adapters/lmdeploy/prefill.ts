@@ -1,11 +1,10 @@
 import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
 import { requestOk } from '../http.ts'
 import { health } from '../probes.ts'
-import { CHAT, prefillEdits, PROXY_HEADERS } from './prefill-edits.ts'
+import { MIGRATION_PROTOCOL } from '../wire/distserve.ts'
+import { PROXY_HEADERS } from '../wire/headers.ts'
+import { CHAT, prefillEdits } from './prefill-edits.ts'
 import { freeSession, namingOf, newSessionId, sessionOf, UNNAMED, type PrefillAnswer } from './sessions.ts'
-
-/** LMDeploy's MigrationProtocol. */
-const RDMA = 2
 
 function singleNode ({ node }: PrefillJob, reason: string): AdapterError {
   return new AdapterError('KV_GONE', `${node.id} can't share this request: ${reason}`, { node: node.id, singleNode: true })
@@ -51,7 +50,7 @@ async function handoffOf (job: PrefillJob, answer: PrefillAnswer, call: Call): P
     node: node.id,
     lease: `session ${session}`,
     wire: {
-      protocol: RDMA,
+      protocol: MIGRATION_PROTOCOL.rdma,
       remote_engine_id: node.id,
       remote_session_id: session,
       remote_token_id: tokens.at(-1) as unknown,

@@ -1,7 +1,9 @@
 import { randomInt } from 'node:crypto'
 import { AdapterError, type AdapterNode, type Call, type LeaseRef, type NodeInfo } from '../adapter.ts'
 import { requestOk } from '../http.ts'
-import { CHAT, PROXY_HEADERS } from './prefill-edits.ts'
+import { PROXY_HEADERS } from '../wire/headers.ts'
+import { objectOf } from '../wire/json.ts'
+import { CHAT } from './prefill-edits.ts'
 
 /**
  * How an LMDeploy P names the session that keeps a prompt's KV blocks. D frees them by that name, so a P that does not
@@ -47,7 +49,7 @@ export async function freeSession (node: AdapterNode, session: number, call: Cal
 
 /** What a P keeps for a D that does not take it. Best effort, never throws. */
 export async function releaseSession ({ node, wire }: LeaseRef, call: Call): Promise<void> {
-  const session = (wire as { remote_session_id?: unknown } | undefined)?.remote_session_id
+  const { remote_session_id: session } = objectOf(wire)
   if (typeof session === 'number') await freeSession(node, session, call)
 }
 

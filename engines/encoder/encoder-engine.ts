@@ -1,31 +1,14 @@
 import type { FeatureCache, Lease, LeaseTable } from '../cache/index.ts'
+import { MIGRATION_PROTOCOL } from '../../adapters/wire/distserve.ts'
+import type { EncoderResultWire } from '../../adapters/wire/results.ts'
+import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
 import type { EngineCounters } from '../service/counters.ts'
-import { ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineInfo, type EngineLog, type EngineService, type GaugeName, type P2PLinks } from '../service/engine-service.ts'
+import type { ChatAnswer, ChatCall, EngineInfo, EngineLog, EngineService, GaugeName, P2PLinks } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
 import { LeaseGrants } from '../cache/lease-grants.ts'
 import { featureBlockShape, type LoadedModel } from '../models/index.ts'
 import { collectMedia } from './media-parts.ts'
 import type { EncodedItem, VisionRunner } from './vision-runner.ts'
-
-/** What the engine answers per media item; snake_case, as it travels. */
-export interface EncoderResultWire {
-  readonly message: number
-  readonly part: number
-  readonly content_hash: string
-  readonly modality: 'image'
-  readonly num_tokens: number
-  readonly grid: readonly number[]
-  readonly hidden_size: number
-  readonly dtype: 'float32' | 'float16'
-  /** LMDeploy's MigrationProtocol: 1 is TCP. */
-  readonly protocol: 1
-  readonly remote_engine_id: string
-  readonly epoch: number
-  readonly lease: string
-  readonly remote_session_id: number
-  readonly remote_block_ids: readonly number[]
-  readonly cached: boolean
-}
 
 /** A P2PNode, seen from here. */
 export interface ClosableLinks extends P2PLinks {
@@ -91,7 +74,7 @@ export class EncoderEngine implements EngineService {
       engine: 'fastify-epd',
       version,
       backend: this.backend,
-      role: ENGINE_ROLE_TO_WIRE[this.role],
+      role: ROLE_TO_WIRE[this.role],
       epoch: this.epoch,
       model: model.name,
       fingerprint: model.fingerprint,
@@ -151,7 +134,7 @@ export class EncoderEngine implements EngineService {
         grid: item.grid,
         hidden_size: model.hiddenSize,
         dtype: model.dtype,
-        protocol: 1,
+        protocol: MIGRATION_PROTOCOL.tcp,
         remote_engine_id: engineId,
         epoch: this.epoch,
         lease: id,

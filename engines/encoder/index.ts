@@ -9,7 +9,7 @@ import { parseDevice, threadsPerEngine } from '../runtime/index.ts'
 import { EncoderEngine } from './encoder-engine.ts'
 import { VisionRunner } from './vision-runner.ts'
 
-export { EncoderEngine, type EncoderResultWire } from './encoder-engine.ts'
+export { EncoderEngine } from './encoder-engine.ts'
 export { MediaLoader, type MediaLoaderOptions } from './media-loader.ts'
 export * from './vision.ts'
 

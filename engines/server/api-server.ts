@@ -1,6 +1,7 @@
 import type { AddressInfo } from 'node:net'
 import Fastify, { LogController, type FastifyError, type FastifyInstance, type FastifyServerOptions } from 'fastify'
-import { ENGINE_ROLE_TO_WIRE, type EngineLog, type EngineService } from '../service/engine-service.ts'
+import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
+import type { EngineLog, EngineService } from '../service/engine-service.ts'
 import { EngineError, errorBody, type EngineErrorCode } from '../service/errors.ts'
 import { bearerAuth } from './auth.ts'
 import { Health } from './health.ts'
@@ -107,7 +108,7 @@ function register (app: FastifyInstance, state: ServerState, engine: EngineServi
   return startRegistration({
     proxyUrl: options.proxyUrl,
     url: state.url,
-    role: ENGINE_ROLE_TO_WIRE[engine.role],
+    role: ROLE_TO_WIRE[engine.role],
     models: [engine.model.name],
     log: app.log,
     ...options.registration

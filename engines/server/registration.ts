@@ -1,5 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { request } from 'undici'
+import type { NodeRegistration } from '../../adapters/wire/distserve.ts'
+import { NODE_TOKEN_HEADER } from '../../adapters/wire/headers.ts'
 import type { EngineLog } from '../service/engine-service.ts'
 
 export interface RegistrationOptions {
@@ -20,7 +22,7 @@ export interface RegistrationOptions {
 }
 
 export interface Registration {
-  /** Bearer token for sending spans to this gateway: header `x-epd-node-token` of the last answer. */
+  /** Bearer token for sending spans to this gateway, from its last answer. */
   token (): string | undefined
   /** Register now, not at the next turn. */
   again (): void
@@ -33,8 +35,8 @@ const REPEAT_MS = 30_000
 const ATTEMPT_TIMEOUT_MS = 5_000
 
 /**
- * Keeps this engine registered, as LMDeploy's api_server does it (`POST {proxy}/nodes/add`; only status 200 counts),
- * but where that tries once, this goes on: with back-off until the gateway takes it, then again every half minute.
+ * Keeps this engine registered as LMDeploy's api_server does it (`POST {proxy}/nodes/add`; only status 200 counts).
+ * LMDeploy's tries once; this repeats with back-off until the gateway takes it, then every half minute.
  */
 export function startRegistration (options: RegistrationOptions): Registration {
   const stop = new AbortController()
@@ -78,14 +80,15 @@ export function startRegistration (options: RegistrationOptions): Registration {
 }
 
 async function register ({ proxyUrl, url, role, models }: RegistrationOptions, signal: AbortSignal): Promise<string | undefined> {
+  const registration: NodeRegistration = { url, status: { role, models } }
   const response = await request(proxyUrl.replace(/\/+$/, '') + '/nodes/add', {
     method: 'POST',
     headers: { 'content-type': 'application/json', accept: 'application/json' },
-    body: JSON.stringify({ url, status: { role, models } }),
+    body: JSON.stringify(registration),
     signal: AbortSignal.any([signal, AbortSignal.timeout(ATTEMPT_TIMEOUT_MS)])
   })
   const answer = (await response.body.text()).slice(0, 200)
   if (response.statusCode !== 200) throw new Error(`the gateway answered ${response.statusCode}: ${answer}`)
-  const token = response.headers['x-epd-node-token']
+  const token = response.headers[NODE_TOKEN_HEADER]
   return typeof token === 'string' ? token : undefined
 }

@@ -1,20 +1,13 @@
 import type { FastifyInstance } from 'fastify'
+import { CONNECTION_STATUS, MIGRATION_PROTOCOL, type P2PEndpoints, type P2PRefusal } from '../../adapters/wire/distserve.ts'
+import { isObject, objectOf, type Json } from '../../adapters/wire/json.ts'
 import type { EngineService } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
 import { parseEndpoint } from '../p2p/endpoint.ts'
 import { P2PError } from '../p2p/errors.ts'
 import type { ServerState } from './state.ts'
 
-/** LMDeploy's MigrationProtocol; ours moves blocks by ZeroMQ. */
-const PROTOCOL_TCP = 1
-/** LMDeploy's DistServeConnectionStatus. */
-const SUCCESS = 1
-const FAIL = 2
 const CONNECT_TIMEOUT_MS = 10_000
-
-type Json = Readonly<Record<string, unknown>>
-/** `code` is a P2PErrorCode: with REFUSED the two will never work together, with another a later try may. */
-interface Refusal { readonly status: typeof FAIL, readonly code: string, readonly message: string }
 
 /**
  * LMDeploy's control routes between engines, in its shapes. As there, a pair that can't work together is answered 200
@@ -25,19 +18,19 @@ export function distserveRoutes (app: FastifyInstance, { health }: ServerState):
   const names = new Map<string, string>()
 
   app.get('/distserve/engine_info', async () => health.control().info())
-  app.post('/distserve/p2p_initialize', async request => initialize(health.control(), objectOf(request.body)))
+  app.post('/distserve/p2p_initialize', async request => initialize(health.control(), bodyOf(request.body)))
   app.post('/distserve/p2p_connect', async request => {
     const { traceparent } = request.headers
-    return await connect(health.control(), objectOf(request.body), names, typeof traceparent === 'string' ? traceparent : undefined)
+    return await connect(health.control(), bodyOf(request.body), names, typeof traceparent === 'string' ? traceparent : undefined)
   })
   app.post('/distserve/p2p_drop_connect', async request => {
-    const remote = textOf(objectOf(request.body), 'remote_engine_id')
+    const remote = requiredText(bodyOf(request.body), 'remote_engine_id')
     await health.control().p2p.drop(names.get(remote) ?? remote)
     names.delete(remote)
     return { success: true }
   })
   app.post('/distserve/free_cache', async request => {
-    health.control().endSession(leaseOf(objectOf(request.body)))
+    health.control().endSession(leaseOf(bodyOf(request.body)))
     return { status: 'SUCCESS' }
   })
   app.post('/distserve/clear_cache', async () => {
@@ -46,21 +39,21 @@ export function distserveRoutes (app: FastifyInstance, { health }: ServerState):
   })
 }
 
-function initialize (engine: EngineService, body: Json): object {
-  textOf(body, 'remote_engine_id')
+function initialize (engine: EngineService, body: Json): P2PEndpoints | P2PRefusal {
+  requiredText(body, 'remote_engine_id')
   const refusal = protocolRefusal(body.protocol) ?? modelRefusal(engine, body.remote_engine_config)
   if (refusal !== undefined) return refusal
   const { endpoint } = engine.p2p
   return {
-    status: SUCCESS,
+    status: CONNECTION_STATUS.success,
     engine_endpoint_info: { zmq_address: (endpoint as { tcp?: string }).tcp ?? '' },
-    kvtransfer_endpoint_info: [{ protocol: PROTOCOL_TCP, endpoint_info: JSON.stringify(endpoint) }]
+    kvtransfer_endpoint_info: [{ protocol: MIGRATION_PROTOCOL.tcp, endpoint_info: JSON.stringify(endpoint) }]
   }
 }
 
 /** Links and warms up: the engine's `connect` exchanges a message with the peer before it returns. */
 async function connect (engine: EngineService, body: Json, names: Map<string, string>, traceparent: string | undefined): Promise<object> {
-  const remoteId = textOf(body, 'remote_engine_id')
+  const remoteId = requiredText(body, 'remote_engine_id')
   const refusal = protocolRefusal(body.protocol)
   if (refusal !== undefined) return refusal
   const info = endpointInfoOf(body)
@@ -68,25 +61,25 @@ async function connect (engine: EngineService, body: Json, names: Map<string, st
     const endpoint = parseEndpoint(info)
     await engine.p2p.connect(endpoint, { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS), traceparent })
     if (endpoint.engine !== remoteId) names.set(remoteId, endpoint.engine)
-    return { status: SUCCESS }
+    return { status: CONNECTION_STATUS.success }
   } catch (err) {
     if (err instanceof P2PError) return refuse(err.message, err.code)
     throw err
   }
 }
 
-function refuse (message: string, code = 'REFUSED'): Refusal {
-  return { status: FAIL, code, message }
+function refuse (message: string, code = 'REFUSED'): P2PRefusal {
+  return { status: CONNECTION_STATUS.fail, code, message }
 }
 
-function protocolRefusal (protocol: unknown): Refusal | undefined {
-  if (protocol === undefined || protocol === null || protocol === PROTOCOL_TCP) return undefined
+function protocolRefusal (protocol: unknown): P2PRefusal | undefined {
+  if (protocol === undefined || protocol === null || protocol === MIGRATION_PROTOCOL.tcp) return undefined
   return refuse(`migration protocol ${String(protocol)} is not supported; this engine speaks 1 (TCP, by ZeroMQ)`)
 }
 
 /** Only a peer that says its fingerprint can be checked here; the endpoint infos are checked again at p2p_connect. */
-function modelRefusal (engine: EngineService, config: unknown): Refusal | undefined {
-  const { fingerprint, model } = (typeof config === 'object' && config !== null ? config : {}) as { fingerprint?: unknown, model?: unknown }
+function modelRefusal (engine: EngineService, config: unknown): P2PRefusal | undefined {
+  const { fingerprint, model } = objectOf(config)
   if (typeof fingerprint !== 'string' || fingerprint === engine.model.fingerprint) return undefined
   return refuse(`the engines run different models: '${engine.model.name}' here, '${String(model)}' there (fingerprints differ)`)
 }
@@ -95,7 +88,7 @@ function modelRefusal (engine: EngineService, config: unknown): Refusal | undefi
 function endpointInfoOf (body: Json): string {
   const list = body.remote_kvtransfer_endpoint_info
   if (!Array.isArray(list) || list.length === 0) throw missing('remote_kvtransfer_endpoint_info', 'a list with one entry per rank')
-  const info: unknown = (list[0] as { endpoint_info?: unknown } | null)?.endpoint_info
+  const { endpoint_info: info } = objectOf(list[0])
   if (typeof info === 'string') return info
   throw missing('remote_kvtransfer_endpoint_info[0].endpoint_info', 'a string')
 }
@@ -108,12 +101,12 @@ function leaseOf (body: Json): number | string {
   throw missing('remote_session_id', 'an integer (or send lease, a string)')
 }
 
-function objectOf (body: unknown): Json {
-  if (typeof body === 'object' && body !== null && !Array.isArray(body)) return body as Json
+function bodyOf (body: unknown): Json {
+  if (isObject(body)) return body
   throw new EngineError('invalid_request', 'The body must be a JSON object.')
 }
 
-function textOf (body: Json, name: string): string {
+function requiredText (body: Json, name: string): string {
   const value = body[name]
   if (typeof value === 'string' && value !== '') return value
   throw missing(name, 'a string')

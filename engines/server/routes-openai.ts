@@ -1,5 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { AGAIN_HEADER, CONSUMER_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
+import { isObject, textOf, type Json } from '../../adapters/wire/json.ts'
+import { TENANT_FIELD } from '../../adapters/wire/results.ts'
 import type { ChatAnswer, ChatCall, EngineService } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
 import { abortWhenClientGone, sendAnswer } from './answer.ts'
@@ -33,10 +36,10 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
   const run = of(engine)
   const callerId = callerIdOf(request)
   // Sent again because a connection broke: nobody has read what the first one was answered.
-  if (headerOf(request, 'x-epd-again') !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
+  if (headerOf(request, AGAIN_HEADER) !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
   const flight = state.inFlight.start(callerId)
   abortWhenClientGone(reply, flight)
-  reply.header('x-request-id', flight.requestId)
+  reply.header(REQUEST_ID_HEADER, flight.requestId)
   const ended = (): void => {
     state.metrics?.observeRequest(operation, reply.elapsedTime / 1_000)
     flight.end()
@@ -46,8 +49,8 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
       body,
       signal: flight.signal,
       requestId: flight.requestId,
-      tenant: typeof body.epd_tenant === 'string' ? body.epd_tenant : undefined,
-      consumer: headerOf(request, 'x-epd-consumer'),
+      tenant: textOf(body[TENANT_FIELD]),
+      consumer: headerOf(request, CONSUMER_HEADER),
       context: contextOf(request.headers)
     })
     return sendAnswer(reply, answer, ended)
@@ -57,20 +60,20 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
   }
 }
 
-function bodyOf (body: unknown, engine: EngineService): Record<string, unknown> {
-  if (typeof body !== 'object' || body === null || Array.isArray(body)) throw new EngineError('invalid_request', 'The body must be a JSON object.')
-  const { model, epd_tenant: tenant } = body as Record<string, unknown>
+function bodyOf (body: unknown, engine: EngineService): Json {
+  if (!isObject(body)) throw new EngineError('invalid_request', 'The body must be a JSON object.')
+  const { model, [TENANT_FIELD]: tenant } = body
   if (model !== undefined && typeof model !== 'string') throw new EngineError('invalid_request', 'model must be a string.', { param: 'model' })
-  if (tenant !== undefined && typeof tenant !== 'string') throw new EngineError('invalid_request', 'epd_tenant must be a string.', { param: 'epd_tenant' })
+  if (tenant !== undefined && typeof tenant !== 'string') throw new EngineError('invalid_request', `${TENANT_FIELD} must be a string.`, { param: TENANT_FIELD })
   if (model !== undefined && model !== engine.model.name) {
     throw new EngineError('model_not_found', `The model '${model.slice(0, 200)}' does not exist; this engine serves '${engine.model.name}'.`, { param: 'model' })
   }
-  return body as Record<string, unknown>
+  return body
 }
 
 /** An id that is no plain token is replaced: it goes into logs and headers. */
 function callerIdOf (request: FastifyRequest): string {
-  const id = headerOf(request, 'x-request-id')
+  const id = headerOf(request, REQUEST_ID_HEADER)
   return id !== undefined && REQUEST_ID.test(id) ? id : randomUUID()
 }
 

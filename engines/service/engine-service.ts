@@ -3,16 +3,16 @@
  * Nothing here knows HTTP but for the status of an answer, and nothing here knows Fastify.
  */
 import type { Context } from '@opentelemetry/api'
+import type { EngineInfo } from '../../adapters/wire/distserve.ts'
+import type { Role } from '../../adapters/wire/roles.ts'
 import type { EngineCounters } from './counters.ts'
 
 export type { LatencyName } from './counters.ts'
 export { EngineCounters } from './counters.ts'
 
-export type EngineRole = 'encoder' | 'prefill' | 'decode' | 'hybrid'
-export type EngineBackend = 'pytorch' | 'turbomind'
-
-/** LMDeploy's EngineRole integers; the same table as adapters/adapter.ts, which engines must not import. */
-export const ENGINE_ROLE_TO_WIRE: Readonly<Record<EngineRole, number>> = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 }
+export type { EngineInfo } from '../../adapters/wire/distserve.ts'
+export type EngineRole = Role
+export type EngineBackend = EngineInfo['backend']
 
 /** Logs to pino's signature: data first, constant message second. Never prompts, pictures or credentials. */
 export interface EngineLog {
@@ -36,33 +36,6 @@ export interface P2PLinks {
   connect (remote: object, options?: { signal?: AbortSignal, traceparent?: string | undefined }): Promise<unknown>
   /** Forgets a link; unknown ids do nothing. */
   drop (engineId: string): unknown
-}
-
-/** Body of GET /distserve/engine_info: LMDeploy's fields, then ours. */
-export interface EngineInfo {
-  readonly tp_size: 1
-  readonly ep_size: 1
-  readonly dp_size: 1
-  readonly pp_size: null
-  readonly dp_rank: 0
-  /** Tokens of one KV block (of one feature block in an encoder). */
-  readonly block_size: number
-  readonly num_cpu_blocks: 0
-  readonly num_gpu_blocks: number
-  readonly engine: 'fastify-epd'
-  readonly version: string
-  readonly backend: EngineBackend
-  /** Wire integer, {@link ENGINE_ROLE_TO_WIRE}. */
-  readonly role: number
-  readonly epoch: number
-  readonly model: string
-  readonly fingerprint: string
-  /** `full`: encodes media itself; `features`: media only as encoder results; `none`. */
-  readonly vision: 'full' | 'features' | 'none'
-  readonly produces: readonly string[]
-  readonly accepts: readonly string[]
-  readonly feature?: object | undefined
-  readonly kv?: object | undefined
 }
 
 /** Gauges of GET /metrics; what an engine does not have it may leave out (0 is served). */

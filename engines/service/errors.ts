@@ -1,8 +1,9 @@
 /**
  * The one error type that engines throw on purpose, and its HTTP shape. Every code is in docs/errors.md.
  */
+import { openAiError, type OpenAiErrorBody } from '../../adapters/wire/openai-error.ts'
 
-/** Code -> HTTP status. 499 is what nginx logs when a client has gone: nobody reads it, logs do. */
+/** Code -> HTTP status. 499 is what nginx logs when a client has gone; it appears in logs only. */
 export const ENGINE_ERROR_STATUS = {
   invalid_request: 400,
   unsupported: 400,
@@ -36,11 +37,6 @@ export interface EngineErrorOptions {
   readonly retryAfter?: number | undefined
 }
 
-/** OpenAI's error body. */
-export interface ErrorBody {
-  readonly error: { readonly message: string, readonly type: string, readonly code: string, readonly param: string | null }
-}
-
 const kEngineError = Symbol.for('fastify-epd.EngineError')
 
 /** `message` goes to the client as it stands: no file names of the server, no picture bytes, no prompts. */
@@ -65,26 +61,13 @@ export class EngineError extends Error {
   }
 }
 
-/** OpenAI's `type` for a status. */
-export function errorType (status: number): string {
-  if (status === 401) return 'authentication_error'
-  if (status === 403) return 'permission_error'
-  if (status === 404) return 'not_found_error'
-  if (status === 429) return 'rate_limit_error'
-  if (status === 499) return 'cancelled'
-  if (status < 500) return 'invalid_request_error'
-  return status === 503 ? 'service_unavailable_error' : 'server_error'
-}
-
 /**
- * OpenAI's body for any thrown value. What is not an {@link EngineError} is a fault of ours: its text stays in the log
- * and the client reads only that it happened.
+ * OpenAI's body for any thrown value. What is not an {@link EngineError} is a bug of the engine: its text stays in the
+ * log, and the client reads only that the request failed.
  */
-export function errorBody (err: unknown): ErrorBody {
-  if (EngineError.is(err)) {
-    return { error: { message: err.message, type: errorType(err.status), code: err.code, param: err.param ?? null } }
-  }
-  return { error: { message: 'The engine failed to serve the request.', type: 'server_error', code: 'internal', param: null } }
+export function errorBody (err: unknown): OpenAiErrorBody {
+  const { status, message, code, param } = EngineError.is(err) ? err : new EngineError('internal', 'The engine failed to serve the request.')
+  return { error: openAiError(status, message, code, param) }
 }
 
 /** An event for a stream whose head has been sent: OpenAI clients read `error` from it and stop. */

@@ -1,8 +1,9 @@
+import { LEASE_SCHEME } from '../../adapters/wire/results.ts'
 import { epdError, type EpdError } from '../errors.ts'
 import { memberOf } from './found.ts'
 import type { FoundMedia, Member } from './found.ts'
 import type { JsonScanner, JsonVisitor, ScalarKind } from './json-scanner.ts'
-import { CONTROL_FIELDS, GUARDED_MEMBERS, MEDIA_ROLES, MEDIA_TYPES, RESULT_SCHEME } from './members.ts'
+import { CONTROL_FIELDS, GUARDED_MEMBERS, MEDIA_ROLES, MEDIA_TYPES } from './members.ts'
 import { decodeString, looksLike } from './text.ts'
 
 interface Url { start: number, end: number, escaped: boolean }
@@ -254,9 +255,9 @@ export class Collector implements JsonVisitor {
   }
 
   #refuseResult (url: Url): void {
-    if (!looksLike(this.#bytes, url.start, url.end, RESULT_SCHEME)) return
+    if (!looksLike(this.#bytes, url.start, url.end, LEASE_SCHEME)) return
     const param = this.#where()
-    throw epdError('EPD_ERR_INVALID_MEDIA', [`${param}: ${RESULT_SCHEME} URLs are not for clients to send`], { param })
+    throw epdError('EPD_ERR_INVALID_MEDIA', [`${param}: ${LEASE_SCHEME} URLs are not for clients to send`], { param })
   }
 
   #where (): string {

@@ -1,18 +1,16 @@
 import type { Modality } from '../../adapters/adapter.ts'
+import { CONTROL_FIELDS as OURS, TENANT_FIELD } from '../../adapters/wire/results.ts'
 
 /**
  * Members by which a gateway tells an engine what to pull from whom, and for whom. No client may send them: an engine
  * would read other people's memory blocks, or hang, or die (InternLM/lmdeploy#4965), or tell what is in their caches.
  */
 export const CONTROL_FIELDS: readonly string[] = [
-  'encoder_result', 'migration_request', 'with_cache', 'preserve_cache', 'ec_transfer_params', 'kv_transfer_params', 'epd_tenant'
+  ...OURS, TENANT_FIELD, 'ec_transfer_params', 'kv_transfer_params'
 ]
 
 /** Members whose own members some engine merges with control fields (vLLM's `extra_args`). */
 export const GUARDED_MEMBERS: readonly string[] = ['vllm_xargs']
-
-/** The scheme of URLs that stand for an encoder's result; only the gateway writes them. */
-export const RESULT_SCHEME = 'epd:'
 
 /** Content part types that carry media: by which member, and what it is. */
 export const MEDIA_TYPES: ReadonlyMap<string, Modality> = new Map<string, Modality>([

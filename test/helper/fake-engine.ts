@@ -1,4 +1,5 @@
-import { EngineCounters, ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineRole, type EngineService, type GaugeName } from '../../engines/service/engine-service.ts'
+import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
+import { EngineCounters, type ChatAnswer, type ChatCall, type EngineRole, type EngineService, type GaugeName } from '../../engines/service/engine-service.ts'
 
 /** An engine without a model, scripted by tests: what the api_server does around an engine can be tested alone. */
 export class FakeEngine implements EngineService {
@@ -50,7 +51,7 @@ export class FakeEngine implements EngineService {
       engine: 'fastify-epd',
       version: '0.0.0',
       backend: 'pytorch',
-      role: ENGINE_ROLE_TO_WIRE[this.role],
+      role: ROLE_TO_WIRE[this.role],
       epoch: this.epoch,
       model: this.model.name,
       fingerprint: this.model.fingerprint,

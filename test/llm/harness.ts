@@ -1,7 +1,8 @@
 /** Engines with the shipped model, without HTTP: what a test sends to and looks into. */
 import { ROOT_CONTEXT, type Context } from '@opentelemetry/api'
 import type { Test } from 'tap'
-import { createEncoderEngine, type EncoderEngine, type EncoderResultWire } from '../../engines/encoder/index.ts'
+import type { EncoderResultWire } from '../../adapters/wire/results.ts'
+import { createEncoderEngine, type EncoderEngine } from '../../engines/encoder/index.ts'
 import type { EngineOptions } from '../../engines/service/engine-options.ts'
 import type { ChatAnswer, EngineLog, EngineService } from '../../engines/service/engine-service.ts'
 import { EngineError } from '../../engines/service/errors.ts'

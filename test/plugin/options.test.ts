@@ -5,6 +5,7 @@ import { packageRoot } from '../../engines/service/package-root.ts'
 import { OptionsError, optionsSchema, resolveOptions } from '../../plugin/options/index.ts'
 import { clientError, ERRORS, epdError, toEpdError, toReply } from '../../plugin/errors.ts'
 import { AdapterError } from '../../adapters/adapter.ts'
+import { errorTypeOf } from '../../adapters/wire/openai-error.ts'
 import { fakeAdapter } from '../helper/fake-node.ts'
 
 function problems (raw: unknown): Array<{ instancePath: string, message: string }> {
@@ -108,7 +109,7 @@ t.test('every error of the table has a status, a type and a code, and its own cl
     t.equal(error.statusCode, row.statusCode)
     const reply = toReply(error)
     t.equal(reply.headers['retry-after'] !== undefined, 'again' in row && row.again, code)
-    t.match(JSON.parse(reply.body as string), { error: { type: row.type, code: row.code, param: null } })
+    t.match(JSON.parse(reply.body as string), { error: { type: errorTypeOf(row.statusCode), code: row.code, param: null } })
   }
 })
 

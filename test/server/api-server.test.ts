@@ -107,7 +107,7 @@ t.test('errors have the shape of OpenAI, and a fault of ours tells nothing', asy
   }
   t.match(await error('{"model":'), [400, { type: 'invalid_request_error', code: 'invalid_request' }])
   t.match(await error([1]), [400, { code: 'invalid_request', message: /JSON object/ }])
-  t.match(await error({ ...MESSAGES, model: 'other' }), [404, { type: 'not_found_error', code: 'model_not_found', param: 'model', message: /fake-vlm/ }])
+  t.match(await error({ ...MESSAGES, model: 'other' }), [404, { type: 'invalid_request_error', code: 'model_not_found', param: 'model', message: /fake-vlm/ }])
   t.match(await error({ ...MESSAGES, model: 7 }), [400, { param: 'model' }])
   engine.answer = async () => { throw new EngineError('invalid_media', 'not a picture', { param: 'messages[0].content[1]' }) }
   t.strictSame(await error(MESSAGES), [400, { message: 'not a picture', type: 'invalid_request_error', code: 'invalid_media', param: 'messages[0].content[1]' }])

@@ -1,5 +1,5 @@
 import t from 'tap'
-import type { EncoderResultWire } from '../../engines/encoder/index.ts'
+import type { EncoderResultWire } from '../../adapters/wire/results.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
 import { ask, askByEncoder, checkIdle, encode, endpointOf, events, failure, link, pictureParts, send, startEncoder, startLlm, user, withResults, type Completion } from '../llm/harness.ts'

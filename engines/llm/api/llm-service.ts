@@ -1,8 +1,9 @@
 import type { LeaseTable } from '../../cache/index.ts'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { VisionRunner } from '../../encoder/vision.ts'
-import {
-  ENGINE_ROLE_TO_WIRE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName
+import { ROLE_TO_WIRE } from '../../../adapters/wire/roles.ts'
+import type {
+  ChatAnswer, ChatCall, EngineBackend, EngineCounters, EngineInfo, EngineLog, EngineService, GaugeName
 } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
 import { LeaseGrants } from '../../cache/lease-grants.ts'
@@ -120,7 +121,7 @@ export class LlmService implements EngineService {
       engine: 'fastify-epd',
       version,
       backend: this.backend,
-      role: ENGINE_ROLE_TO_WIRE[this.role],
+      role: ROLE_TO_WIRE[this.role],
       epoch: this.epoch,
       model: model.name,
       fingerprint: model.fingerprint,

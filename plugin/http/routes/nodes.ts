@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply } from 'fastify'
 import { ROLE_FROM_WIRE, type ControlRoute } from '../../../adapters/adapter.ts'
 import { requestJson } from '../../../adapters/http.ts'
+import { NODE_TOKEN_HEADER } from '../../../adapters/wire/headers.ts'
 import { onRouteError } from '../handle.ts'
 import type { Gateway } from '../../gateway.ts'
 import { CallScope } from '../../pipeline/call-scope.ts'
@@ -33,7 +34,6 @@ const nodeBody = {
 } as const
 
 const TERMINATE_MS = 5_000
-export const NODE_TOKEN_HEADER = 'x-epd-node-token'
 
 /**
  * LMDeploy's node management, in its shapes and strings: its api_servers and tools only look at the status code 200,
