@@ -1,4 +1,7 @@
-import { Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { Histogram, Meter } from '@opentelemetry/api'
+import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
+import { MeterProvider } from '@opentelemetry/sdk-metrics'
+import { ENGINE_TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import { GAUGES, type EngineService, type GaugeName, type LatencyName } from '../service/engine-service.ts'
 
 /** Bounds of the GenAI semantic conventions for servers, seconds. */
@@ -10,63 +13,64 @@ export interface EngineMetrics {
   readonly contentType: string
   /** Prometheus text. Gauges and counters are read from the engine at this moment. */
   text (): Promise<string>
-  /** Head of the request to the last byte of its answer. */
+  /** `seconds`: from the complete request to the last byte of its answer. */
   observeRequest (operation: string, seconds: number): void
 }
 
-/** The engine's metrics in a registry of their own: a process may hold several engines (tests do). */
+/** The engine's metrics in a meter of their own: a process may hold several engines (tests do). */
 export function engineMetrics (engine: EngineService): EngineMetrics {
-  const registry = new Registry()
+  const reader = new PrometheusExporter({ preventServerStart: true })
+  const meter = new MeterProvider({ readers: [reader] }).getMeter(ENGINE_TRACER_NAME)
+  const serializer = new PrometheusSerializer(undefined, false, undefined, true, true)
+  observeGauges(engine, meter)
+  observeCounters(engine, meter)
+  const duration = histogram(meter, 'gen_ai_server_request_duration_seconds', 'Whole requests', DURATION_BOUNDS)
+  const latencies: Record<LatencyName, Histogram> = {
+    time_to_first_token: histogram(meter, 'gen_ai_server_time_to_first_token_seconds', 'Arrival to first token: queue, migration, prefill', TTFT_BOUNDS),
+    time_per_output_token: histogram(meter, 'gen_ai_server_time_per_output_token_seconds', 'Mean time of a token after the first', TPOT_BOUNDS)
+  }
   const labels = { gen_ai_request_model: engine.model.name }
-  const gauges = gaugesOf(engine, registry)
-  const counters = countersOf(engine, registry)
-  const duration = histogram(registry, 'gen_ai_server_request_duration_seconds', 'Whole requests', DURATION_BOUNDS)
-  const latencies: Record<LatencyName, Histogram<string>> = {
-    time_to_first_token: histogram(registry, 'gen_ai_server_time_to_first_token_seconds', 'Arrival to first token: queue, migration, prefill', TTFT_BOUNDS),
-    time_per_output_token: histogram(registry, 'gen_ai_server_time_per_output_token_seconds', 'Mean time of a token after the first', TPOT_BOUNDS)
-  }
-  engine.counters.onObserve((name, seconds) => { latencies[name].observe({ gen_ai_operation_name: 'chat', ...labels }, seconds) })
+  engine.counters.onObserve((name, seconds) => { latencies[name].record(seconds, { gen_ai_operation_name: 'chat', ...labels }) })
   return {
-    contentType: registry.contentType,
+    contentType: 'text/plain; version=0.0.4; charset=utf-8',
     async text () {
-      gauges()
-      counters()
-      return await registry.metrics()
+      const { resourceMetrics, errors } = await reader.collect()
+      if (errors.length > 0) throw new AggregateError(errors, 'metrics could not be read')
+      return serializer.serialize(resourceMetrics)
     },
-    observeRequest: (operation, seconds) => { duration.observe({ gen_ai_operation_name: operation, ...labels }, seconds) }
+    observeRequest: (operation, seconds) => { duration.record(seconds, { gen_ai_operation_name: operation, ...labels }) }
   }
 }
 
-function gaugesOf (engine: EngineService, registry: Registry): () => void {
-  const registers = [registry]
-  const gauges = Object.entries(GAUGES).map(([name, help]) => [name as GaugeName, new Gauge({ name, help, registers })] as const)
-  const sequences = new Gauge({ name: 'epd_sequences', help: 'Sequences (in an encoder: items) by status', labelNames: ['status'], registers })
-  return () => {
+function observeGauges (engine: EngineService, meter: Meter): void {
+  const gauges = Object.entries(GAUGES).map(([name, description]) => [name as GaugeName, meter.createObservableGauge(name, { description })] as const)
+  meter.addBatchObservableCallback(result => {
     const values = engine.gauges()
-    for (const [name, gauge] of gauges) gauge.set(values[name] ?? 0)
-    // A status that is left out has none: it must not keep the number it had.
-    sequences.reset()
-    for (const [status, count] of Object.entries(engine.sequences())) sequences.set({ status }, count)
-  }
+    for (const [name, gauge] of gauges) result.observe(gauge, values[name] ?? 0)
+  }, gauges.map(([, gauge]) => gauge))
+
+  // The SDK keeps a status that an engine has left out at its last number, so each status seen stays, at 0.
+  const statuses = new Set<string>()
+  meter.createObservableGauge('epd_sequences', { description: 'Sequences (in an encoder: items) by status' }).addCallback(result => {
+    const counts = engine.sequences()
+    for (const status of Object.keys(counts)) statuses.add(status)
+    for (const status of statuses) result.observe(counts[status] ?? 0, { status })
+  })
 }
 
-/** The engine counts in plain numbers; prom-client's counters can only be added to, so they are set anew at each reading. */
-function countersOf (engine: EngineService, registry: Registry): () => void {
-  const registers = [registry]
-  const counters: Array<[() => number, Counter]> = [
-    [() => engine.counters.encodedItems, new Counter({ name: 'epd_encoded_items_total', help: 'Items that went through the vision encoder', registers })],
-    [() => engine.counters.encoderCacheHits, new Counter({ name: 'epd_encoder_cache_hits_total', help: 'Items whose features were there already, or on their way', registers })],
-    [() => engine.counters.migratedBytes, new Counter({ name: 'epd_migrated_bytes_total', help: 'Bytes of blocks pulled into this engine', registers })],
-    [() => engine.counters.acks, new Counter({ name: 'epd_acks_total', help: 'ACKs that ended a lease of this engine', registers })]
+/** The engine counts in plain numbers, so that counting costs its steps nothing. */
+function observeCounters ({ counters }: EngineService, meter: Meter): void {
+  const rows: ReadonlyArray<readonly [name: string, description: string, read: () => number]> = [
+    ['epd_encoded_items_total', 'Items that went through the vision encoder', () => counters.encodedItems],
+    ['epd_encoder_cache_hits_total', 'Items whose features were there already, or on their way', () => counters.encoderCacheHits],
+    ['epd_migrated_bytes_total', 'Bytes of blocks pulled into this engine', () => counters.migratedBytes],
+    ['epd_acks_total', 'ACKs that ended a lease of this engine', () => counters.acks]
   ]
-  return () => {
-    for (const [read, counter] of counters) {
-      counter.reset()
-      counter.inc(read())
-    }
+  for (const [name, description, read] of rows) {
+    meter.createObservableCounter(name, { description }).addCallback(result => { result.observe(read()) })
   }
 }
 
-function histogram (registry: Registry, name: string, help: string, buckets: number[]): Histogram<string> {
-  return new Histogram({ name, help, buckets, labelNames: ['gen_ai_operation_name', 'gen_ai_request_model'], registers: [registry] })
+function histogram (meter: Meter, name: string, description: string, bounds: number[]): Histogram {
+  return meter.createHistogram(name, { description, advice: { explicitBucketBoundaries: bounds } })
 }

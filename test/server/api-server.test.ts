@@ -231,6 +231,7 @@ t.test('metrics carry every name of the design, read at the moment of asking', a
   t.equal(metric(text, 'gen_ai_server_time_to_first_token_seconds_count'), 1)
   t.equal(metric(text, 'gen_ai_server_time_to_first_token_seconds_bucket', { le: '0.02' }), 1)
   t.equal(metric(text, 'gen_ai_server_request_duration_seconds_count'), 1)
+  t.ok(metric(text, 'gen_ai_server_request_duration_seconds_sum')! > 0, 'a request has taken some time')
   delete engine.statuses.RUNNING
   engine.counters.encodedItems = 4
   const later = (await get('/metrics')).text
