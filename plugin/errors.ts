@@ -1,4 +1,4 @@
-import createError, { type FastifyError } from '@fastify/error'
+import { format } from 'node:util'
 import { AdapterError } from '../adapters/adapter.ts'
 import { openAiError, type OpenAiError } from '../adapters/wire/openai-error.ts'
 
@@ -49,41 +49,44 @@ export const ERRORS = {
 
 export type EpdErrorCode = keyof typeof ERRORS
 
-const CLASSES = Object.fromEntries(Object.entries(ERRORS).map(([code, row]) =>
-  [code, createError<unknown[]>(code, row.message, row.statusCode)])) as unknown as
-  Record<EpdErrorCode, new (...args: unknown[]) => FastifyError & { cause?: unknown }>
-
-export interface EpdError extends FastifyError {
-  readonly code: EpdErrorCode
-  readonly statusCode: number
-  /** Seconds, for `Retry-After`. */
-  retryAfter?: number
-  param?: string | undefined
-  /** `error.code` as clients see it. */
-  clientCode: string
-}
-
 export interface EpdErrorDetails {
   readonly cause?: unknown
+  /** Seconds, for `Retry-After`. */
   readonly retryAfter?: number | undefined
   /** The member of the request at fault: `model`, `messages[0].content[1]`. */
   readonly param?: string | undefined
 }
 
+/** An error of the table. */
+export class EpdError extends Error {
+  override readonly name = 'EpdError'
+  readonly code: EpdErrorCode
+  readonly statusCode: number
+  /** `error.code` as clients see it. */
+  readonly clientCode: string
+  readonly retryAfter: number | undefined
+  readonly param: string | undefined
+
+  /** @param args fill the `%s` of the row's message */
+  constructor (code: EpdErrorCode, args: readonly unknown[], { cause, retryAfter, param }: EpdErrorDetails) {
+    const row = ERRORS[code]
+    super(format(row.message, ...args), cause === undefined ? {} : { cause })
+    this.code = code
+    this.statusCode = row.statusCode
+    this.clientCode = row.code
+    this.retryAfter = retryAfter
+    this.param = param
+  }
+}
+
 /** Makes an error of the table. `args` fill the `%s` of its message. */
 export function epdError (code: EpdErrorCode, args: readonly unknown[] = [], details: EpdErrorDetails = {}): EpdError {
-  const error = new CLASSES[code](...args, ...(details.cause === undefined ? [] : [{ cause: details.cause }])) as unknown as EpdError
-  if (details.retryAfter !== undefined) error.retryAfter = details.retryAfter
-  if (details.param !== undefined) error.param = details.param
-  error.clientCode = ERRORS[code].code
-  return error
+  return new EpdError(code, args, details)
 }
 
 export function isEpdError (value: unknown): value is EpdError {
-  return value instanceof Error && Object.hasOwn(ERRORS, (value as { code?: string }).code ?? '')
+  return value instanceof EpdError
 }
-
-const OptionsErrorBase = createError<[string]>('EPD_ERR_OPTIONS', 'Invalid options: %s', 500, TypeError as unknown as ErrorConstructor)
 
 export interface OptionsProblem {
   /** JSON pointer of the offending value; of an unknown option, its own. */
@@ -93,16 +96,23 @@ export interface OptionsProblem {
 }
 
 /** The options do not fit their schema. Thrown by `register` and by the CLI's reading of epd.config.json. */
-export class OptionsError extends OptionsErrorBase {
+export class OptionsError extends TypeError {
+  readonly code = 'EPD_ERR_OPTIONS'
   readonly problems: readonly OptionsProblem[]
 
   constructor (problems: readonly OptionsProblem[]) {
-    super(problems.map(problem => problem.message).join('; '))
+    super(`Invalid options: ${problems.map(problem => problem.message).join('; ')}`)
     this.problems = problems
   }
 }
 
-export const AlreadyRegisteredError = createError('EPD_ERR_ALREADY_REGISTERED', 'fastify-epd is already registered here; register it once, before the routes that use it', 500)
+export class AlreadyRegisteredError extends Error {
+  readonly code = 'EPD_ERR_ALREADY_REGISTERED'
+
+  constructor () {
+    super('fastify-epd is already registered here; register it once, before the routes that use it')
+  }
+}
 
 /** An answer to a client: OpenAI's error shape, or an upstream's own 4xx as it came. */
 export interface ErrorReply {
