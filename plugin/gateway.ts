@@ -11,7 +11,7 @@ import { GatewayMetrics } from './telemetry/metrics.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from '../adapters/wire/semconv.ts'
 import type { Thumbnails } from './ui/thumbnails.ts'
 import type { StoredSpan } from './traces/stored-span.ts'
-import { VERSION } from './version.ts'
+import { VERSION } from '../adapters/wire/version.ts'
 
 export interface GatewayInit {
   readonly options: ResolvedOptions

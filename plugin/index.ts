@@ -88,7 +88,9 @@ function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedCo
 
 const epd = fp(plugin, { fastify: '5.x', name: 'fastify-epd' })
 
-export { epd as default, epd, epd as 'module.exports' }
+export { epd as default, epd }
+/** What `require('fastify-epd')` returns. TypeScript before 5.6 can't parse it, so it is not in the declarations. @internal */
+export { epd as 'module.exports' }
 export { Gateway, type GatewayInit } from './gateway.ts'
 export { ERRORS, type EpdError, type EpdErrorCode } from './errors.ts'
 export { OptionsError, optionsSchema, resolveOptions, type EpdOptions, type NodeOptions, type OptionsProblem, type ResolvedOptions } from './options/index.ts'

@@ -4,7 +4,7 @@ import { EngineCounters } from '../service/counters.ts'
 import type { EngineOptions } from '../service/engine-options.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, loadModel, type LoadedModel } from '../models/index.ts'
 import { P2PNode } from '../p2p/index.ts'
-import { packageVersion } from '../service/package-version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { parseDevice, threadsPerEngine } from '../runtime/index.ts'
 import { EncoderEngine } from './encoder-engine.ts'
 import { VisionRunner } from './vision-runner.ts'
@@ -52,5 +52,5 @@ export async function createEncoderEngine (options: EngineOptions): Promise<Enco
   const vision = VisionRunner.open({
     model, device, threads: threadsPerEngine(options.threads, options.sharing), cache, media: options.media, counters, maxBatchSize: options.maxBatchSize, maxQueue: options.maxQueue
   })
-  return new EncoderEngine({ engineId: options.engineId, version: packageVersion(), model, cache, leases, p2p, counters, vision, leaseMs: options.leaseMs, log: options.log })
+  return new EncoderEngine({ engineId: options.engineId, version: VERSION, model, cache, leases, p2p, counters, vision, leaseMs: options.leaseMs, log: options.log })
 }

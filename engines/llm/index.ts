@@ -5,7 +5,7 @@ import type { EngineOptions } from '../service/engine-options.ts'
 import { EngineError } from '../service/errors.ts'
 import { FEATURE_BLOCK_TOKENS, loadModel, type LoadedModel } from '../models/index.ts'
 import type { P2PNodeOptions, P2PPool } from '../p2p/index.ts'
-import { packageVersion } from '../service/package-version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { parseDevice } from '../runtime/index.ts'
 import type { LlmRole } from './api/control-fields.ts'
 import type { BlockLinkOptions } from './migration/block-link.ts'
@@ -100,7 +100,7 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
     engineId,
     role,
     backend: 'pytorch',
-    version: packageVersion(),
+    version: VERSION,
     leases,
     leaseMs,
     model,

@@ -1,10 +1,9 @@
 /** The assembly of an engine process: which engine for which role, behind the api_server. */
-import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import type { EngineOptions } from '../service/engine-options.ts'
 import type { EngineLog, EngineService } from '../service/engine-service.ts'
 import { assertInstalled } from '../service/optional.ts'
-import { packageRoot } from '../service/package-root.ts'
-import { packageVersion } from '../service/package-version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { startApiServer, type ApiServer, type ApiServerOptions } from './api-server.ts'
 
 export interface StartEngineOptions extends Omit<EngineOptions, 'engineId' | 'log'>, Omit<ApiServerOptions, 'createEngine' | 'host' | 'version'> {}
@@ -14,9 +13,9 @@ export class NotAvailableError extends Error {
   override readonly name = 'NotAvailableError'
 }
 
-/** Folder of the shipped model. */
+/** Folder of the shipped model, which the build does not copy to dist/. */
 export function shippedModel (): string {
-  return join(packageRoot(), 'engines', 'models', 'tiny-internvl')
+  return fileURLToPath(new URL('../../../engines/models/tiny-internvl', import.meta.url))
 }
 
 /** @throws NotAvailableError for roles and backends that do not go together */
@@ -31,7 +30,7 @@ export async function startEngine (options: StartEngineOptions): Promise<ApiServ
   assertInstalled()
   return await startApiServer({
     ...options,
-    version: packageVersion(),
+    version: VERSION,
     createEngine: (engineId, log) => createEngine({ ...options, engineId, log })
   })
 }

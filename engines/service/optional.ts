@@ -1,10 +1,6 @@
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
-import { packageRoot } from './package-root.ts'
-
 /**
- * Native packages only engines need. They are optional dependencies, so that a gateway which only routes neither
- * installs nor loads them; a missing one must say what to do about it.
+ * Native packages that only engines need. They are optional peers, so a gateway that only routes neither installs nor
+ * loads them.
  */
 interface Optional {
   zeromq: typeof import('zeromq')
@@ -21,25 +17,24 @@ const PURPOSE: Record<keyof Optional, string> = {
   '@huggingface/tokenizers': 'tokenizers'
 }
 
-/** Error for a package that can't be loaded; `cause` has what the loader said. */
-export function missingPackage (name: string, purpose: string, cause: unknown): Error {
-  const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
-  return new Error(`engines need the package ${name} (${purpose}), which can't be loaded: ${reason}. Install it with: npm i --ignore-scripts ${name}`, { cause })
-}
-
 /** Everything an engine opens sooner or later, onnxruntime-node (engines/runtime loads it) included. */
 const NEEDED = ['onnxruntime-node', ...Object.keys(PURPOSE)]
+/** The script of onnxruntime-node would fetch a CUDA provider; no engine needs the scripts. */
+const INSTALL = `npm install --ignore-scripts ${NEEDED.join(' ')}`
+
+/** Error for a package that can't be loaded; `cause` has the loader's reason. */
+export function missingPackage (name: string, purpose: string, cause: unknown): Error {
+  const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
+  return new Error(`engines need the package ${name} (${purpose}), which can't be loaded: ${reason}. Install what engines need with: ${INSTALL}`, { cause })
+}
 
 /**
- * Checks, without loading anything, that all optional packages are there: better one message at the start than one after the other.
- * @throws Error that names those that are missing and the command that installs them, in the versions this package was tested with
+ * Checks that all optional packages are installed, without loading them: one message at the start instead of one after the other.
+ * @throws Error naming the missing packages and the command that installs them
  */
 export function assertInstalled (): void {
   const missing = NEEDED.filter(name => !installed(name))
-  if (missing.length === 0) return
-  const { optionalDependencies } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { optionalDependencies: Record<string, string> }
-  const wanted = missing.map(name => `${name}@${optionalDependencies[name] ?? 'latest'}`)
-  throw new Error(`engines need packages that are not installed; a gateway that only routes does without them. Install them with: npm i --ignore-scripts ${wanted.join(' ')}`)
+  if (missing.length > 0) throw new Error(`engines need packages that are not installed (${missing.join(', ')}); a gateway that only routes works without them. Install them with: ${INSTALL}`)
 }
 
 function installed (name: string): boolean {

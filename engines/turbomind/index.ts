@@ -12,7 +12,7 @@ import {
   DEFAULT_KV_BYTES, DEFAULT_MAX_PREFILL_TOKENS, DEFAULT_MAX_QUEUE, featurePool, MIGRATIONS, openP2P, openRuntime, PULL_TIMEOUT_MS, ROOM_TIMEOUT_MS, runnerShape
 } from '../llm/runtime.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, loadModel, type LoadedModel } from '../models/index.ts'
-import { packageVersion } from '../service/package-version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { parseDevice } from '../runtime/index.ts'
 import { EmbeddingTable } from './input-embeddings.ts'
 import { FeatureShim } from './shim/feature-shim.ts'
@@ -85,7 +85,7 @@ export async function createTurbomindEngine (options: EngineOptions, tuning: Tur
   const shape = runnerShape(model, scheduler.maxTokens)
   return new LlmService({
     backend: 'turbomind',
-    version: packageVersion(),
+    version: VERSION,
     engineId: options.engineId,
     role: 'hybrid',
     leases,

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
-import { basename, extname, join } from 'node:path'
+import { basename, extname } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { startGateway, type GatewayProcess } from './gateway-process.ts'
-import { PACKAGE_ROOT } from '../version.ts'
 import { fetchTrace, terminal } from './trace.ts'
 import { parseFlags, UsageError, withUsage } from './usage.ts'
 import { renderWaterfall } from './waterfall.ts'
@@ -17,8 +17,8 @@ Options:
   -h, --help         this text
 `
 
-const SAMPLE = join('docs', 'examples', 'shapes.png')
 const MIME: Readonly<Record<string, string>> = { '.png': 'image/png', '.jpg': 'image/jpeg', '.jpeg': 'image/jpeg', '.webp': 'image/webp' }
+
 /** `fastify-epd demo`. */
 export function demoCommand (argv: string[]): Promise<number> {
   return withUsage('demo', async () => {
@@ -35,7 +35,7 @@ export function demoCommand (argv: string[]): Promise<number> {
       process.stdout.write(HELP)
       return 0
     }
-    const image = values.image ?? join(PACKAGE_ROOT, SAMPLE)
+    const image = values.image ?? fileURLToPath(new URL('../../../docs/examples/shapes.png', import.meta.url))
     const picture = await dataUrl(image)
     return await show(picture, basename(image), values.question, values.config)
   })

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** fastify-epd: the command line. Each command lives in a file of its own and is loaded only when it is asked for. */
-import { VERSION } from '../version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 
 const HELP = `fastify-epd ${VERSION}: EPD routing for vision-language models
 

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { createInterface } from 'node:readline'
 
 /** The CLI's own entrance: an embedded engine is started exactly as a person would start it. */
-const MAIN = fileURLToPath(new URL('../cli/main.js', import.meta.url))
+const MAIN = new URL('../cli/main.js', import.meta.url)
 const LISTENING = /^listening on (\S+)$/
 /** Engine start-up output kept for the error message when it dies at once. */
 const KEPT_LINES = 20
@@ -25,7 +25,7 @@ export interface EngineChild {
  * leaves no engines behind.
  */
 export function startEngineChild (args: readonly string[], onLog: (line: string) => void): EngineChild {
-  const child = spawn(process.execPath, [MAIN, 'engine', '--exit-with-parent', ...args], { stdio: ['pipe', 'pipe', 'pipe'] })
+  const child = spawn(process.execPath, [fileURLToPath(MAIN), 'engine', '--exit-with-parent', ...args], { stdio: ['pipe', 'pipe', 'pipe'] })
   const exited = exit(child)
   const lines: string[] = []
   createInterface({ input: child.stderr }).on('line', line => {

@@ -6,7 +6,7 @@ import type { Meter } from '@opentelemetry/api'
 import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
 import { emptyResource } from '@opentelemetry/resources'
 import { MeterProvider } from '@opentelemetry/sdk-metrics'
-import { VERSION } from '../version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { LocalHistograms } from './local-histograms.ts'
 import { SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 

@@ -1,5 +1,5 @@
 import { context, INVALID_SPAN_CONTEXT, isSpanContextValid, ProxyTracerProvider, SpanKind, trace, type Attributes, type Context, type Span, type Tracer, type TracerProvider } from '@opentelemetry/api'
-import { VERSION } from '../version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { failSpan, spanTime } from '../../adapters/wire/spans.ts'
 import { randomTraceId } from './ids.ts'
 import { parentContext, propagationHeaders, upstreamContext, type IncomingHeaders } from './propagation.ts'

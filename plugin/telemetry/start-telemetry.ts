@@ -5,7 +5,7 @@
 import { propagation, trace, type TracerProvider } from '@opentelemetry/api'
 import { defaultResource, detectResources, envDetector, resourceFromAttributes, type Resource } from '@opentelemetry/resources'
 import { otlpConfigured, tracingDisabled, unsupportedExports } from '../../adapters/wire/otel-env.ts'
-import { VERSION } from '../version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
 import { originOfResource } from './store-processor.ts'
 import { StorePropagator, StoreTracerProvider } from './store-tracer.ts'

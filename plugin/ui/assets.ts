@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
-import { extname, join } from 'node:path'
-import { PACKAGE_ROOT } from '../version.ts'
+import { extname } from 'node:path'
 
 export interface Asset {
   readonly type: string
@@ -18,11 +17,12 @@ const TYPES: Readonly<Record<string, string>> = {
 
 /** The page's files, read once: they are few and small, and what is not among them can't be asked for. */
 export function loadAssets (): ReadonlyMap<string, Asset> {
-  const folder = join(PACKAGE_ROOT, 'plugin', 'ui', 'page')
+  // The build does not copy the page: this file runs as dist/plugin/ui/assets.js.
+  const folder = new URL('../../../plugin/ui/page/', import.meta.url)
   return new Map(readdirSync(folder).flatMap(name => {
     const type = TYPES[extname(name)]
     if (type === undefined) return []
-    const bytes = readFileSync(join(folder, name))
+    const bytes = readFileSync(new URL(name, folder))
     const etag = `"${createHash('sha256').update(bytes).digest('base64url').slice(0, 22)}"`
     return [[name, { type, etag, bytes }] as const]
   }))

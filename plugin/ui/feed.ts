@@ -3,7 +3,7 @@ import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StoredSpan } from '../traces/stored-span.ts'
 import type { TraceStore } from '../traces/trace-store.ts'
 import type { TraceSummary } from '../traces/trace-view.ts'
-import { VERSION } from '../version.ts'
+import { VERSION } from '../../adapters/wire/version.ts'
 import { Points, type Point } from './points.ts'
 
 export interface NodeView {

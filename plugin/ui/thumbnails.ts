@@ -125,10 +125,12 @@ function keyOf (traceId: string, index: number): string {
   return `${traceId} ${index}`
 }
 
+/** A variable, so that a bundler leaves this optional native package alone. */
+const SHARP: string = 'sharp'
 let loading: Promise<Shrink> | undefined
 
 function shrinker (): Promise<Shrink> {
-  loading ??= import('sharp').then(({ default: sharp }): Shrink => async bytes => {
+  loading ??= (import(SHARP) as Promise<typeof import('sharp')>).then(({ default: sharp }): Shrink => async bytes => {
     try {
       const picture = sharp(bytes, { limitInputPixels: MAX_INPUT_PIXELS, sequentialRead: true }).autoOrient()
       const small = await picture.resize(EDGE, EDGE, { fit: 'inside', withoutEnlargement: true }).webp({ quality: 75 }).toBuffer()

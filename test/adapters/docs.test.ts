@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import ts from 'typescript'
 import { adapters, checkAdapter, type Adapter } from '../../adapters/index.ts'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import { Registry } from '../../plugin/registry/index.ts'
 import { bodyFrom, callWith, dispatcherFor, silent, textOf } from '../helper/adapter-call.ts'
 

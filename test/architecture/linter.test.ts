@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import { ESLint } from 'eslint'
 import t from 'tap'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 
 interface Row { readonly in: string, readonly except?: readonly string[], readonly imports: string, readonly lazily?: boolean, readonly why: string }
 

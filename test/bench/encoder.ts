@@ -6,7 +6,7 @@ import type { EncoderResultWire } from '../../adapters/wire/results.ts'
 import { EncoderEngine, VisionRunner } from '../../engines/encoder/index.ts'
 import { EngineCounters } from '../../engines/service/engine-service.ts'
 import { featureBlockShape, loadModel } from '../../engines/models/index.ts'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import { threadsPerEngine } from '../../engines/runtime/index.ts'
 import { quantile, table, type BenchContext } from './report.ts'
 

@@ -1,7 +1,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, totalmem } from 'node:os'
 import { join } from 'node:path'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 
 /** What a benchmark gets. */
 export interface BenchContext {

@@ -5,7 +5,7 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from './package-root.ts'
 import { optionsSchema } from '../../plugin/options/index.ts'
 
 export const CONFIG_SCHEMA_FILE = join(packageRoot(), 'epd.config.schema.json')

@@ -1,7 +1,7 @@
 /** The folder of a second family: a small Qwen2-VL with random weights, and what PyTorch makes of it (test/fixtures/qwen2-vl-random/export). */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from './package-root.ts'
 
 export const qwenModelDir = join(packageRoot(), 'test/fixtures/qwen2-vl-random')
 

@@ -8,7 +8,7 @@ import { Template } from '@huggingface/jinja'
 import { Tokenizer } from '@huggingface/tokenizers'
 import * as ort from 'onnxruntime-node'
 import { loadModel, type ItemShape } from '../../engines/models/index.ts'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from './package-root.ts'
 
 export const tinyModelDir = join(packageRoot(), 'engines/models/tiny-internvl')
 

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Ajv } from 'ajv'
 import t from 'tap'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import { CONFIG_SCHEMA_FILE, configSchema } from '../helper/config-schema.ts'
 
 const text = await readFile(CONFIG_SCHEMA_FILE, 'utf8')

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import { OptionsError, optionsSchema, resolveOptions } from '../../plugin/options/index.ts'
 import { clientError, ERRORS, epdError, toEpdError, toReply } from '../../plugin/errors.ts'
 import { AdapterError } from '../../adapters/adapter.ts'
@@ -102,7 +102,7 @@ t.test('the options given are not touched, and adapters and functions are taken 
   t.notOk('$schema' in options)
 })
 
-t.test('every error of the table has a status, a type and a code, and its own class', async t => {
+t.test('every error of the table has a status, a type and a code, and can be told from others', async t => {
   for (const [code, row] of Object.entries(ERRORS)) {
     const error = epdError(code as keyof typeof ERRORS, ['a', 'b'])
     t.equal(error.code, code)

@@ -157,7 +157,7 @@ t.test('devices are cpu, cuda and cuda:N', async t => {
 })
 
 t.test('a missing optional package says how to install it', async t => {
-  t.match(missingPackage('zeromq', 'links', new Error('Cannot find package\nmore')).message, /needs? the package zeromq \(links\).*npm i --ignore-scripts zeromq/)
+  t.match(missingPackage('zeromq', 'links', new Error('Cannot find package\nmore')).message, /needs? the package zeromq \(links\).*npm install --ignore-scripts onnxruntime-node zeromq /)
   t.ok((await loadOptional('sharp')).default)
-  await t.rejects(loadOptional('no-such-thing' as 'sharp'), /npm i --ignore-scripts no-such-thing/)
+  await t.rejects(loadOptional('no-such-thing' as 'sharp'), /the package no-such-thing .*npm install --ignore-scripts onnxruntime-node /)
 })

@@ -5,7 +5,7 @@ import { AggregationTemporality, InMemoryMetricExporter, MeterProvider, Periodic
 import t from 'tap'
 import { GAUGES } from '../../engines/service/engine-service.ts'
 import { ATTR, BOUNDS, METRIC, SPAN } from '../../adapters/wire/semconv.ts'
-import { PACKAGE_ROOT } from '../../plugin/version.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { metric } from '../helper/metrics.ts'
@@ -103,8 +103,8 @@ function namesIn (expression: string): string[] {
 }
 
 t.test('the Grafana dashboard and the alert rules name metrics and labels that are there', async t => {
-  const dashboard = JSON.parse(await readFile(join(PACKAGE_ROOT, 'docs', 'grafana-dashboard.json'), 'utf8'))
-  const alerts = await readFile(join(PACKAGE_ROOT, 'docs', 'alerts.yml'), 'utf8')
+  const dashboard = JSON.parse(await readFile(join(packageRoot(), 'docs', 'grafana-dashboard.json'), 'utf8'))
+  const alerts = await readFile(join(packageRoot(), 'docs', 'alerts.yml'), 'utf8')
   const rules = [...alerts.matchAll(/^ +expr: (.+)$/gm)].map(found => found[1]!)
   t.equal(rules.length, alerts.split('- alert:').length - 1, 'each alert has its rule in one line')
   const targets = dashboard.panels.flatMap((panel: any) => (panel.targets ?? []).map((target: any) => target.expr as string)) as string[]
@@ -128,7 +128,7 @@ t.test('the Grafana dashboard and the alert rules name metrics and labels that a
 })
 
 t.test('docs/tracing.md tells of every span, attribute and metric, and of no other', async t => {
-  const text = await readFile(join(PACKAGE_ROOT, 'docs', 'tracing.md'), 'utf8')
+  const text = await readFile(join(packageRoot(), 'docs', 'tracing.md'), 'utf8')
   const told = new Set([...text.matchAll(/`((?:epd|engine|gen_ai)\.[a-z_.]+)`/g)].map(found => found[1]!))
   const names: string[] = [...Object.values(SPAN), ...Object.values(ATTR), ...Object.values(METRIC)]
   for (const name of names) t.ok(text.includes(`\`${name}\``), `${name} is told of`)

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { PACKAGE_ROOT } from '../../plugin/version.ts'
+import { packageRoot } from '../helper/package-root.ts'
 
 export interface Load {
   /** Requests sent so far, and their client-side outcomes. */
@@ -13,7 +13,7 @@ const QUESTIONS = ['How many red circles are there?', 'What shapes are there?', 
 /** The sample pictures as data URLs. */
 export async function samplePictures (): Promise<string[]> {
   const files = [['shapes.png', 'png'], ['shapes-2.jpg', 'jpeg'], ['shapes-3.webp', 'webp']] as const
-  return await Promise.all(files.map(async ([name, type]) => `data:image/${type};base64,${(await readFile(join(PACKAGE_ROOT, 'docs', 'examples', name))).toString('base64')}`))
+  return await Promise.all(files.map(async ([name, type]) => `data:image/${type};base64,${(await readFile(join(packageRoot(), 'docs', 'examples', name))).toString('base64')}`))
 }
 
 /** A chat request about so many of the pictures, the n-th of a load. */

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import axe from 'axe-core'
 import type { Browser, Page } from 'playwright-core'
 import t from 'tap'
-import { PACKAGE_ROOT } from '../../plugin/version.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import { TraceStore } from '../../plugin/index.ts'
 import { openBrowser } from '../helper/chromium.ts'
 import { startCli, type CliServer } from '../helper/cli.ts'
@@ -14,7 +14,7 @@ import { until } from '../helper/until.ts'
 import { startLoad } from './load.ts'
 
 /** Screenshots are kept beside the build, for people to look at. */
-const SHOTS = join(PACKAGE_ROOT, '.tap', 'screenshots')
+const SHOTS = join(packageRoot(), '.tap', 'screenshots')
 
 /** Texts of the list, the axis and the bar at the top that run into one another: in the page, an expression. */
 const OVERLAPS = `[...document.querySelectorAll('#requests [role=option], .columns, .axis, .bar, #detail summary')].flatMap(row => {
