@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { packageRoot } from '../../engines/service/package-root.ts'
+import { packageRoot } from '../helper/package-root.ts'
 import type { Policy, PolicyRequest } from '../../plugin/index.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
