@@ -1,6 +1,5 @@
 import type { BlockPool } from './block-pool.ts'
-import { CacheError } from './errors.ts'
-import { RoomQueue, type WaitOptions } from './room-queue.ts'
+import { CacheError, RoomQueue, type WaitOptions } from './room-queue.ts'
 
 export interface FeatureMeta {
   /** How many tokens the features stand for. */

@@ -1,5 +1,5 @@
 export { BlockPool, type BlockPoolOptions, type PoolName } from './block-pool.ts'
-export { CacheError, type CacheErrorCode } from './errors.ts'
+export { CacheError, type CacheErrorCode } from './room-queue.ts'
 export { DEFAULT_MAX_WAITING, FeatureCache, type FeatureCacheStats, type FeatureEntry, type FeatureMeta } from './feature-cache.ts'
 export { LeaseTable, type Lease, type LeaseEnd, type LeaseOptions, type PullTicket } from './lease-table.ts'
 export type { WaitOptions } from './room-queue.ts'

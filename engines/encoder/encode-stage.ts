@@ -5,7 +5,7 @@ import { FEATURE_BLOCK_TOKENS, type LoadedModel, type PreparedItem } from '../mo
 import { ProgramHost, type Device } from '../runtime/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { Batcher } from './batcher.ts'
-import { inSpan } from './spans.ts'
+import { inSpan } from './media-error.ts'
 import type { VisionMethods } from './vision-program.ts'
 
 /** Units (tiles) in one run, as a multiple of the items: most pictures are a few tiles. */

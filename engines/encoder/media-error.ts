@@ -1,5 +1,8 @@
+import { trace, type Attributes, type Context, type Span } from '@opentelemetry/api'
 import { CacheError } from '../cache/index.ts'
 import { EngineError, type EngineErrorCode } from '../service/errors.ts'
+import { ENGINE_TRACER_NAME } from '../../adapters/wire/semconv.ts'
+import { failSpan } from '../../adapters/wire/spans.ts'
 
 /** A media item can't be used. The engine adds which one; the message goes to the client. */
 export class MediaError extends Error {
@@ -23,4 +26,18 @@ export function toEngineError (reason: unknown, param: string): unknown {
   // Errors of the preprocessing worker come by name: classes do not cross threads.
   if (reason instanceof Error && reason.name === 'PictureError') return new EngineError('invalid_media', reason.message, { param, cause: reason })
   return reason
+}
+
+/** Runs `work` under a span that ends with it, and tells of its failure. */
+export async function inSpan<T> (name: string, context: Context, attributes: Attributes, work: (span: Span) => Promise<T>): Promise<T> {
+  // The tracer is fetched each time: an SDK may be registered after the engine was made.
+  const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { attributes }, context)
+  try {
+    return await work(span)
+  } catch (err) {
+    failSpan(span, toEngineError(err, ''))
+    throw err
+  } finally {
+    span.end()
+  }
 }

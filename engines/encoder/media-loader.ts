@@ -1,16 +1,16 @@
-/** Gets the bytes of a media item, wherever they lie. Fetching is where a request could make us reach what its sender can't. */
 import { constants } from 'node:fs'
 import { lookup as dnsLookup, type LookupAddress } from 'node:dns'
 import { open, realpath } from 'node:fs/promises'
-import { isIP, type LookupFunction } from 'node:net'
+import { isIP, type LookupFunction, BlockList } from 'node:net'
 import { sep } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Agent, request, type Dispatcher } from 'undici'
 import type { MediaPolicy } from '../service/engine-options.ts'
-import { isPublicAddress } from './addresses.ts'
 import { decodeBase64, decodeDataUrl } from './data-url.ts'
 import { MediaError } from './media-error.ts'
 import type { MediaSource } from './media-parts.ts'
+
+/** Gets the bytes of a media item, wherever they lie. Fetching is where a request could make us reach what its sender can't. */
 
 export interface MediaLoaderOptions {
   readonly policy: MediaPolicy
@@ -183,4 +183,32 @@ export class MediaLoader {
       await file.close()
     }
   }
+}
+
+/** Which addresses media may be fetched from: public unicast ones, and nothing an attacker could reach only through us. */
+
+/** IANA special-purpose ranges that are not global unicast. */
+const PRIVATE_V4 = [
+  '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.0.0.0/24', '192.0.2.0/24',
+  '192.88.99.0/24', '192.168.0.0/16', '198.18.0.0/15', '198.51.100.0/24', '203.0.113.0/24', '224.0.0.0/4', '240.0.0.0/4'
+]
+/** Inside 2000::/3, where all global unicast addresses are: documentation, Teredo, ORCHID, and 6to4, which embeds any IPv4 address. */
+const PRIVATE_V6 = ['2001::/23', '2001:db8::/32', '2002::/16', '3fff::/20']
+
+const blocked = new BlockList()
+const globalV6 = new BlockList()
+for (const range of PRIVATE_V4) blocked.addSubnet(...split(range), 'ipv4')
+for (const range of PRIVATE_V6) blocked.addSubnet(...split(range), 'ipv6')
+globalV6.addSubnet('2000::', 3, 'ipv6')
+
+function split (range: string): [string, number] {
+  const [address = '', bits] = range.split('/')
+  return [address, Number(bits)]
+}
+
+/** Is this literal address a public one? IPv4 addresses in IPv6 clothing (mapped, NAT64) are not in 2000::/3 and so are not. */
+export function isPublicAddress (address: string): boolean {
+  const family = isIP(address)
+  if (family === 4) return !blocked.check(address, 'ipv4')
+  return family === 6 && globalV6.check(address, 'ipv6') && !blocked.check(address, 'ipv6')
 }

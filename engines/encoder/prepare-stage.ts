@@ -3,7 +3,7 @@ import type { LoadedModel, PixelSettings, PreparedItem } from '../models/index.t
 import { ProgramHost } from '../runtime/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { PreprocessMethods } from './preprocess-program.ts'
-import { inSpan } from './spans.ts'
+import { inSpan } from './media-error.ts'
 
 /** Pictures decoded at once: libuv has four threads. */
 export const DECODE_CONCURRENCY = 4

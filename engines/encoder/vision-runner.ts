@@ -3,12 +3,11 @@ import { CacheError, type FeatureCache, type FeatureEntry } from '../cache/index
 import type { EngineCounters } from '../service/counters.ts'
 import type { MediaPolicy } from '../service/engine-options.ts'
 import { EngineError } from '../service/errors.ts'
+import { Semaphore } from '../service/waiting.ts'
 import { featureBlocksFor, type LoadedModel, type PixelSettings, type PreparedItem } from '../models/index.ts'
 import type { Device } from '../runtime/index.ts'
-import { contentHash } from './content-hash.ts'
+import { contentHash, Flights } from './flights.ts'
 import { EncodeStage, type VisionStats } from './encode-stage.ts'
-import { Flights } from './flights.ts'
-import { Gate } from './gate.ts'
 import { toEngineError } from './media-error.ts'
 import { MediaLoader } from './media-loader.ts'
 import { settingsKey, type MediaItem } from './media-parts.ts'
@@ -76,7 +75,7 @@ export class VisionRunner {
   readonly #encode: EncodeStage
   readonly #loader: Pick<MediaLoader, 'load' | 'close'>
   readonly #flights = new Flights<FeatureEntry>()
-  readonly #gate: Gate
+  readonly #places: Semaphore
   #pending = 0
   #asides = 0
 
@@ -86,7 +85,7 @@ export class VisionRunner {
     this.#encode = encode
     this.#loader = options.loader ?? new MediaLoader({ policy: options.media })
     // Prepared pixels are large: enough for the running batch's successor, and no more.
-    this.#gate = new Gate(2 * maxItems + DECODE_CONCURRENCY)
+    this.#places = new Semaphore(2 * maxItems + DECODE_CONCURRENCY)
   }
 
   /** Starts the session worker and the preprocessing worker. @throws when the graph or a package can't be loaded. */
@@ -164,7 +163,7 @@ export class VisionRunner {
   /** Makes an entry nobody has. It comes back with one reference, the flight's own. */
   async #produce ({ hash, bytes, settings, context }: Order, signal: AbortSignal): Promise<FeatureEntry> {
     const { cache } = this.#options
-    const leave = await this.#gate.enter(signal)
+    const leave = await this.#places.enter(signal)
     try {
       const prepared = await this.#prepare.prepare(bytes, settings, context, signal)
       const entry = await this.#reserve(hash, prepared, signal)

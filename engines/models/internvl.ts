@@ -1,14 +1,14 @@
+import { ModelError, type FamilyModel, type ItemShape, type ModelFamily, type ModelSource, type PictureSize, type PixelSettings, type PreparedItem } from './family.ts'
+import { finite, flag, pictureSize, positiveInteger } from './fields.ts'
+import { makePixels, pixelTensor, readNormaliser, type Normaliser, type PixelArray } from './normaliser.ts'
+import { sequentialPositions } from './positions.ts'
+import { openPicture } from './picture.ts'
+import { expandContiguous, readImageToken } from './prompt.ts'
+
 /**
  * InternVL: a picture is stretched to the grid of square tiles nearest to its aspect ratio, a thumbnail of the whole is
  * added when there is more than one tile, and every tile becomes the same number of tokens.
  */
-import { ModelError, type FamilyModel, type ItemShape, type ModelFamily, type ModelSource, type PictureSize, type PixelSettings, type PreparedItem } from './family.ts'
-import { finite, flag, pictureSize, positiveInteger } from './fields.ts'
-import { makePixels, pixelTensor, readNormaliser, type Normaliser } from './normaliser.ts'
-import { sequentialPositions } from './positions.ts'
-import { openPicture } from './picture.ts'
-import { expandContiguous, readImageToken } from './prompt.ts'
-import { writeTiles } from './tiles.ts'
 
 const PREPROCESSOR = 'preprocessor_config.json'
 /** A request may ask for more tiles than the model's default, but not without end. */
@@ -141,3 +141,27 @@ function open (source: ModelSource): FamilyModel {
 }
 
 export const internvl: ModelFamily = { name: 'internvl', modelTypes: ['internvl', 'internvl_chat'], open }
+
+/** Cutting a resized picture into tiles. */
+
+/**
+ * Writes the tiles of `rgb`, a picture of `grid` tiles, row by row into `out` from element `offset`: each as three
+ * planes (CHW). Returns the element after the last.
+ */
+export function writeTiles (rgb: Uint8Array, grid: { columns: number, rows: number }, tile: PictureSize, normaliser: Normaliser, out: PixelArray, offset: number): number {
+  const { width, height } = tile
+  const stride = grid.columns * width * 3
+  let at = offset
+  for (let row = 0; row < grid.rows; row++) {
+    for (let column = 0; column < grid.columns; column++) {
+      for (let channel = 0; channel < 3; channel++) {
+        const table = normaliser.tables[channel] as Float32Array
+        for (let y = 0; y < height; y++) {
+          let from = (row * height + y) * stride + column * width * 3 + channel
+          for (let x = 0; x < width; x++, from += 3) out[at++] = table[rgb[from] as number] as number
+        }
+      }
+    }
+  }
+  return at
+}

@@ -7,11 +7,10 @@ import {
 } from './family.ts'
 import { pictureSize, positiveInteger } from './fields.ts'
 import { makePixels, pixelTensor, readNormaliser, type Normaliser } from './normaliser.ts'
-import { patchLength, writePatches, type PatchLayout } from './patches.ts'
+import { patchLength, writePatches, type PatchLayout, mostPixels, smartResize, type PixelBudget } from './qwen2-vl-picture.ts'
 import { MAX_ASPECT_RATIO, openPicture } from './picture.ts'
 import { mropePositions } from './positions.ts'
 import { expandContiguous, readImageToken } from './prompt.ts'
-import { mostPixels, smartResize, type PixelBudget } from './smart-resize.ts'
 
 const PREPROCESSOR = 'preprocessor_config.json'
 /** What OpenAI's CLIP was trained with. */

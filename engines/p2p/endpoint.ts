@@ -1,8 +1,7 @@
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { hostname, userInfo } from 'node:os'
-import { P2PError } from './errors.ts'
-import type { P2PEndpointInfo, PoolInfo, Transport } from './types.ts'
+import { P2PError, type P2PEndpointInfo, type PoolInfo, type Transport } from './types.ts'
 
 /** Equal on two engines of one host (same boot, same name: a container is a host of its own) that run as one user. */
 export function hostId (): string {

@@ -1,16 +1,13 @@
 import { Dealer, type Context } from 'zeromq'
 import type { PoolName } from '../cache/index.ts'
 import type { BlockMemory } from './block-copy.ts'
-import { deferred, type Deferred } from './deferred.ts'
-import { P2PError, type P2PErrorCode } from './errors.ts'
+import { deferred, Semaphore, type Deferred } from '../service/waiting.ts'
+import { P2PError, type P2PErrorCode, type LeaseName } from './types.ts'
 import { Incoming } from './incoming.ts'
 import type { LinkTarget, PullCall, WorkerData } from './messages.ts'
 import { collectReceived } from './minor-gc.ts'
-import { commonOptions } from './socket-options.ts'
-import { Turnstile } from './turnstile.ts'
-import type { LeaseName } from './types.ts'
+import { commonOptions, Writer } from './sockets.ts'
 import { decodeReply, encodeHeader, MAX_CHUNK_BYTES, WIRE_VERSION, type Chunk, type Reply, type Request } from './wire.ts'
-import { Writer } from './writer.ts'
 
 /** Attempts to reach an address that a new link may take, about half a second at 100 ms each. */
 const MAX_CONNECT_ATTEMPTS = 5
@@ -47,7 +44,7 @@ export class Link {
   readonly #memory: Partial<Record<PoolName, BlockMemory>>
   readonly #waiting = new Map<string, Waiting>()
   /** A burst of pulls waits here instead of at the producer, which would refuse the last ones. */
-  readonly #pulls = new Turnstile(MAX_PULLS)
+  readonly #pulls = new Semaphore(MAX_PULLS)
   #up = deferred<void>()
   #isUp = false
   #everUp = false
@@ -119,8 +116,8 @@ export class Link {
     this.#waiting.set(id, { incoming, traceparent, answer })
     const send = async (): Promise<void> => {
       if (incoming !== undefined) {
-        await this.#pulls.enter()
-        answer.promise.catch(() => {}).finally(() => this.#pulls.leave())
+        const leave = await this.#pulls.enter()
+        answer.promise.catch(() => {}).finally(leave)
       }
       if (!this.#waiting.has(id)) return
       await this.#whenUp()

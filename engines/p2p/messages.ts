@@ -1,6 +1,5 @@
 import type { PoolName } from '../cache/index.ts'
-import type { P2PErrorCode } from './errors.ts'
-import type { CurveKeys, Dtype, LeaseName, ServedPull } from './types.ts'
+import type { P2PErrorCode, CurveKeys, Dtype, LeaseName, ServedPull } from './types.ts'
 
 /** What the main thread and its transfer worker say to each other. */
 export interface WorkerPool {

@@ -1,15 +1,15 @@
 import { once } from 'node:events'
 import type { Worker } from 'node:worker_threads'
 import { bareWorker } from '../runtime/bare-worker.ts'
+import { abortable } from '../service/waiting.ts'
 import { checkCompatible, chooseAddress } from './endpoint.ts'
-import { P2PError } from './errors.ts'
+import { P2PError, type CallOptions, type LeaseName, type P2PEndpointInfo, type P2PNodeOptions, type P2PPeer, type PullOptions, type PullResult } from './types.ts'
 import { makeIpcDir, sweepIpcDirs, type IpcDir } from './ipc-dir.ts'
+import { allowedPeersOf, endpointOf, workerDataOf } from './node-setup.ts'
 import { LeaseDesk } from './lease-desk.ts'
 import type { FromWorker, ToWorker } from './messages.ts'
-import { allowedPeersOf, endpointOf, workerDataOf } from './node-setup.ts'
-import type { CallOptions, LeaseName, P2PEndpointInfo, P2PNodeOptions, P2PPeer, PullOptions, PullResult } from './types.ts'
 import { WorkerCalls } from './worker-calls.ts'
-import { WriteGate } from './write-gate.ts'
+import { WriteGate } from './incoming.ts'
 
 export const DEFAULT_CONNECT_TIMEOUT_MS = 5000
 export const DEFAULT_PULL_TIMEOUT_MS = 30_000
@@ -80,7 +80,11 @@ export class P2PNode {
       const landed = (): void => { if (this.#flights.get(remote.engine) === flight) this.#flights.delete(remote.engine) }
       flight.peer.then(landed, landed)
     }
-    return abortable(flight.peer, options.signal)
+    // A waiter's signal must not fail the others of the same flight.
+    return await abortable(flight.peer, options.signal).catch((err: unknown) => {
+      if (options.signal?.aborted === true && err === options.signal.reason) throw new P2PError('ABORTED', 'connecting was aborted', { cause: err })
+      throw err
+    })
   }
 
   /** Closes the link to an engine; its calls under way reject with GONE. False when there was none. */
@@ -250,15 +254,4 @@ async function listening (worker: Worker): Promise<string> {
     await worker.terminate()
     throw new P2PError('CLOSED', `the transfer socket can't be opened: ${(cause as Error).message}`, { cause })
   }
-}
-
-/** One waiter's signal must not fail the others of the same flight. */
-function abortable<T> (promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) return promise
-  return new Promise<T>((resolve, reject) => {
-    const onAbort = (): void => reject(new P2PError('ABORTED', 'connecting was aborted', { cause: signal.reason }))
-    if (signal.aborted) return onAbort()
-    signal.addEventListener('abort', onAbort, { once: true })
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort))
-  })
 }

@@ -1,6 +1,5 @@
 import type { PoolName } from '../cache/index.ts'
-import type { P2PErrorCode } from './errors.ts'
-import type { Dtype } from './types.ts'
+import type { P2PErrorCode, Dtype } from './types.ts'
 
 /**
  * What goes over a link. A message is a JSON header in one frame and, for a chunk only, its raw bytes in a second one.

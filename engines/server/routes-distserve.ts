@@ -4,7 +4,7 @@ import { isObject, objectOf, type Json } from '../../adapters/wire/json.ts'
 import type { EngineService } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
 import { parseEndpoint } from '../p2p/endpoint.ts'
-import { P2PError } from '../p2p/errors.ts'
+import { P2PError } from '../p2p/types.ts'
 import type { ServerState } from './state.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000

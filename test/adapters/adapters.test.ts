@@ -6,7 +6,7 @@ import { ROLE_TO_WIRE, type Adapter, type AdapterNode, type Call, type EncoderRe
 import { adapters, checkAdapter, detectAdapter, openai, pytorch, resolveAdapter, turbomind } from '../../adapters/index.ts'
 import { EngineError } from '../../engines/service/errors.ts'
 import type { EngineInfo } from '../../engines/service/engine-service.ts'
-import { P2PError } from '../../engines/p2p/errors.ts'
+import { P2PError } from '../../engines/p2p/types.ts'
 import { bodyFrom, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
 import { FakeLmdeploy, type FakeLmdeployOptions, type Fault } from '../helper/fake-lmdeploy.ts'
 import { startScripted } from '../helper/scripted-engine.ts'

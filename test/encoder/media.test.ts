@@ -5,9 +5,8 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import t, { type Test } from 'tap'
-import { isPublicAddress } from '../../engines/encoder/addresses.ts'
+import { isPublicAddress } from '../../engines/encoder/media-loader.ts'
 import { Batcher } from '../../engines/encoder/batcher.ts'
-import { Gate } from '../../engines/encoder/gate.ts'
 import { MediaLoader, type MediaLoaderOptions } from '../../engines/encoder/index.ts'
 import { until } from '../helper/until.ts'
 import { checkIdle, harness, picture } from './harness.ts'
@@ -217,23 +216,4 @@ t.test('a batch starts at once when nothing else is coming, and waits a moment w
   await until(() => runs.length === 7, 'the window ends')
   t.same(runs.at(-1), [0, 1])
   finish()
-})
-
-t.test('a gate lets a number in, the others in order, and forgets who leaves the line', async t => {
-  const gate = new Gate(1)
-  const { signal } = new AbortController()
-  const leave = await gate.enter(signal)
-  const stop = new AbortController()
-  const second = gate.enter(stop.signal)
-  const third = gate.enter(signal)
-  t.equal(gate.waiting, 2)
-  stop.abort(new Error('bye'))
-  await t.rejects(second, { message: 'bye' })
-  await t.rejects(gate.enter(stop.signal), { message: 'bye' })
-  leave()
-  leave()
-  const leaveThird = await third
-  t.equal(gate.waiting, 0)
-  leaveThird()
-  ;(await gate.enter(signal))()
 })

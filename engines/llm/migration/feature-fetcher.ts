@@ -1,5 +1,5 @@
 import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
-import { abortable } from './abortable.ts'
+import { abortable } from '../../service/waiting.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
 import type { FeatureSource, RemoteMedia } from './feature-source.ts'
 import type { SequenceMedia } from '../sequence/sequence.ts'

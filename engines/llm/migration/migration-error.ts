@@ -1,7 +1,7 @@
 import type { PoolName } from '../../cache/index.ts'
-import { CacheError } from '../../cache/errors.ts'
+import { CacheError } from '../../cache/room-queue.ts'
 import { EngineError, type EngineErrorCode } from '../../service/errors.ts'
-import { P2PError } from '../../p2p/errors.ts'
+import { P2PError } from '../../p2p/types.ts'
 
 interface Words {
   readonly producer: string

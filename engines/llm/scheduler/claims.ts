@@ -1,5 +1,4 @@
-import { CacheError } from '../../cache/errors.ts'
-import type { WaitOptions } from '../../cache/room-queue.ts'
+import { CacheError, type WaitOptions } from '../../cache/room-queue.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 
 interface Claim {

@@ -1,5 +1,5 @@
 import type { FeatureCache } from '../../cache/feature-cache.ts'
-import { abortable } from '../../llm/migration/abortable.ts'
+import { abortable } from '../../service/waiting.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from '../../llm/migration/block-link.ts'
 import type { FeatureSource, RemoteMedia } from '../../llm/migration/feature-source.ts'
 import { bytesOf, type Elements, type ElementType } from '../../llm/runner/elements.ts'
