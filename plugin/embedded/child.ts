@@ -3,26 +3,25 @@ import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { createInterface } from 'node:readline'
 
-/** The CLI's own entrance: an embedded engine is started exactly as a person would start it. */
+/** An embedded engine starts by the same command line as any other. */
 const MAIN = new URL('../cli/main.js', import.meta.url)
 const LISTENING = /^listening on (\S+)$/
-/** Engine start-up output kept for the error message when it dies at once. */
+/** Lines of an engine's output kept for the error message when it dies at once. */
 const KEPT_LINES = 20
 
 export interface EngineChild {
   readonly pid: number
   /** The URL it printed; rejects when it exits before. */
   readonly url: Promise<string>
-  /** Resolves when the process is gone, with what its end looked like. */
+  /** Resolves when the process is gone, with its exit code or signal in words. */
   readonly exited: Promise<string>
   /** SIGTERM, then SIGKILL after `graceMs`. Resolves when the process is gone. */
   stop (graceMs: number): Promise<void>
 }
 
 /**
- * Starts `fastify-epd engine ...args` as a child process. Its stdin is a pipe that nobody writes to: when this process
- * ends in whatever way, the pipe closes and the engine ends too (`--exit-with-parent`), so that a killed gateway
- * leaves no engines behind.
+ * Starts `fastify-epd engine ...args` as a child process. Its stdin is a pipe without data: when this process ends, even
+ * by SIGKILL, the pipe closes and the engine ends too (`--exit-with-parent`).
  */
 export function startEngineChild (args: readonly string[], onLog: (line: string) => void): EngineChild {
   const child = spawn(process.execPath, [fileURLToPath(MAIN), 'engine', '--exit-with-parent', ...args], { stdio: ['pipe', 'pipe', 'pipe'] })
@@ -50,7 +49,7 @@ function listening (child: ChildProcess, exited: Promise<string>, lines: readonl
     })
     exited.then(how => { reject(new Error(`the engine ended before it was ready (${how})${lines.length > 0 ? ':\n  ' + lines.join('\n  ') : ''}`)) })
   })
-  // Whoever waits sees the rejection; a caller that only stops the child must not crash on it.
+  // A caller that only stops the child does not await `url`: its rejection must not end the process.
   url.catch(() => {})
   return url
 }

@@ -1,92 +1,84 @@
 /**
- * The embedded default: engines of our own as child processes on free ports. They register over HTTP like any other
- * node; there is no second path through the code for them.
+ * The embedded engines of a plugin instance: our own engines as child processes. They register over HTTP like any other
+ * node, so the gateway has no second path for them.
  */
-import type { Log } from '../../adapters/adapter.ts'
-import { startEngineChild, type EngineChild } from './child.ts'
-import { passOn } from './engine-log.ts'
+import Fastify, { LogController, type FastifyBaseLogger } from 'fastify'
+import type { Gateway } from '../gateway.ts'
+import { nodeRoutes } from '../http/routes/nodes.ts'
+import { traceRoutes } from '../http/routes/traces.ts'
+import type { RegistrySnapshot } from '../registry/index.ts'
+import type { TraceStore } from '../traces/trace-store.ts'
+import { superviseEngines, type Supervisor } from './supervisor.ts'
 
-export interface EmbeddedConfig {
-  readonly encoders: number
-  readonly engines: number
-  /** Engines that only prefill, and only decode. */
-  readonly prefill: number
-  readonly decode: number
-  readonly backend: 'pytorch' | 'turbomind'
-  /** Model folder; the shipped tiny model when absent. */
-  readonly model?: string | undefined
-}
-
-export interface EmbeddedOptions {
-  readonly config: EmbeddedConfig
-  /** Where the engines register, with the plugin's prefix. */
-  readonly proxyUrl: string
-  readonly log: Log
-  /** Told once an engine is up, and again when it was started anew. */
-  readonly onUp?: (name: string, url: string) => void
-}
-
-export interface Embedded {
-  /** All engines have been up once; rejects when one can't be started at all. */
+export interface EmbeddedHandle {
+  /** Resolves when all engines are up, healthy and linked; rejects when one can't be started. Pends until the application listens. */
   readonly ready: Promise<void>
   pids (): number[]
   close (): Promise<void>
 }
 
-const STOP_GRACE_MS = 5_000
-const FIRST_PAUSE_MS = 200
-const LONGEST_PAUSE_MS = 10_000
-/** An engine that stayed up this long has recovered: the next restart is prompt again. */
-const STEADY_MS = 30_000
+export interface EmbeddedControl extends EmbeddedHandle {
+  start (): void
+}
 
-interface Slot { readonly name: string, readonly args: string[], child?: EngineChild, pause: number, timer?: NodeJS.Timeout }
+interface Init {
+  readonly gateway: Gateway
+  readonly log: FastifyBaseLogger
+  readonly store: TraceStore | undefined
+}
 
-/** Starts the engines, starts those anew that die, ends them all with `close()`. */
-export function startEmbedded (options: EmbeddedOptions): Embedded {
-  const slots = slotsOf(options)
-  let closing = false
+/**
+ * Starts the engines with `start()`. They register at a loopback listener of their own, because the application's
+ * authentication, rate limits, prefix or TLS could reject them.
+ */
+export function embeddedControl ({ gateway, log, store }: Init): EmbeddedControl {
+  const config = gateway.options.embedded!
+  const server = Fastify({ loggerInstance: log, logController: new LogController({ disableRequestLogging: true }) })
+  const urls = new Map<string, string>()
+  const ending = new AbortController()
+  let supervisor: Supervisor | undefined
+  let started: Promise<void> | undefined
+  let closed: Promise<void> | undefined
+  let start!: () => void
+  const ready = new Promise<void>(resolve => { start = () => { resolve(started ??= run()) } })
+  ready.catch((err: unknown) => { log.error({ err }, 'embedded engines did not start') })
 
-  async function run (slot: Slot): Promise<void> {
-    const child = startEngineChild(slot.args, line => { passOn(options.log, slot.name, line) })
-    slot.child = child
-    const since = performance.now()
-    child.exited.then(how => { again(slot, how, performance.now() - since) })
-    options.onUp?.(slot.name, await child.url)
+  async function run (): Promise<void> {
+    await server.register(nodeRoutes, { gateway })
+    if (store !== undefined) await server.register(traceRoutes, { store, isNodeToken: token => gateway.registry.isNodeToken(token), onSpan: span => { gateway.noteSpan(span) } })
+    const proxyUrl = await server.listen({ host: '127.0.0.1', port: 0 })
+    if (ending.signal.aborted) return
+    supervisor = superviseEngines({ config, proxyUrl, log, onUp })
+    await supervisor.ready
+    await gateway.registry.waitFor(snapshot => inService(snapshot, [...urls.values()]), { signal: ending.signal })
   }
 
-  function again (slot: Slot, how: string, livedMs: number): void {
-    if (closing) return
-    slot.pause = livedMs > STEADY_MS ? FIRST_PAUSE_MS : Math.min(slot.pause * 2, LONGEST_PAUSE_MS)
-    options.log.warn({ engine: slot.name, how, again_in_ms: slot.pause }, 'embedded engine ended; starting it again')
-    slot.timer = setTimeout(() => { run(slot).catch((err: unknown) => { options.log.error({ engine: slot.name, err }, 'embedded engine did not start') }) }, slot.pause)
+  function onUp (engine: string, url: string): void {
+    log.info({ engine, url }, 'embedded engine is up')
+    const old = urls.get(engine)
+    urls.set(engine, url)
+    // A restarted engine has another port, and no process will answer at the old one.
+    if (old !== undefined && old !== url) gateway.registry.remove(old)
   }
 
-  const ready = Promise.all(slots.map(run)).then(() => {})
-  ready.catch(() => {})
+  async function stop (): Promise<void> {
+    ending.abort(new Error('the embedded engines are closed'))
+    // First the engines: one that is still starting would delay `started`.
+    await supervisor?.close()
+    await started?.catch(() => {})
+    await server.close()
+  }
+
   return {
     ready,
-    pids: () => slots.flatMap(slot => slot.child ? [slot.child.pid] : []),
-    async close () {
-      closing = true
-      await Promise.all(slots.map(async slot => {
-        clearTimeout(slot.timer)
-        await slot.child?.stop(STOP_GRACE_MS)
-      }))
-    }
+    pids: () => supervisor?.pids() ?? [],
+    start,
+    close: async () => { await (closed ??= stop()) }
   }
 }
 
-function slotsOf ({ config, proxyUrl }: EmbeddedOptions): Slot[] {
-  // The engines of one machine share its cores: each is told how many there are.
-  const sharing = String(config.encoders + config.engines + config.prefill + config.decode)
-  const common = ['--host', '127.0.0.1', '--port', '0', '--proxy-url', proxyUrl, '--sharing', sharing, ...(config.model === undefined ? [] : ['--model', config.model])]
-  const slot = (name: string, ...args: string[]): Slot => ({ name, args: [...args, ...common], pause: FIRST_PAUSE_MS })
-  const slots = (count: number, name: string, role: string, backend = 'pytorch'): Slot[] =>
-    Array.from({ length: count }, (_, i) => slot(`${name} ${i + 1}`, '--role', role, '--backend', backend))
-  return [
-    ...slots(config.encoders, 'encoder', 'encoder'),
-    ...slots(config.engines, 'engine', 'hybrid', config.backend),
-    ...slots(config.prefill, 'prefill', 'prefill'),
-    ...slots(config.decode, 'decode', 'decode')
-  ]
+/** Have all engines registered, been probed and been linked to each other? */
+function inService (snapshot: RegistrySnapshot, urls: readonly string[]): boolean {
+  const nodes = urls.map(url => snapshot.byId.get(url))
+  return nodes.every(node => node?.state === 'healthy' && [...node.links.values()].every(link => link.state !== 'linking' && link.state !== 'none'))
 }
