@@ -1,6 +1,5 @@
 import type { Lease, LeaseEnd, LeaseTable, PoolName } from './index.ts'
-import type { EngineCounters } from '../service/counters.ts'
-import type { ChatCall, EngineLog } from '../service/engine-service.ts'
+import type { ChatCall, EngineCounters, EngineLog } from '../service/engine-service.ts'
 
 /** How long a consumer has to begin its pull. */
 export const DEFAULT_LEASE_MS = 60_000

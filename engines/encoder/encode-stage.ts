@@ -1,6 +1,6 @@
 import type { Context, Span } from '@opentelemetry/api'
 import type { FeatureCache, FeatureEntry } from '../cache/index.ts'
-import type { EngineCounters } from '../service/counters.ts'
+import type { EngineCounters } from '../service/engine-service.ts'
 import { FEATURE_BLOCK_TOKENS, type LoadedModel, type PreparedItem } from '../models/index.ts'
 import { ProgramHost, type Device } from '../runtime/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'

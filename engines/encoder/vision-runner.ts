@@ -1,6 +1,6 @@
 import type { Context } from '@opentelemetry/api'
 import { CacheError, type FeatureCache, type FeatureEntry } from '../cache/index.ts'
-import type { EngineCounters } from '../service/counters.ts'
+import type { EngineCounters } from '../service/engine-service.ts'
 import type { MediaPolicy } from '../service/engine-options.ts'
 import { EngineError } from '../service/errors.ts'
 import { Semaphore } from '../service/waiting.ts'

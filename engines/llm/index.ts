@@ -1,6 +1,6 @@
 import { randomInt } from 'node:crypto'
 import { BlockPool, FeatureCache, LeaseTable } from '../cache/index.ts'
-import { EngineCounters } from '../service/counters.ts'
+import { EngineCounters } from '../service/engine-service.ts'
 import type { EngineOptions } from '../service/engine-options.ts'
 import { EngineError } from '../service/errors.ts'
 import { FEATURE_BLOCK_TOKENS, loadModel, type LoadedModel } from '../models/index.ts'

@@ -1,6 +1,6 @@
 /** What both LLM engines are assembled from. */
 import { BlockPool, type FeatureCache, type LeaseTable } from '../cache/index.ts'
-import type { EngineCounters } from '../service/counters.ts'
+import type { EngineCounters } from '../service/engine-service.ts'
 import { VisionRunner } from '../encoder/vision.ts'
 import type { EngineOptions } from '../service/engine-options.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, type LoadedModel } from '../models/index.ts'

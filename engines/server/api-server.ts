@@ -1,20 +1,15 @@
 import type { AddressInfo } from 'node:net'
-import Fastify, { LogController, type FastifyError, type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import type { FastifyInstance } from 'fastify'
 import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
 import type { EngineLog, EngineService } from '../service/engine-service.ts'
-import { EngineError, errorBody, type EngineErrorCode } from '../service/errors.ts'
-import { bearerAuth } from './auth.ts'
-import { Health } from './health.ts'
+import { buildApp, type AppOptions } from './app.ts'
 import { InFlight } from './in-flight.ts'
 import { engineMetrics } from './metrics.ts'
 import { startRegistration, type Registration, type RegistrationOptions } from './registration.ts'
-import { distserveRoutes } from './routes-distserve.ts'
-import { openaiRoutes } from './routes-openai.ts'
-import { opsRoutes } from './routes-ops.ts'
-import type { ServerState } from './state.ts'
+import { Health, type ServerState } from './state.ts'
 import { startEngineTelemetry, type EngineTelemetry } from './telemetry.ts'
 
-export interface ApiServerOptions {
+export interface ApiServerOptions extends AppOptions {
   /** Makes the engine. Called once, with the server's own URL: the engine's id. */
   readonly createEngine: (url: string, log: EngineLog) => Promise<EngineService>
   /** @default '127.0.0.1' */
@@ -25,13 +20,7 @@ export interface ApiServerOptions {
   readonly publicUrl?: string | undefined
   /** Gateway to register with and to send spans to. */
   readonly proxyUrl?: string | undefined
-  /** Asked for as bearer token on every route but /health. */
-  readonly apiKey?: string | undefined
-  /** Bytes. @default 64 MiB */
-  readonly bodyLimit?: number | undefined
   readonly version: string
-  /** Fastify's logger options. @default no log */
-  readonly logger?: FastifyServerOptions['logger']
   /** Times of the registration, for tests. */
   readonly registration?: Pick<RegistrationOptions, 'firstPauseMs' | 'longestPauseMs' | 'repeatMs'>
 }
@@ -48,10 +37,9 @@ export interface ApiServer {
   close (graceMs?: number): Promise<void>
 }
 
-const DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
-/** Peers that are about to pull get this long; a lease whose consumer has died would hold us for its whole term. */
+/** Time for peers that are about to pull. A lease whose consumer has died would otherwise delay the end by its whole term. */
 const LEASE_GRACE_MS = 2_000
-/** What was aborted gets this long to end cleanly. */
+/** Time for aborted requests to end cleanly. */
 const ABORT_GRACE_MS = 1_000
 
 /**
@@ -141,39 +129,6 @@ async function leasesEnded (engine: EngineService, until: number): Promise<void>
   while ((engine.gauges().epd_leases_open ?? 0) > 0 && performance.now() < until) {
     await new Promise(resolve => setTimeout(resolve, 20))
   }
-}
-
-function buildApp (options: ApiServerOptions, state: ServerState): FastifyInstance {
-  const app = Fastify({
-    logger: options.logger ?? false,
-    bodyLimit: options.bodyLimit ?? DEFAULT_BODY_LIMIT,
-    // A line for each request would cost as much as serving it.
-    logController: new LogController({ disableRequestLogging: true }),
-    // A draining engine answers in its own words (health, draining) until it closes.
-    return503OnClosing: false
-  })
-  app.setErrorHandler<FastifyError>((err, request, reply) => {
-    const known = EngineError.is(err) ? err : fromFastify(err)
-    if (known === undefined) request.log.error({ err }, 'request failed')
-    if (known?.retryAfter !== undefined) reply.header('retry-after', known.retryAfter)
-    return reply.code(known?.status ?? 500).send(errorBody(known ?? err))
-  })
-  app.setNotFoundHandler(request => {
-    throw new EngineError('not_found', `No route ${request.method} ${request.url.split('?', 1)[0]!.slice(0, 200)}.`)
-  })
-  if (options.apiKey !== undefined) app.addHook('onRequest', bearerAuth(options.apiKey))
-  openaiRoutes(app, state)
-  opsRoutes(app, state)
-  distserveRoutes(app, state)
-  return app
-}
-
-/** What Fastify itself finds wrong with a request: JSON, size, content type. */
-function fromFastify (err: FastifyError): EngineError | undefined {
-  const status = err.statusCode ?? 500
-  if (status >= 500) return undefined
-  const code: EngineErrorCode = status === 413 ? 'request_too_large' : 'invalid_request'
-  return new EngineError(code, err.message, { cause: err })
 }
 
 function urlOf (app: FastifyInstance): string {

@@ -10,7 +10,7 @@ export interface Flight {
   end (): void
 }
 
-/** How long an abort waits for the request it has overtaken: the two come over different connections. */
+/** How long an abort waits for its request: the two come over different connections, so the abort may arrive first. */
 const OVERTAKEN_MS = 30_000
 const MAX_OVERTAKEN = 1_024
 const ABORTED = (): EngineError => new EngineError('cancelled', 'The request was aborted.')
@@ -18,7 +18,7 @@ const ABORTED = (): EngineError => new EngineError('cancelled', 'The request was
 /** The requests in flight: what a graceful end waits for, and what POST /abort_request finds by id. */
 export class InFlight {
   readonly #flights = new Map<string, Flight>()
-  /** Ids aborted before their request was here, with when that was, oldest first. */
+  /** Ids aborted before their request arrived, with the time of the abort, oldest first. */
   readonly #overtaken = new Map<string, number>()
   #idle: Array<() => void> = []
 
@@ -40,12 +40,12 @@ export class InFlight {
     return flight
   }
 
-  /** A gateway sends one id with each of its calls: all that carry it are meant. Returns their unique ids. */
+  /** Aborts all requests with this id, which a gateway sends with each of its calls. Returns their unique ids. */
   abort (callerId: string): string[] {
     return this.#abortWhere(id => id === callerId || id.startsWith(callerId + '#'))
   }
 
-  /** The abort of a request that is not here yet: it ends as soon as it comes. */
+  /** Aborts a request that has not arrived yet: it ends when it arrives. */
   expect (callerId: string): void {
     this.#overtaken.delete(callerId)
     this.#overtaken.set(callerId, performance.now())
@@ -79,7 +79,7 @@ export class InFlight {
     return found.map(flight => flight.requestId)
   }
 
-  /** Once: whoever uses the id again means another request. */
+  /** True once: a later request with the id is another one. */
   #wasOvertaken (callerId: string): boolean {
     const since = this.#overtaken.get(callerId)
     this.#overtaken.delete(callerId)

@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto'
+import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { AGAIN_HEADER, CONSUMER_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { isObject, textOf, type Json } from '../../adapters/wire/json.ts'
 import { TENANT_FIELD } from '../../adapters/wire/results.ts'
 import type { ChatAnswer, ChatCall, EngineService } from '../service/engine-service.ts'
-import { EngineError } from '../service/errors.ts'
-import { abortWhenClientGone, sendAnswer } from './answer.ts'
+import { EngineError, errorEvent } from '../service/errors.ts'
+import type { Flight } from './in-flight.ts'
 import type { ServerState } from './state.ts'
 import { contextOf } from './telemetry.ts'
 
@@ -36,7 +37,7 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
   const body = bodyOf(request.body, engine)
   const run = of(engine)
   const callerId = callerIdOf(request)
-  // Sent again because a connection broke: nobody has read what the first one was answered.
+  // The gateway sends again when a connection breaks: it has not read the first answer.
   if (headerOf(request, AGAIN_HEADER) !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
   const flight = state.inFlight.start(callerId)
   abortWhenClientGone(reply, flight)
@@ -72,7 +73,7 @@ function bodyOf (body: unknown, engine: EngineService): Json {
   return body
 }
 
-/** An id that is no plain token is replaced: it goes into logs and headers. */
+/** The id goes into logs and headers, so one that is no plain token is replaced. */
 function callerIdOf (request: FastifyRequest): string {
   const id = headerOf(request, REQUEST_ID_HEADER)
   return id !== undefined && REQUEST_ID.test(id) ? id : randomUUID()
@@ -81,4 +82,44 @@ function callerIdOf (request: FastifyRequest): string {
 function headerOf (request: FastifyRequest, name: string): string | undefined {
   const value = request.headers[name]
   return typeof value === 'string' && value !== '' ? value : undefined
+}
+
+/**
+ * Aborts the flight when the client goes away: the response closes before it has ended. Fastify's own `request.signal`
+ * (and Node's) aborts as soon as the body of a POST is read (fastify#6725, nodejs/node#63532).
+ */
+function abortWhenClientGone (reply: FastifyReply, flight: Flight): void {
+  const { raw } = reply
+  const check = (): void => {
+    if (!raw.writableEnded) flight.abort(new EngineError('cancelled', 'The client closed the connection.'))
+  }
+  if (raw.destroyed) check()
+  else raw.once('close', check)
+}
+
+/**
+ * Sends an engine's answer and calls `ended` once when nothing more will be sent. A slow client stops the stream's
+ * iterator, a client that has gone ends it by its `return`.
+ */
+function sendAnswer (reply: FastifyReply, answer: ChatAnswer, ended: () => void): FastifyReply {
+  reply.code(answer.status)
+  if (answer.headers !== undefined) reply.headers(answer.headers)
+  if ('json' in answer) {
+    ended()
+    return reply.send(answer.json)
+  }
+  reply.headers({ 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' })
+  return reply.send(Readable.from(events(answer.stream, reply, ended), { objectMode: false }))
+}
+
+async function * events (stream: AsyncIterable<Buffer>, reply: FastifyReply, ended: () => void): AsyncGenerator<Buffer> {
+  try {
+    yield * stream
+  } catch (err) {
+    // The head is sent, so the stream carries the error. A client that caused it by leaving does not read it.
+    if (!EngineError.is(err)) reply.log.error({ err }, 'stream failed')
+    yield errorEvent(err)
+  } finally {
+    ended()
+  }
 }

@@ -5,10 +5,6 @@
 import type { Context } from '@opentelemetry/api'
 import type { EngineInfo } from '../../adapters/wire/distserve.ts'
 import type { Role } from '../../adapters/wire/roles.ts'
-import type { EngineCounters } from './counters.ts'
-
-export type { LatencyName } from './counters.ts'
-export { EngineCounters } from './counters.ts'
 
 export type { EngineInfo } from '../../adapters/wire/distserve.ts'
 export type EngineRole = Role
@@ -51,6 +47,34 @@ export const GAUGES = {
 } as const
 
 export type GaugeName = keyof typeof GAUGES
+
+/** Histograms of the GenAI semantic conventions that an engine feeds, in seconds; the api_server measures whole requests itself. */
+export type LatencyName = 'time_to_first_token' | 'time_per_output_token'
+
+/**
+ * What an engine has done since its start, in plain numbers that GET /metrics reads. The api_server listens for
+ * latencies, whose distribution a sum would lose.
+ */
+export class EngineCounters {
+  /** Items that went through the vision encoder (not those found in the cache). */
+  encodedItems = 0
+  /** Items answered from the feature cache, or joined to the same item in flight. */
+  encoderCacheHits = 0
+  /** Bytes of blocks pulled into this engine. */
+  migratedBytes = 0
+  /** ACKs that ended a lease of this engine (as producer). */
+  acks = 0
+  #listener: ((name: LatencyName, seconds: number) => void) | undefined
+
+  observe (name: LatencyName, seconds: number): void {
+    this.#listener?.(name, seconds)
+  }
+
+  /** One listener: the api_server's histograms. */
+  onObserve (listener: (name: LatencyName, seconds: number) => void): void {
+    this.#listener = listener
+  }
+}
 
 /** One request as the api_server hands it on. */
 export interface ChatCall {

@@ -5,7 +5,7 @@
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import * as ort from 'onnxruntime-node'
 import { BlockPool, FeatureCache, LeaseTable } from '../../engines/cache/index.ts'
-import { EngineCounters } from '../../engines/service/counters.ts'
+import { EngineCounters } from '../../engines/service/engine-service.ts'
 import { EncodeStage } from '../../engines/encoder/encode-stage.ts'
 import { featureBlockShape, featureBlocksFor, loadModel, type LoadedModel, type PreparedItem } from '../../engines/models/index.ts'
 import { P2PNode } from '../../engines/p2p/index.ts'

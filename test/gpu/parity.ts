@@ -4,7 +4,7 @@
  */
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import { BlockPool, FeatureCache } from '../../engines/cache/index.ts'
-import { EngineCounters } from '../../engines/service/counters.ts'
+import { EngineCounters } from '../../engines/service/engine-service.ts'
 import { EncodeStage } from '../../engines/encoder/encode-stage.ts'
 import { shippedModel, startEngine, type ApiServer, type StartEngineOptions } from '../../engines/index.ts'
 import { featureBlockShape, featureBlocksFor, loadModel, type LoadedModel, type PreparedItem } from '../../engines/models/index.ts'

@@ -9,12 +9,40 @@ import type { ServerState } from './state.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000
 
+/** GET /health, GET /metrics, POST /abort_request. */
+export function controlRoutes (app: FastifyInstance, state: ServerState): void {
+  const { health } = state
+  app.get('/health', async (_request, reply) => {
+    return reply.code(health.status === 'healthy' ? 200 : 503).send({ status: health.status, message: health.message })
+  })
+  app.get('/metrics', async (_request, reply) => {
+    if (state.metrics === undefined) throw new EngineError('initialising', health.message)
+    return reply.type(state.metrics.contentType).send(await state.metrics.text())
+  })
+  app.post('/abort_request', async request => ({ status: 'SUCCESS', aborted: abort(state, objectOf(request.body)) }))
+}
+
+/** LMDeploy's shape plus `request_id`. Returns how many requests were found. */
+function abort ({ health, inFlight }: ServerState, { abort_all: all, request_id: requestId, session_id: sessionId }: Json): number {
+  const engine = health.control()
+  if (all === true) return inFlight.abortAll().length
+  if (typeof requestId === 'string' && requestId !== '') {
+    const ids = inFlight.abort(requestId)
+    // For a request that was answered, the engine may still hold leases that the gateway has not read.
+    const held = [...new Set([requestId, ...ids])].filter(id => engine.abort(id))
+    if (ids.length === 0 && held.length === 0) inFlight.expect(requestId)
+    return ids.length
+  }
+  if (Number.isSafeInteger(sessionId)) return engine.abortSession?.(sessionId as number) === true ? 1 : 0
+  throw new EngineError('invalid_request', 'Send request_id (a string), session_id (an integer) or abort_all: true.')
+}
+
 /**
- * LMDeploy's control routes between engines, in its shapes. As there, a pair that can't work together is answered 200
- * with `status: 2`; the reason is in `message`. Only a body that has not the shape is a 400.
+ * LMDeploy's control routes between engines, in its shapes. As in LMDeploy, a pair that can't work together is answered
+ * with 200 and `status: 2`; `message` has the reason. Only a body of another shape is a 400.
  */
 export function distserveRoutes (app: FastifyInstance, { health }: ServerState): void {
-  // A gateway may know a peer by another URL than the peer calls itself: by the first it asks to drop the link.
+  // A gateway may know a peer by another URL than the peer's own engine id, and drops the link by that URL.
   const names = new Map<string, string>()
 
   app.get('/distserve/engine_info', async () => health.control().info())
@@ -77,7 +105,7 @@ function protocolRefusal (protocol: unknown): P2PRefusal | undefined {
   return refuse(`migration protocol ${String(protocol)} is not supported; this engine speaks 1 (TCP, by ZeroMQ)`)
 }
 
-/** Only a peer that says its fingerprint can be checked here; the endpoint infos are checked again at p2p_connect. */
+/** Checks a peer that answers its fingerprint; p2p_connect checks the endpoint infos again. */
 function modelRefusal (engine: EngineService, config: unknown): P2PRefusal | undefined {
   const { fingerprint, model } = objectOf(config)
   if (typeof fingerprint !== 'string' || fingerprint === engine.model.fingerprint) return undefined
@@ -93,7 +121,7 @@ function endpointInfoOf (body: Json): string {
   throw missing('remote_kvtransfer_endpoint_info[0].endpoint_info', 'a string')
 }
 
-/** The lease if it is named: session numbers begin anew with each process, so that of a former one may be somebody else's now. */
+/** The lease rather than the session: session numbers begin anew with each process, so an old one may name another request's blocks. */
 function leaseOf (body: Json): number | string {
   const { remote_session_id: session, lease } = body
   if (typeof lease === 'string' && lease !== '') return lease

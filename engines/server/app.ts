@@ -1,0 +1,70 @@
+import { createHash, timingSafeEqual } from 'node:crypto'
+import Fastify, { LogController, type FastifyError, type FastifyInstance, type FastifyServerOptions, type onRequestHookHandler } from 'fastify'
+import { EngineError, errorBody, type EngineErrorCode } from '../service/errors.ts'
+import { controlRoutes, distserveRoutes } from './routes-control.ts'
+import { openaiRoutes } from './routes-openai.ts'
+import type { ServerState } from './state.ts'
+
+export interface AppOptions {
+  /** Asked for as bearer token on every route but /health. */
+  readonly apiKey?: string | undefined
+  /** Bytes. @default 64 MiB */
+  readonly bodyLimit?: number | undefined
+  /** Fastify's logger options. @default no log */
+  readonly logger?: FastifyServerOptions['logger']
+}
+
+const DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
+
+/** The HTTP side of an engine: its routes, the check of its key, and errors in OpenAI's shape. */
+export function buildApp ({ apiKey, bodyLimit = DEFAULT_BODY_LIMIT, logger = false }: AppOptions, state: ServerState): FastifyInstance {
+  const app = Fastify({
+    logger,
+    bodyLimit,
+    // A log line for each request would cost as much as serving it.
+    logController: new LogController({ disableRequestLogging: true }),
+    // Until it closes, a draining engine answers by itself: /health, and the error `draining`.
+    return503OnClosing: false
+  })
+  app.setErrorHandler<FastifyError>((err, request, reply) => {
+    const known = EngineError.is(err) ? err : fromFastify(err)
+    if (known === undefined) request.log.error({ err }, 'request failed')
+    if (known?.retryAfter !== undefined) reply.header('retry-after', known.retryAfter)
+    return reply.code(known?.status ?? 500).send(errorBody(known ?? err))
+  })
+  app.setNotFoundHandler(request => {
+    throw new EngineError('not_found', `No route ${request.method} ${request.url.split('?', 1)[0]!.slice(0, 200)}.`)
+  })
+  if (apiKey !== undefined) app.addHook('onRequest', bearerAuth(apiKey))
+  openaiRoutes(app, state)
+  controlRoutes(app, state)
+  distserveRoutes(app, state)
+  return app
+}
+
+/** Fastify's own errors about a request: JSON, size, content type. */
+function fromFastify (err: FastifyError): EngineError | undefined {
+  const status = err.statusCode ?? 500
+  if (status >= 500) return undefined
+  const code: EngineErrorCode = status === 413 ? 'request_too_large' : 'invalid_request'
+  return new EngineError(code, err.message, { cause: err })
+}
+
+/** Routes open without a key, as in LMDeploy: liveness probes carry none. */
+const EXEMPT = ['/health', '/nodes']
+
+/** Checks `Authorization: Bearer`. It compares digests, so that the time it takes shows neither content nor length of the key. */
+function bearerAuth (apiKey: string): onRequestHookHandler {
+  const expected = digest(apiKey)
+  return async function checkBearer (request) {
+    if (EXEMPT.some(prefix => request.url === prefix || request.url.startsWith(prefix + '/') || request.url.startsWith(prefix + '?'))) return
+    const given = /^Bearer (.+)$/i.exec(request.headers.authorization ?? '')?.[1]
+    if (given === undefined || !timingSafeEqual(digest(given), expected)) {
+      throw new EngineError('invalid_api_key', 'Missing or wrong API key: send Authorization: Bearer <key>.')
+    }
+  }
+}
+
+function digest (text: string): Buffer {
+  return createHash('sha256').update(text).digest()
+}
