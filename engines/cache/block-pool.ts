@@ -36,7 +36,7 @@ export class BlockPool {
     for (let id = numBlocks - 1; id >= 0; id--) this.#free.push(id)
   }
 
-  /** Number of blocks that nobody holds. */
+  /** Number of free blocks. */
   get free (): number {
     return this.#free.length
   }

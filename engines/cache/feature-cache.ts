@@ -20,7 +20,7 @@ export interface FeatureEntry extends FeatureMeta {
 export interface FeatureCacheStats {
   total: number
   free: number
-  /** Blocks of entries that can be found and, nobody holding them, evicted. */
+  /** Blocks of entries that can be found, and evicted because no holder is left. */
   cached: number
   /** Blocks that are held, being filled, or waiting for their last holder. free + cached + referenced == total. */
   referenced: number
@@ -31,7 +31,7 @@ interface Entry extends FeatureMeta {
   blocks: number[]
   refs: number
   state: 'pending' | 'ready' | 'dead'
-  /** Somebody may still be writing the blocks: true until `commit` or `abandon`, also after a `clear()`. */
+  /** The encoder may still write the blocks: true until `commit` or `abandon`, also after a `clear()`. */
   filling: boolean
 }
 
@@ -40,8 +40,8 @@ export const DEFAULT_MAX_WAITING = 256
 
 /**
  * Feature blocks, found by content hash. An entry is `pending` while it is filled, `ready` once committed, and `dead` when
- * it can't be found any more (abandoned or cleared) but somebody still holds it. Only ready entries that nobody holds are
- * evicted, least recently used first. Holders keep the entry, not the hash: after `clear()` the same hash may mean other blocks.
+ * it can't be found any more (abandoned or cleared) but is still held. Only ready entries without holders are evicted,
+ * least recently used first. Holders keep the entry, not the hash: after `clear()` the same hash may mean other blocks.
  */
 export class FeatureCache {
   readonly pool: BlockPool
@@ -77,7 +77,7 @@ export class FeatureCache {
 
   /**
    * A new pending entry with `blocks` blocks, evicting idle ones as needed; undefined when there is no room, or when others
-   * wait for it already. Nobody holds it yet, but it can't be evicted before `commit`. Throws if the hash is there already.
+   * wait for it already. It has no holder yet, but can't be evicted before `commit`. Throws if the hash is there already.
    */
   reserve (hash: string, blocks: number, meta: FeatureMeta): FeatureEntry | undefined {
     if (this.#queue.length > 0 || blocks > this.#room()) return undefined
@@ -85,7 +85,7 @@ export class FeatureCache {
   }
 
   /**
-   * As `reserve`, but waits in line for room. Rejects with CacheError BUSY (time over, too many wait) or TOO_LARGE (more
+   * Like `reserve`, but waits in line for room. Rejects with CacheError BUSY (time over, too many wait) or TOO_LARGE (more
    * blocks than the pool has), or with the signal's reason. Throws if the hash came to be there meanwhile.
    */
   reserveOrWait (hash: string, blocks: number, meta: FeatureMeta, options: WaitOptions): Promise<FeatureEntry> {
@@ -97,14 +97,14 @@ export class FeatureCache {
     return this.#wait(blocks, () => {}, options)
   }
 
-  /** The blocks are filled: from now on they may be read, and evicted when nobody holds them. */
+  /** The blocks are filled: from now on they may be read, and evicted when they have no holder. */
   commit (entry: FeatureEntry): void {
     const own = this.#filled(entry)
     if (own.state === 'pending') own.state = 'ready'
     this.#settle(own)
   }
 
-  /** Filling failed: the entry is gone from the index, and its blocks are free once nobody holds it. */
+  /** Filling failed: the entry is gone from the index, and its blocks are free once its last holder is gone. */
   abandon (entry: FeatureEntry): void {
     const own = this.#filled(entry)
     this.#bury(own)
@@ -193,7 +193,7 @@ export class FeatureCache {
     this.#settle(entry)
   }
 
-  /** Puts an entry where it belongs once nobody writes or holds it. */
+  /** Frees or shelves an entry that is neither written nor held any more. */
   #settle (entry: Entry): void {
     if (entry.refs > 0 || entry.filling) return
     if (entry.state === 'dead') {

@@ -12,7 +12,7 @@ export interface LeaseGrantsOptions {
   readonly leaseMs?: number | undefined
 }
 
-/** Blocks to be pulled by the consumer of a call; `free` is called once, when their lease has ended and nobody reads them. */
+/** Blocks to be pulled by the consumer of a call; `free` is called once, when their lease has ended and no pull reads them. */
 export interface Grant {
   readonly pool: PoolName
   readonly blocks: readonly number[]
@@ -21,7 +21,7 @@ export interface Grant {
 
 /**
  * Leases an engine gives out with its answers. Each ends once: by the consumer's ACK, by free_cache, by expiry, or with
- * the call it was answered to, whose client has gone or which was aborted: nobody else knows of it.
+ * the call that it answered, when the caller has left or aborted it: no other caller knows of the lease.
  */
 export class LeaseGrants {
   readonly #options: LeaseGrantsOptions
@@ -44,7 +44,7 @@ export class LeaseGrants {
   open (call: Pick<ChatCall, 'requestId' | 'consumer' | 'signal'>, grants: readonly Grant[]): Lease[] {
     const leases = grants.map(grant => this.#open(call, grant))
     const release = (): void => { for (const { id } of leases) this.#options.leases.end(id, 'release') }
-    // A client that goes away while the answer is on its way never read the leases, so nobody will end them.
+    // A caller that leaves while the answer is on its way never reads the leases, so it can't end them.
     if (call.signal.aborted) release()
     else call.signal.addEventListener('abort', release, { once: true })
     return leases
@@ -67,7 +67,7 @@ export class LeaseGrants {
 
   #ended ({ id, pool, consumer }: Lease, reason: LeaseEnd): void {
     if (reason === 'ack') this.#options.counters.acks++
-    if (reason === 'expired') this.#options.log.warn({ lease: id, pool, consumer }, 'lease expired: nobody pulled or released these blocks')
+    if (reason === 'expired') this.#options.log.warn({ lease: id, pool, consumer }, 'lease expired: its blocks were neither pulled nor released')
   }
 
   /** Ends what was opened for a request, answered or not. False: nothing is open. */

@@ -9,7 +9,7 @@ export interface LeaseOptions {
   pool: PoolName
   /** The blocks that may be pulled, and no others. */
   blocks: readonly number[]
-  /** Milliseconds until the lease ends by itself, counted anew after each pull. */
+  /** Milliseconds until the lease expires, counted anew after each pull. */
   ttlMs: number
   /** Called once, when the lease has ended and no pull reads its blocks any more: the place to free or unref them. */
   onEnd: (reason: LeaseEnd) => void

@@ -42,8 +42,8 @@ export class RoomQueue {
   }
 
   /**
-   * Resolves with what `take` returns, called when it is this waiter's turn and `blocks` fit; `take` runs before anybody
-   * else can touch the blocks. Rejects with BUSY (queue full, or time over) or with the signal's reason.
+   * Resolves with what `take` returns, called when it is this waiter's turn and `blocks` fit; `take` runs before other
+   * code can touch the blocks. Rejects with BUSY (queue full, or time over) or with the signal's reason.
    */
   wait<T> (blocks: number, take: () => T, options: WaitOptions): Promise<T> {
     if (options.signal?.aborted) return Promise.reject(options.signal.reason)
@@ -80,7 +80,7 @@ export class RoomQueue {
     })
   }
 
-  /** Serves waiters in order as long as the first one fits; to be called whenever there may be more room. */
+  /** Serves waiters in order while the first one fits. Call it whenever there may be more room. */
   serve (): void {
     for (const waiter of this.#waiters) {
       if (waiter.blocks > this.#room()) return

@@ -89,7 +89,7 @@ export class Batcher<T extends Batchable> {
     for (const item of batch) this.#queue.delete(item)
     this.#running = true
     const begin = performance.now()
-    // `run` tells each item of its failure itself.
+    // `run` rejects each item itself.
     this.#run(batch).catch(() => {}).finally(() => {
       const ms = performance.now() - begin
       this.#meanRunMs = this.#meanRunMs === 0 ? ms : this.#meanRunMs * 0.8 + ms * 0.2

@@ -13,11 +13,11 @@ function decodedLength (text: string): number {
 }
 
 /**
- * Decodes base64. Line breaks, as some encoders put them in, are allowed; anything else is an error.
+ * Decodes base64. Line breaks, which some encoders insert, are allowed; anything else is an error.
  * @throws MediaError
  */
 export function decodeBase64 (text: string): Buffer {
-  // Buffer.from skips what is no base64, so a shorter result tells of it without a scan of its own.
+  // Buffer.from skips what is no base64, so a shorter result shows it without a scan of its own.
   let bytes = Buffer.from(text, 'base64')
   if (bytes.length !== decodedLength(text)) {
     const compact = text.replace(/[\r\n\t ]+/g, '')

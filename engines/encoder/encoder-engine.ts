@@ -144,7 +144,7 @@ export class EncoderEngine implements EngineService {
     })
   }
 
-  /** Also a request that was answered: whoever aborts it has not read the answer, and knows none of its leases. */
+  /** Also a request that was answered: a caller that aborts it has not read the answer, and knows none of its leases. */
   abort (requestId: string): boolean {
     const stop = this.#calls.get(requestId)
     stop?.abort(new EngineError('cancelled', 'the request was aborted'))

@@ -38,7 +38,7 @@ export interface FlightPlan<T> {
   done (value: T): void
 }
 
-/** Work shared by everybody who asks for the same thing while it is under way. Each consumer has a life of its own. */
+/** Work that is done once for all consumers that ask for the same key while it runs. Each consumer can leave alone. */
 export class Flights<T> {
   readonly #flights = new Map<string, Flight<T>>()
 

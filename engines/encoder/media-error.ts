@@ -28,7 +28,7 @@ export function toEngineError (reason: unknown, param: string): unknown {
   return reason
 }
 
-/** Runs `work` under a span that ends with it, and tells of its failure. */
+/** Runs `work` under a span that ends with it and records its failure. */
 export async function inSpan<T> (name: string, context: Context, attributes: Attributes, work: (span: Span) => Promise<T>): Promise<T> {
   // The tracer is fetched each time: an SDK may be registered after the engine was made.
   const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { attributes }, context)

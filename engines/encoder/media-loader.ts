@@ -162,7 +162,7 @@ export class MediaLoader {
   async #readFile (text: string): Promise<Buffer> {
     const { directory } = this.#policy
     if (directory === undefined) throw new MediaError('invalid_media', 'file: URLs are not allowed')
-    // One message for "outside", "not there" and "not a file": which it is would tell about our disk.
+    // One message for "outside", "not there" and "not a file": which it is would reveal what is on our disk.
     const refusal = new MediaError('invalid_media', 'the file is not in the folder media may come from, or can\'t be read')
     let path: string
     try {
@@ -206,7 +206,7 @@ function split (range: string): [string, number] {
   return [address, Number(bits)]
 }
 
-/** Is this literal address a public one? IPv4 addresses in IPv6 clothing (mapped, NAT64) are not in 2000::/3 and so are not. */
+/** Is this literal address a public one? IPv4 addresses within IPv6 ones (mapped, NAT64) are not in 2000::/3 and so are not. */
 export function isPublicAddress (address: string): boolean {
   const family = isIP(address)
   if (family === 4) return !blocked.check(address, 'ipv4')

@@ -15,7 +15,7 @@ export type PreprocessMethods = {
 export const create: CreateProgram<ModelSource, PreprocessMethods> = async ({ data: source }) => {
   const model = familyFor(source.config).open(source)
   const { default: sharp } = await loadOptional('sharp')
-  // One thread a picture: several pictures are decoded at once instead. libvips' cache would only keep pictures nobody asks for again.
+  // One thread a picture: several pictures are decoded at once instead. libvips' cache would only keep pictures that are not asked for again.
   sharp.concurrency(1)
   sharp.cache(false)
   return {

@@ -50,7 +50,7 @@ function join (items: readonly VisionJob[], position: number): [string, TensorDa
   return [first.name, { type: first.tensor.type, dims, data } as TensorData]
 }
 
-/** Copies rows of features into blocks, the last of which may stay partly empty. */
+/** Copies rows of features into blocks. The last block may stay partly empty. */
 function scatter (features: Uint8Array, jobs: readonly VisionJob[], pool: SharedArrayBuffer, rowBytes: number, blockTokens: number): void {
   const blockBytes = rowBytes * blockTokens
   let at = 0

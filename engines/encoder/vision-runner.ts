@@ -53,7 +53,7 @@ export interface EncodedItem {
   readonly entry: FeatureEntry
   readonly numTokens: number
   readonly grid: readonly number[]
-  /** The features were there, or being made for somebody else. */
+  /** The features were there, or already being made for another request. */
   readonly cached: boolean
 }
 
@@ -160,7 +160,7 @@ export class VisionRunner {
     return { item, hash, entry, numTokens: entry.numTokens, grid: entry.grid ?? [], cached: hit || joined }
   }
 
-  /** Makes an entry nobody has. It comes back with one reference, the flight's own. */
+  /** Makes a new entry. It comes back with one reference, the flight's own. */
   async #produce ({ hash, bytes, settings, context }: Order, signal: AbortSignal): Promise<FeatureEntry> {
     const { cache } = this.#options
     const leave = await this.#places.enter(signal)

@@ -21,7 +21,7 @@ type Ask<M = Extract<FromWorker, { op: 'ask-pull' | 'ask-end' }>> = M extends un
 export interface ServerHooks {
   /** Asks the main thread's lease table. */
   ask: (question: Ask, ask: number) => Promise<Verdict>
-  /** Tells it that a pull it agreed to is over. */
+  /** Reports that a pull it agreed to is over. */
   over: (ask: number, served: ServedPull | undefined) => void
   nextAsk: () => number
   log: (level: 'debug' | 'warn', data: object, message: string) => void

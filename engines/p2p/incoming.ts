@@ -67,7 +67,7 @@ export class Incoming {
 
   /**
    * Writes a chunk into the local blocks. False when it does not count: seen before, or the pull was given up. Throws
-   * CORRUPT when its bytes are not those that were sent; what was written by then is worth nothing, as the pull has failed.
+   * CORRUPT when its bytes are not those that were sent; what was written by then is worthless because the pull has failed.
    */
   accept (header: Chunk, payload: Buffer): boolean {
     if (header.seq < this.#seq) return false

@@ -33,7 +33,7 @@ export function makeIpcDir (): IpcDir | undefined {
 }
 
 /**
- * Removes what engines that were killed left behind: directories of ours, of this user, whose socket nobody listens on.
+ * Removes what killed engines left behind: our directories of this user whose socket has no listener.
  *
  * @param base where to look
  * @param minAgeMs how old they must be

@@ -29,7 +29,7 @@ const collect = collectReceived()
 /** A request without what every request has. */
 type Body<R = Request> = R extends unknown ? Omit<R, 'v' | 'id' | 'traceparent'> : never
 
-/** A call under way; `cancel` rejects it with ABORTED and tells the peer. */
+/** A call under way; `cancel` rejects it with ABORTED and stops the peer. */
 export interface Started {
   result: Promise<unknown>
   cancel: () => void
@@ -110,7 +110,7 @@ export class Link {
   }
 
   #start (body: Body, traceparent: string | undefined, incoming?: Incoming): Started {
-    // Never used again, by any link of any process: a late answer to an old call finds nobody.
+    // Never used again, by any link of any process: a late answer to an old call finds no waiter.
     const id = crypto.randomUUID()
     const answer = deferred<unknown>()
     this.#waiting.set(id, { incoming, traceparent, answer })
@@ -135,7 +135,7 @@ export class Link {
     return { result: answer.promise, cancel }
   }
 
-  /** A link that is down comes back by itself if the peer does; a call waits for that, but not for long. */
+  /** ZeroMQ reconnects when the peer comes back. A call waits for that, at most one heartbeat interval. */
   #whenUp (): Promise<void> {
     if (this.#isUp) return Promise.resolve()
     if (!this.#everUp) return this.#up.promise
@@ -148,7 +148,7 @@ export class Link {
   }
 
   #sendCancel (id: string, traceparent: string | undefined): void {
-    this.#send({ v: WIRE_VERSION, type: 'cancel', id, traceparent }).catch(() => { /* the server finds out by itself */ })
+    this.#send({ v: WIRE_VERSION, type: 'cancel', id, traceparent }).catch(() => { /* the server notices a peer that takes nothing */ })
   }
 
   async #receive (): Promise<void> {
@@ -171,7 +171,7 @@ export class Link {
   }
 
   #take (chunk: Chunk, payload: Buffer, waiting: Waiting | undefined): void {
-    // A chunk of a transfer that nobody waits for: one given up, or asked for before a reconnect. Its server should stop.
+    // A chunk without a waiter: its pull was given up, or began before a reconnect. Its server should stop.
     if (waiting?.incoming === undefined) return this.#sendCancel(chunk.id, chunk.traceparent)
     const { incoming, traceparent } = waiting
     collect(payload.length)
@@ -212,7 +212,7 @@ export class Link {
     })
     events.on('connect', () => { this.#attempts = 0 })
     events.on('connect:retry', () => {
-      if (!this.#everUp && ++this.#attempts > MAX_CONNECT_ATTEMPTS) this.#giveUp('GONE', `nobody listens on ${this.target.address}`)
+      if (!this.#everUp && ++this.#attempts > MAX_CONNECT_ATTEMPTS) this.#giveUp('GONE', `no process listens on ${this.target.address}`)
     })
     events.on('handshake:error:auth', () => this.#giveUp('REFUSED', 'does not accept this engine\'s CURVE key'))
     events.on('handshake:error:protocol', () => this.#giveUp('REFUSED', 'speaks another security mechanism, or is no P2P endpoint'))

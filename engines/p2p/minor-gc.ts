@@ -22,7 +22,7 @@ export function collectReceived (): (bytes: number) => void {
   }
 }
 
-/** V8 has the function only in contexts made while the flag is on; others, and other threads, shall not see it. */
+/** V8 has the function only in contexts made while the flag is on. Other contexts and threads must not see it. */
 function findCollect (): Collect | undefined {
   try {
     setFlagsFromString('--expose-gc')

@@ -131,12 +131,12 @@ export class P2PNode {
     return { bytes, transport: peer.transport, ms: performance.now() - startedAt }
   }
 
-  /** Tells the producer that the blocks have arrived. `ended` is false when the lease had ended before: no error. */
+  /** Acknowledges to the producer that the blocks have arrived. `ended` is false when the lease had ended before: no error. */
   ack (lease: LeaseName, options: CallOptions = {}): Promise<{ ended: boolean }> {
     return this.#end('ack', lease, options)
   }
 
-  /** Tells the producer that nobody will pull the blocks. */
+  /** Ends the lease without a pull. */
   release (lease: LeaseName, options: CallOptions = {}): Promise<{ ended: boolean }> {
     return this.#end('release', lease, options)
   }

@@ -12,7 +12,7 @@ export function commonOptions (data: WorkerData): { linger: number, ipv6: boolea
     linger: 0,
     ipv6: data.tcp.startsWith('tcp://['),
     heartbeatInterval: data.heartbeatMs,
-    // Generous, as heartbeats queue behind chunks: a slow wire is no dead peer. One that died is noticed by its closed socket.
+    // Generous because heartbeats queue behind chunks: a slow wire is no dead peer. The closed socket shows a dead one.
     heartbeatTimeout: HEARTBEATS_MISSED * data.heartbeatMs,
     heartbeatTimeToLive: (HEARTBEATS_MISSED + 1) * data.heartbeatMs
   }

@@ -56,7 +56,7 @@ export interface P2PLog {
   warn (data: object, message: string): void
 }
 
-/** What the serving side tells about one pull, for metrics and spans. */
+/** What the serving side reports about one pull, for metrics and spans. */
 export interface ServedPull {
   engine: string
   lease: string
@@ -132,7 +132,7 @@ export interface PullResult {
 
 export type Transport = 'ipc' | 'tcp'
 
-/** An established link, as `peer()` tells it. */
+/** An established link, as `peer()` returns it. */
 export interface P2PPeer {
   engineId: string
   epoch: number

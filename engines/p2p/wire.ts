@@ -3,11 +3,11 @@ import type { P2PErrorCode, Dtype } from './types.ts'
 
 /**
  * What goes over a link. A message is a JSON header in one frame and, for a chunk only, its raw bytes in a second one.
- * `id` names one transfer or call for ever: it is never used again, so a late frame of an old transfer finds nobody.
+ * `id` names one transfer or call for ever: it is never used again, so a late frame of an old transfer finds no waiter.
  */
 export const WIRE_VERSION = 1
 
-/** Which lease of which process; `link` is the epoch the link was made for, so that an outdated link is told from an old lease. */
+/** Which lease of which process; `link` is the epoch the link was made for, so that the producer can tell an outdated link from an old lease. */
 interface NamesLease { from: string, engine: string, epoch: number, lease: string, link: number }
 
 interface Common {

@@ -77,7 +77,7 @@ export class WorkerCalls {
     for (const pending of [...this.#pending.values()]) pending.giveUp(error)
   }
 
-  /** The worker has ended: nobody writes any more, and nobody will answer. */
+  /** The worker has ended: it writes no block and answers no call any more. */
   rejectAll (error: P2PError): void {
     for (const pending of [...this.#pending.values()]) pending.reject(error)
   }
