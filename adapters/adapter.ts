@@ -5,6 +5,7 @@
  * written for. The core has no `if (backend === ...)`: what differs between backends is here, as data (`NodeInfo`)
  * or behind these functions. Retry, tracing and metrics wrap the stages from outside.
  */
+import type { Readable } from 'node:stream'
 import type { Dispatcher } from 'undici'
 import type { Role } from './wire/roles.ts'
 
@@ -47,7 +48,7 @@ export interface NodeInfo {
   readonly vision: 'full' | 'features' | 'none'
   /** Role prefill: the longest prompt it takes, in tokens; any when absent. */
   readonly maxPrefillTokens?: number | undefined
-  /** Role decode: it also takes requests that nobody has prefilled. */
+  /** Role decode: it also takes requests without a prefill on another node. */
   readonly standalone?: boolean | undefined
   /** Why the node is limited, for people: "lmdeploy 0.15+ does not name its cache session: no P/D". */
   readonly notes?: readonly string[] | undefined
@@ -104,8 +105,8 @@ export interface RequestBody {
   pick (items: readonly MediaItem[], set?: Readonly<Record<string, string>>): Buffer[]
 }
 
-/** As much of an AbortSignal as it takes to end a call; every AbortSignal is one. */
-export interface CallEnd {
+/** The part of an AbortSignal that ends a call; every AbortSignal is one. `abortSignalOf` makes one of it for APIs that insist. */
+export interface CallSignal {
   readonly aborted: boolean
   readonly reason: unknown
   addEventListener (type: 'abort', listener: () => void): void
@@ -114,11 +115,9 @@ export interface CallEnd {
 
 /** What every call carries: the request's life, the headers to send on, and the means. */
 export interface Call {
-  /** Made when it is first read, so a copy by spread may lack it: pass calls on as they are. */
-  readonly signal: AbortSignal
-  /** The same without the price of an AbortSignal, which a small request would feel. The helpers of http.ts prefer it. */
-  readonly end?: CallEnd | undefined
-  /** traceparent, tracestate, x-request-id and such; node credentials are added by the adapter from the node. */
+  /** Aborts when the call must end: its time is up, the client has left, the gateway closes. */
+  readonly signal: CallSignal
+  /** traceparent, tracestate, x-request-id and such; the adapter adds node credentials from the node. */
   readonly headers: Readonly<Record<string, string>>
   readonly dispatcher: Dispatcher
   readonly log: Log
@@ -152,7 +151,7 @@ export interface Handoff {
   readonly cached?: number | undefined
 }
 
-/** A lease somebody must end; given back to the adapter that made it. */
+/** A lease that must be ended; the core gives it back to the adapter that made it. */
 export interface LeaseRef {
   readonly node: AdapterNode
   readonly lease: string
@@ -167,28 +166,13 @@ export interface Link {
   readonly epochs: readonly [number | undefined, number | undefined]
 }
 
-/** Takes an upstream body chunk by chunk. `write` returns false to pause until the callback given to `onDrain` is called. */
-export interface ByteSink {
-  write (chunk: Buffer): boolean
-  onDrain (resume: () => void): void
-}
-
-/** An answer whose head is there and whose body has not been read yet. Exactly one of pipe, buffer, destroy must be called. */
+/** A node's answer, from its head on. The core reads the body to its end or destroys it. */
 export interface UpstreamResponse {
   readonly statusCode: number
-  readonly headers: Readonly<Record<string, string | string[]>>
-  /** Hands every chunk on, with back-pressure. Resolves at the end, rejects when the upstream breaks off. */
-  pipe (sink: ByteSink): Promise<void>
-  /** Reads the whole body, at most `limit` bytes. */
-  buffer (limit: number): Promise<Buffer>
-  destroy (reason?: Error): void
-}
-
-/** A route a backend needs on the gateway (a registry call-back, a bootstrap server). */
-export interface ControlRoute {
-  readonly method: 'GET' | 'POST'
-  readonly path: string
-  handle (request: { query: Record<string, string>, body: unknown, remote: string }): Promise<{ statusCode: number, body: unknown }>
+  /** Names in lower case. */
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+  /** Bytes as the node sent them. An `error` event, or `close` without `end`, means that the node broke off. */
+  readonly body: Readable
 }
 
 export interface EncodeJob {
@@ -226,8 +210,6 @@ export interface GenerateJob {
 export interface Adapter {
   readonly specificationVersion: 'v1'
   readonly name: string
-  /** `engine`: the language model calls encoders itself and the gateway stands in for them. */
-  readonly encodeDriver: 'gateway' | 'engine'
   /** Alive? Which models, role, epoch; what it produces and accepts. Throws UNAVAILABLE. */
   probe (node: AdapterNode, call: Call): Promise<NodeInfo>
   /** P2P handshake and warm-up, `a` producing and `b` consuming. Idempotent. Throws REFUSED with the reason when they can't work together. */
@@ -236,32 +218,46 @@ export interface Adapter {
   unlink? (a: AdapterNode, b: AdapterNode, call: Call): Promise<void>
   /** One call for all items of one encoder; results in the order of `items`. */
   encode (job: EncodeJob, call: Call): Promise<EncoderResult[]>
-  /**
-   * P's share of a request that D is to go on with. The hand-off's lease is given to `release` unless D takes it over.
-   * May resolve before prefill ends (concurrent P and D); `settled` then tells the outcome.
-   */
-  prefill (job: PrefillJob, call: Call): Promise<{ handoff: Handoff, settled: Promise<void> }>
-  /** PD, or D when there is a handoff. Resolves at the first good upstream event (for a stream, its first bytes are in the response's body). */
+  /** P's share of a request that D goes on with. The core gives the hand-off's lease to `release` unless D takes it over. */
+  prefill (job: PrefillJob, call: Call): Promise<Handoff>
+  /** PD, or D when there is a hand-off. Resolves at the first good upstream event, whose bytes are still in the response's body. */
   generate (job: GenerateJob, call: Call): Promise<UpstreamResponse>
-  /** End leases nobody will ACK. Best effort, never throws. */
+  /** End leases that no consumer will ACK. Best effort, never throws. */
   release (leases: readonly LeaseRef[], call: Call): Promise<void>
   /** Stop a request whose HTTP call was aborted, where closing the connection does not. Best effort, never throws. */
   abort (node: AdapterNode, requestId: string, call: Call): Promise<void>
-  readonly control?: readonly ControlRoute[]
 }
 
 export type AdapterErrorCode = 'FEATURES_GONE' | 'KV_GONE' | 'UNAVAILABLE' | 'BUSY' | 'REJECTED' | 'REFUSED'
 
+/**
+ * Whose fault an error is. `client`: another try fails too, and the client gets the node's answer. `node`: counts
+ * against the node's breaker. `pair`: the two nodes can't work together, other nodes may. `none`: the node is well,
+ * the same request may succeed later or elsewhere.
+ */
+export type Fault = 'client' | 'node' | 'pair' | 'none'
+
+const FAULT: Readonly<Record<AdapterErrorCode, Fault>> = {
+  FEATURES_GONE: 'none',
+  KV_GONE: 'none',
+  UNAVAILABLE: 'node',
+  BUSY: 'none',
+  REJECTED: 'client',
+  REFUSED: 'pair'
+}
+
 export interface AdapterErrorOptions {
   readonly node: string
   readonly cause?: unknown
+  /** Where it is another one than the code's. */
+  readonly fault?: Fault | undefined
   /** Seconds, for BUSY. */
   readonly retryAfter?: number | undefined
   /** The upstream answer as it came, for REJECTED. */
   readonly response?: { readonly statusCode: number, readonly contentType: string, readonly body: Buffer } | undefined
-  /** With FEATURES_GONE and KV_GONE: the consumer knows no link to the producer any more; it has to be made again. */
+  /** With FEATURES_GONE and KV_GONE: the consumer no longer has a link to the producer; the core makes it again. */
   readonly unlinked?: boolean | undefined
-  /** P and D can't share this very request, though both are well: the next plan must leave it to one node. */
+  /** P and D can't share this very request, though both are well: the next plan uses a single node. */
   readonly singleNode?: boolean | undefined
 }
 
@@ -270,15 +266,16 @@ const kAdapterError = Symbol.for('fastify-epd.AdapterError')
 /**
  * The only error an adapter throws on purpose. A call that ends because of `call.signal` rejects with the signal's reason instead.
  *
- * - `FEATURES_GONE`, `KV_GONE`: what a plan relied on no longer exists; start again at the plan.
+ * - `FEATURES_GONE`, `KV_GONE`: what a plan relied on no longer exists; the core plans again.
  * - `UNAVAILABLE`: the node can't be reached, broke off, or answered 5xx.
- * - `BUSY`: the node is full (429, 503 with Retry-After).
+ * - `BUSY`: the node is full (429, 503).
  * - `REJECTED`: the node answered another 4xx; `response` has it as it came.
- * - `REFUSED`: two nodes can't work together (link; prefill: P can work with nobody).
+ * - `REFUSED`: two nodes can't work together (link; prefill: P can't work with any D).
  */
 export class AdapterError extends Error {
   readonly [kAdapterError] = true
   readonly code: AdapterErrorCode
+  readonly fault: Fault
   readonly node: string
   readonly retryAfter: number | undefined
   readonly response: AdapterErrorOptions['response']
@@ -289,6 +286,7 @@ export class AdapterError extends Error {
     super(message, { cause: options.cause })
     this.name = 'AdapterError'
     this.code = code
+    this.fault = options.fault ?? FAULT[code]
     this.node = options.node
     this.retryAfter = options.retryAfter
     this.response = options.response

@@ -1,34 +1,24 @@
 /**
- * The one HTTP client of the adapters: undici's `dispatch` with a handler of its own. A third-party adapter may use it
- * too: `postStream` for generation, `requestJson` for everything small.
+ * The one HTTP client of the adapters, by undici's `request`. A third-party adapter may use it too: `postStream` for
+ * generation, `requestJson` and `requestOk` for everything small.
  */
-import { Agent, type Dispatcher } from 'undici'
+import type { Readable } from 'node:stream'
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from './adapter.ts'
-import { failureError, parseJson, readFailure, type FailureReader } from './http/answers.ts'
-import { Exchange } from './http/exchange.ts'
-import { isStaleSocket, unavailable } from './http/failures.ts'
-import { firstEvent, isBegun } from './http/first-event.ts'
-import { joinPath, targetOf } from './http/target.ts'
+import { TimeLimit } from './abort.ts'
+import { brokenOff, failureError, failureOfEvent, isStaleSocket, parseJson, readFailure, readWhole, timedOut, unavailable, type FailureReader, type UpstreamFailure } from './http/failures.ts'
 
-export type { FailureReader, UpstreamErrorObject, UpstreamFailure } from './http/answers.ts'
-export { errorObject, failureError } from './http/answers.ts'
-export { codeOf } from './http/failures.ts'
+export type { FailureReader, UpstreamErrorObject, UpstreamFailure } from './http/failures.ts'
+export { codeOf, errorObject, failureError } from './http/failures.ts'
 
 /**
  * Up to here slices are joined into one Buffer, which is sent in one write. Above, the copy costs more than the extra
  * writes: 1 MiB in three slices takes 0.3 ms of CPU as slices and 0.8 ms joined; at 16 KiB the two are even.
  */
 const JOIN_LIMIT = 64 * 1024
+/** A first event longer than this is taken for a good one, in bytes. */
+const FIRST_EVENT_LIMIT = 64 * 1024
 const DEFAULT_TIMEOUT = 10_000
 const DEFAULT_LIMIT = 4 * 1024 * 1024
-
-/**
- * A dispatcher fit for model servers: unlimited connections (each stream holds one), and idle ones closed well before
- * uvicorn closes them (5 s), as undici's timers are up to a second late.
- */
-export function createDispatcher (options: { connectTimeout?: number | undefined } = {}): Dispatcher {
-  return new Agent({ keepAliveTimeout: 2500, connect: { timeout: options.connectTimeout ?? 5000 } })
-}
 
 export interface HttpRequest {
   readonly method: 'GET' | 'POST' | 'DELETE'
@@ -37,25 +27,59 @@ export interface HttpRequest {
   /** Slices of a JSON body. */
   readonly body?: readonly Buffer[] | undefined
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** Milliseconds for the whole exchange; 0 (default) leaves it to the call's signal. */
-  readonly timeout?: number | undefined
-  /** Sent again once when a kept connection breaks before an answer; with these headers, if any, that tell the second try. */
+  /** Sent again once when a kept connection breaks before an answer; with these headers, if any, which mark the second try. */
   readonly idempotent?: boolean | Readonly<Record<string, string>> | undefined
 }
 
-function headersOf (node: AdapterNode, request: Pick<HttpRequest, 'headers'>, call: Call, length: number | undefined): string[] {
+/**
+ * Sends a request and resolves at the head of the answer, whatever its status.
+ * Throws AdapterError UNAVAILABLE when none comes, or the signal's reason.
+ */
+export async function send (node: AdapterNode, request: HttpRequest, call: Call): Promise<UpstreamResponse> {
+  const { idempotent = false } = request
+  try {
+    return await sendOnce(node, request, call)
+  } catch (error) {
+    if (idempotent === false || call.signal.aborted || !isStaleSocket(error)) throw error
+    return await sendOnce(node, idempotent === true ? request : { ...request, headers: { ...request.headers, ...idempotent } }, call)
+  }
+}
+
+async function sendOnce (node: AdapterNode, { method, path, headers, body }: HttpRequest, call: Call): Promise<UpstreamResponse> {
+  if (call.signal.aborted) throw call.signal.reason
+  const target = targetOf(node)
+  const length = body?.reduce((sum, slice) => sum + slice.length, 0)
+  try {
+    const response = await call.dispatcher.request({
+      origin: target.origin,
+      path: joinPath(target, path),
+      method,
+      headers: headersOf(node, headers, call, length),
+      // undici takes any iterable; its types name only some.
+      body: length === undefined ? null : bodyOf(body!, length) as Buffer,
+      // Of a signal undici uses what CallSignal has; its types name more.
+      signal: call.signal as AbortSignal,
+      // The call's signal ends it.
+      headersTimeout: 0,
+      bodyTimeout: 0
+    })
+    // It may break off before its reader listens, and an error without a listener would end the process.
+    response.body.on('error', ignore)
+    return response
+  } catch (error) {
+    throw call.signal.aborted ? call.signal.reason : unavailable(node, error as Error)
+  }
+}
+
+function ignore (): void {}
+
+function headersOf (node: AdapterNode, own: HttpRequest['headers'], call: Call, length: number | undefined): string[] {
   const headers: string[] = []
   for (const name in call.headers) headers.push(name, call.headers[name]!)
-  for (const name in request.headers) headers.push(name, request.headers[name]!)
+  for (const name in own) headers.push(name, own[name]!)
   if (node.apiKey !== undefined) headers.push('authorization', `Bearer ${node.apiKey}`)
   if (length !== undefined) headers.push('content-type', 'application/json', 'content-length', String(length))
   return headers
-}
-
-function lengthOf (slices: readonly Buffer[]): number {
-  let length = 0
-  for (let i = 0; i < slices.length; i++) length += slices[i]!.length
-  return length
 }
 
 function bodyOf (slices: readonly Buffer[], length: number): Buffer | readonly Buffer[] {
@@ -63,42 +87,31 @@ function bodyOf (slices: readonly Buffer[], length: number): Buffer | readonly B
   return length <= JOIN_LIMIT ? Buffer.concat(slices, length) : slices
 }
 
-function dispatch (node: AdapterNode, method: HttpRequest['method'], request: Omit<HttpRequest, 'method'>, call: Call): Promise<Exchange> {
-  const end = call.end ?? call.signal
-  const exchange = new Exchange(node, end, request.timeout ?? 0)
-  if (end.aborted) return exchange.head
-  const target = targetOf(node)
-  const length = request.body === undefined ? undefined : lengthOf(request.body)
-  const options = {
-    origin: target.origin,
-    path: joinPath(target, request.path),
-    method,
-    headers: headersOf(node, request, call, length),
-    // undici takes any iterable; its types name only some.
-    body: length === undefined ? null : bodyOf(request.body!, length) as Buffer,
-    headersTimeout: 0,
-    bodyTimeout: 0
-  }
-  try {
-    call.dispatcher.dispatch(options, exchange)
-  } catch (error) {
-    exchange.destroy(unavailable(node, error as Error))
-  }
-  return exchange.head
+/** Where requests to a node go. */
+interface Target {
+  readonly origin: string
+  /** Path below the origin, without a slash at its end. */
+  readonly prefix: string
 }
 
-/**
- * Sends a request and resolves at the head of the answer, whatever its status.
- * Throws AdapterError UNAVAILABLE when none comes, or the signal's reason.
- */
-export function send (node: AdapterNode, request: HttpRequest, call: Call): Promise<Exchange> {
-  const sent = dispatch(node, request.method, request, call)
-  const { idempotent = false } = request
-  if (idempotent === false) return sent
-  return sent.catch((error: unknown) => {
-    if (!isStaleSocket(error) || (call.end ?? call.signal).aborted) throw error
-    return dispatch(node, request.method, idempotent === true ? request : { ...request, headers: { ...request.headers, ...idempotent } }, call)
-  })
+const targets = new Map<string, Target>()
+const MAX_TARGETS = 1024
+
+/** Splits a node's base URL, once per URL. */
+export function targetOf (node: AdapterNode): Target {
+  let target = targets.get(node.url)
+  if (target === undefined) {
+    const { origin, pathname } = new URL(node.url)
+    target = { origin, prefix: pathname.replace(/\/+$/, '') }
+    if (targets.size >= MAX_TARGETS) targets.clear()
+    targets.set(node.url, target)
+  }
+  return target
+}
+
+/** Joins a node's base path with a path of the API. A base URL that already ends in `/v1` does not get a second one. */
+export function joinPath ({ prefix }: Target, path: string): string {
+  return prefix.endsWith('/v1') && path.startsWith('/v1/') ? prefix + path.slice(3) : prefix + path
 }
 
 /**
@@ -107,16 +120,69 @@ export function send (node: AdapterNode, request: HttpRequest, call: Call): Prom
  * Throws AdapterError by the answer's status or error event (`read` may map them first), or the signal's reason.
  */
 export async function postStream (node: AdapterNode, request: Omit<HttpRequest, 'method' | 'idempotent'>, call: Call, read?: FailureReader): Promise<UpstreamResponse> {
-  const response = await dispatch(node, 'POST', request, call)
+  const response = await sendOnce(node, { ...request, method: 'POST' }, call)
   if (response.statusCode >= 300) throw failureError(await readFailure(node, response), read)
-  if (isBegun(response)) return response
   try {
-    const failure = await firstEvent(node, response)
-    if (failure !== undefined) throw failureError(failure, read)
-    return response
+    const failure = await firstFailure(node, response)
+    if (failure === undefined) return response
+    throw failureError(failure, read)
   } catch (error) {
-    response.destroy(error as Error)
-    throw error
+    response.body.destroy()
+    throw call.signal.aborted ? call.signal.reason : AdapterError.is(error) ? error : brokenOff(node, error as Error)
+  }
+}
+
+/** Waits for the first event of a stream, or the first bytes of another body, and leaves them in it. Gives the failure that an error event stands for. */
+async function firstFailure (node: AdapterNode, { headers, body }: UpstreamResponse): Promise<UpstreamFailure | undefined> {
+  const type = headers['content-type']
+  if (typeof type !== 'string' || !type.startsWith('text/event-stream')) {
+    // Most JSON answers have come whole with their head.
+    if (body.readableLength === 0) await peek(body, () => true)
+    return undefined
+  }
+  const bytes = await peek(body, bytes => bytes.length > FIRST_EVENT_LIMIT || firstData(bytes) !== undefined)
+  if (bytes === undefined) throw new Error('the stream ended before its first event')
+  const data = firstData(bytes)
+  return data === undefined ? undefined : failureOfEvent(node, data)
+}
+
+/** Reads until there is enough and puts it back. Undefined when the body ends before; rejects when it breaks off. */
+function peek (body: Readable, enough: (bytes: Buffer) => boolean): Promise<Buffer | undefined> {
+  let bytes: Buffer | undefined
+  const look = (): boolean => {
+    const chunk = body.read() as Buffer | null
+    if (chunk === null) return false
+    bytes = bytes === undefined ? chunk : Buffer.concat([bytes, chunk])
+    if (!enough(bytes)) return false
+    body.unshift(bytes)
+    return true
+  }
+  return new Promise((resolve, reject) => {
+    if (look()) { resolve(bytes); return }
+    const settle = (): void => { for (const [event, listener] of listeners) body.off(event, listener) }
+    const listeners: ReadonlyArray<readonly [string, (error?: Error) => void]> = [
+      ['readable', () => { if (look()) { settle(); resolve(bytes) } }],
+      ['end', () => { settle(); resolve(undefined) }],
+      ['close', () => { settle(); reject(body.errored ?? new Error('it was closed')) }]
+    ]
+    for (const [event, listener] of listeners) body.on(event, listener)
+  })
+}
+
+const LF = 0x0a
+const CR = 0x0d
+const DATA = Buffer.from('data:')
+
+/** The first `data:` line that is whole; `undefined` when there is none yet. Comments and other fields are skipped. */
+export function firstData (bytes: Buffer): Buffer | undefined {
+  let start = 0
+  for (;;) {
+    const end = bytes.indexOf(LF, start)
+    if (end < 0) return undefined
+    if (bytes.compare(DATA, 0, DATA.length, start, Math.min(start + DATA.length, end)) === 0) {
+      return bytes.subarray(start + DATA.length, bytes[end - 1] === CR ? end - 1 : end)
+    }
+    start = end + 1
   }
 }
 
@@ -124,35 +190,52 @@ export interface JsonRequest extends Omit<HttpRequest, 'body'> {
   /** Value of the JSON body, or slices of its text. */
   readonly json?: unknown
   readonly slices?: readonly Buffer[] | undefined
-  /** Longest answer in bytes; default 4 MiB. */
+  /** Milliseconds for the whole exchange; 0 leaves it to the call's signal. @default 10 000 */
+  readonly timeout?: number | undefined
+  /** Longest answer in bytes. @default 4 MiB */
   readonly limit?: number | undefined
 }
 
 export interface JsonAnswer {
   readonly statusCode: number
-  readonly headers: Readonly<Record<string, string | string[]>>
+  readonly headers: UpstreamResponse['headers']
   /** The parsed body; undefined when it is not JSON. */
   readonly body: unknown
 }
 
 /**
- * A small control call: JSON out, JSON in, within `timeout` (default 10 s) and `limit`. Gives every status.
+ * A small control call: JSON out, JSON in, within `timeout` and `limit`. Gives every status.
  * Throws AdapterError UNAVAILABLE when no whole answer comes, or the signal's reason.
  */
 export async function requestJson (node: AdapterNode, request: JsonRequest, call: Call): Promise<JsonAnswer> {
-  const { json, slices, limit = DEFAULT_LIMIT, timeout = DEFAULT_TIMEOUT, ...rest } = request
-  const body = slices ?? (json === undefined ? undefined : [Buffer.from(JSON.stringify(json))])
-  const response = await send(node, { ...rest, timeout, body }, call)
-  return { statusCode: response.statusCode, headers: response.headers, body: parseJson(await response.buffer(limit)) }
+  return await exchangeJson(node, request, call, async response => response)
 }
 
 /** As {@link requestJson}, and throws AdapterError for every status that is not 2xx. */
 export async function requestOk (node: AdapterNode, request: JsonRequest, call: Call, read?: FailureReader): Promise<unknown> {
+  const { body } = await exchangeJson(node, request, call, async response => {
+    if (response.statusCode >= 300) throw failureError(await readFailure(node, response), read)
+  })
+  if (body === undefined) throw new AdapterError('UNAVAILABLE', `${node.id} answered ${request.path} with something that is not JSON`, { node: node.id })
+  return body
+}
+
+/** @param check - sees the head; may reject in place of the body's reading */
+async function exchangeJson (node: AdapterNode, request: JsonRequest, call: Call, check: (response: UpstreamResponse) => Promise<unknown>): Promise<JsonAnswer> {
   const { json, slices, limit = DEFAULT_LIMIT, timeout = DEFAULT_TIMEOUT, ...rest } = request
   const body = slices ?? (json === undefined ? undefined : [Buffer.from(JSON.stringify(json))])
-  const response = await send(node, { ...rest, timeout, body }, call)
-  if (response.statusCode >= 300) throw failureError(await readFailure(node, response), read)
-  const answer = parseJson(await response.buffer(limit))
-  if (answer === undefined) throw new AdapterError('UNAVAILABLE', `${node.id} answered ${request.path} with something that is not JSON`, { node: node.id })
-  return answer
+  const time = new TimeLimit(timeout, call.signal)
+  try {
+    const response = await send(node, { ...rest, body }, { ...call, signal: time })
+    await check(response)
+    const bytes = await readWhole(response.body, limit)
+    if (bytes === undefined) throw new Error(`the answer is longer than ${limit} bytes`)
+    return { statusCode: response.statusCode, headers: response.headers, body: parseJson(bytes) }
+  } catch (error) {
+    if (time.timedOut) throw timedOut(node, timeout)
+    if (call.signal.aborted) throw call.signal.reason
+    throw AdapterError.is(error) ? error : brokenOff(node, error as Error)
+  } finally {
+    time.clear()
+  }
 }

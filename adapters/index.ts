@@ -5,9 +5,10 @@ import { engineInfo, health, isOurs, models } from './probes.ts'
 import { pytorch } from './pytorch.ts'
 import { turbomind } from './turbomind.ts'
 
+export { abortSignalOf } from './abort.ts'
 export * from './adapter.ts'
 export {
-  createDispatcher, errorObject, failureError, postStream, requestJson, requestOk,
+  errorObject, failureError, postStream, requestJson, requestOk,
   type FailureReader, type HttpRequest, type JsonAnswer, type JsonRequest, type UpstreamErrorObject, type UpstreamFailure
 } from './http.ts'
 export { openai, pytorch, turbomind }
@@ -23,7 +24,6 @@ export function checkAdapter (value: unknown): asserts value is Adapter {
   if (typeof adapter !== 'object' || adapter === null) throw new TypeError('an adapter must be an object')
   if (typeof adapter.name !== 'string' || adapter.name === '') throw new TypeError('an adapter must have a name')
   if (adapter.specificationVersion !== 'v1') throw new TypeError(`adapter ${adapter.name}: specificationVersion must be 'v1', not ${JSON.stringify(adapter.specificationVersion)}`)
-  if (adapter.encodeDriver !== 'gateway' && adapter.encodeDriver !== 'engine') throw new TypeError(`adapter ${adapter.name}: encodeDriver must be 'gateway' or 'engine'`)
   for (const name of FUNCTIONS) {
     if (typeof adapter[name] !== 'function') throw new TypeError(`adapter ${adapter.name}: ${name} must be a function`)
   }

@@ -29,7 +29,6 @@ async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
 export const openai: Adapter = {
   specificationVersion: 'v1',
   name: 'openai',
-  encodeDriver: 'gateway',
   probe,
   link: (_a, b) => refuse(b, NO_DISAGGREGATION),
   encode: job => refuse(job.node, NO_DISAGGREGATION),

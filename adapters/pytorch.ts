@@ -1,4 +1,3 @@
-import { setMaxListeners } from 'node:events'
 import { AdapterError, type Adapter, type AdapterNode, type Call, type EncoderResult, type GenerateJob, type Handoff, type LeaseRef, type Link, type NodeInfo, type PrefillJob, type RequestBody, type UpstreamResponse } from './adapter.ts'
 import { abortEpd, freeLease } from './epd/cleanup.ts'
 import { encodeEpd } from './epd/encode.ts'
@@ -51,13 +50,12 @@ async function endOf (node: AdapterNode, call: Call): Promise<End> {
   throw new AdapterError('REFUSED', `${node.id} is an lmdeploy api_server that moves no blocks, and knows no encoder role`, { node: node.id })
 }
 
-async function prefill (job: PrefillJob, call: Call): Promise<{ handoff: Handoff, settled: Promise<void> }> {
+async function prefill (job: PrefillJob, call: Call): Promise<Handoff> {
   const { node, body, features } = job
   if (node.info?.produces.some(format => format.startsWith('kv:')) !== true) return await refuse(node, `${node.id} hands no KV blocks on`)
   const reason = unfit(node, body, features)
   if (reason !== undefined) throw new AdapterError('KV_GONE', reason, { node: node.id, singleNode: true })
-  const handoff = await (servedByEpd(node) ? prefillEpd : prefillLmdeploy)(job, call)
-  return { handoff, settled: Promise.resolve() }
+  return await (servedByEpd(node) ? prefillEpd : prefillLmdeploy)(job, call)
 }
 
 function generate (job: GenerateJob, call: Call): Promise<UpstreamResponse> {
@@ -80,8 +78,6 @@ function unfit (node: AdapterNode, body: RequestBody, features: readonly Encoder
 }
 
 async function release (leases: readonly LeaseRef[], call: Call): Promise<void> {
-  // One call for each lease, all on one signal: more than ten listeners are no leak.
-  setMaxListeners(0, call.signal)
   await Promise.all(leases.map(lease => (servedByEpd(lease.node) ? freeLease : releaseSession)(lease, call)))
 }
 
@@ -97,7 +93,6 @@ async function abort (node: AdapterNode, requestId: string, call: Call): Promise
 export const pytorch: Adapter = {
   specificationVersion: 'v1',
   name: 'pytorch',
-  encodeDriver: 'gateway',
   probe,
   link,
   unlink,

@@ -3,8 +3,7 @@ import { Agent, type Dispatcher } from 'undici'
 import type { Log } from '../adapters/adapter.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
-import { Admission, Deadlines, serve, Stats, type Cancellable, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
-import { LinkedList } from './pipeline/linked-list.ts'
+import { Admission, serve, Stats, type Cancellable, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
@@ -30,18 +29,17 @@ export interface Health {
   readonly models: readonly string[]
 }
 
-/** uvicorn closes idle connections after 5 s without a word, and undici's timers may be a second late. */
+/** uvicorn closes idle connections after 5 s, and undici's timers may be a second late. */
 const KEEP_ALIVE_MS = 2_500
 
 /**
  * The framework-free core: registry, planner and pipeline. Usable without Fastify: `serve` takes a request and a
- * function that hands the answer on.
+ * function that sends the answer to the client.
  */
 export class Gateway implements Core {
   readonly options: ResolvedOptions
   readonly registry: Registry
   readonly dispatcher: Dispatcher
-  readonly deadlines = new Deadlines()
   readonly admission: Admission
   readonly stats = new Stats()
   readonly metrics: GatewayMetrics
@@ -49,7 +47,7 @@ export class Gateway implements Core {
   readonly log: Log
   readonly #ownDispatcher: Agent | undefined
   readonly #background = new Set<Promise<unknown>>()
-  readonly #requests = new LinkedList<Cancellable>()
+  readonly #requests = new Set<Cancellable>()
   readonly #idle: Array<() => void> = []
   #draining = false
   #closed: Promise<void> | undefined
@@ -63,7 +61,7 @@ export class Gateway implements Core {
       ? new Agent({ keepAliveTimeout: KEEP_ALIVE_MS, keepAliveMaxTimeout: KEEP_ALIVE_MS, connect: { timeout: timeouts.connect } })
       : undefined
     this.dispatcher = dispatcher ?? this.#ownDispatcher!
-    this.admission = new Admission(options.admission, this.deadlines)
+    this.admission = new Admission(options.admission)
     this.registry = new Registry({
       dispatcher: this.dispatcher,
       log,
@@ -90,12 +88,12 @@ export class Gateway implements Core {
     return { status: this.#draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
   }
 
-  /** Is there a node, healthy or not, that is meant to answer for this model? */
+  /** Is there a node, healthy or not, that answers for this model? */
   serves (model: string): boolean {
     return this.registry.snapshot().nodes.some(node => node.role !== 'encoder' && node.models.includes(model))
   }
 
-  /** What would be done with such a request now. */
+  /** The plan such a request would get now. */
   plan (view: RequestView): Plan | Refusal {
     return planRequest(view, this.registry.snapshot(), this.options)
   }
@@ -112,7 +110,7 @@ export class Gateway implements Core {
 
   ended (request: Cancellable): void {
     this.#requests.delete(request)
-    if (this.#requests.size === 0) for (const tell of this.#idle.splice(0)) tell()
+    if (this.#requests.size === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   /** Requests in flight. */
@@ -120,7 +118,7 @@ export class Gateway implements Core {
     return this.#requests.size
   }
 
-  /** A span of an engine has come in: what it tells that nobody else does. */
+  /** Counts the bytes moved over each link, which only the engines' spans say. */
   noteSpan (span: StoredSpan): void {
     const { name, instance } = span
     if (name !== SPAN.engineMigrate) return
@@ -147,7 +145,7 @@ export class Gateway implements Core {
     clearTimeout(timer)
   }
 
-  /** Drains, tells the nodes what they must know, closes every connection and timer. Idempotent. */
+  /** Drains, releases what nodes hold for this gateway, closes every connection and timer. Idempotent. */
   async close (): Promise<void> {
     this.#closed ??= this.#close()
     await this.#closed
@@ -157,7 +155,6 @@ export class Gateway implements Core {
     await this.drain()
     while (this.#background.size > 0) await Promise.all(this.#background)
     await this.registry.close()
-    this.deadlines.close()
     this.metrics.close()
     await this.thumbnails?.close()
     await this.#ownDispatcher?.close()

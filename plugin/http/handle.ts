@@ -1,14 +1,12 @@
 import { randomBytes } from 'node:crypto'
-import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
-import { AdapterError } from '../../adapters/adapter.ts'
-import { epdError, isEpdError, toEpdError, toReply, type EpdErrorCode } from '../errors.ts'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import { parseBody, parseBodyValue, type Body } from '../body/index.ts'
-import { ClientConnection } from './client-connection.ts'
+import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import type { Bypass } from '../options/index.ts'
+import { onClientGone } from './client.ts'
 import { deliver } from './deliver.ts'
-import { callersTraceId } from '../telemetry/propagation.ts'
-import { upstreamPath } from './upstream-path.ts'
+import { sendError } from './error-answer.ts'
 
 export interface HandleOverrides {
   /** Another model than the body's, such as what an alias stands for. */
@@ -39,11 +37,7 @@ export type RawBodies = WeakMap<FastifyRequest, Buffer>
 export const kArrivedAt = Symbol('fastify-epd.arrivedAt')
 export interface Arriving { [kArrivedAt]?: number }
 
-/** Errors that leave a request's body unread. */
-const UNREAD: ReadonlySet<EpdErrorCode> = new Set(['EPD_ERR_BODY_TOO_LARGE', 'EPD_ERR_CONTENT_ENCODING', 'EPD_ERR_CLIENT_CLOSED_REQUEST'])
 const INSTANCE = randomBytes(4).toString('hex')
-/** Of an error and its causes, those that the log tells. */
-const MAX_REASONS = 4
 let calls = 0
 
 /**
@@ -71,12 +65,12 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
       path,
       id: callId(request.id),
       headers: request.headers,
-      signal: new ClientConnection(reply.raw),
+      onClientGone: listener => { onClientGone(reply.raw, listener) },
       arrivedAt: (request as Arriving)[kArrivedAt],
       log: request.log,
       tenant: overrides.tenant ?? tenantOf(request, options.tenant),
       bypass: overrides.bypass
-    }, (upstream, headers) => deliver(upstream, reply, options.headers ? headers : {}))
+    }, (answer, headers) => { deliver(answer, reply, options.headers ? headers : {}) })
     if (served.delivery !== undefined) return reply
     return sendError(request, reply, served.error, options.headers ? served.headers : {}, served.traceId)
   }
@@ -97,7 +91,18 @@ function isScanned (source: unknown): source is Body {
   return typeof source === 'object' && source !== null && 'splice' in source && 'bytes' in source && 'media' in source
 }
 
-/** Path below the node's URL. A route of the gateway's own may be called anything: it is then a chat. */
+/**
+ * A client's path, to be continued below a node's URL.
+ *
+ * @throws EPD_ERR_INVALID_PATH for `.` and `..`, however written: a proxy in front of a node would take them for steps out of `/v1`
+ */
+export function upstreamPath (url: string): string {
+  const [path] = url.split('?', 1) as [string]
+  if (decodeURIComponent(path).split(/[/\\]/).some(segment => segment === '.' || segment === '..')) throw epdError('EPD_ERR_INVALID_PATH', [path])
+  return url
+}
+
+/** Path below the node's URL. A route of the application that names no path of the API is a chat. */
 function pathOf (url: string): string {
   const [path] = url.split('?', 1) as [string]
   const start = path.indexOf('/v1/')
@@ -109,40 +114,4 @@ function tenantOf (request: FastifyRequest, tenant: Gateway['options']['tenant']
   if (typeof tenant === 'function') return tenant(request)
   const value = request.headers[tenant.toLowerCase()]
   return Array.isArray(value) ? value[0] : value
-}
-
-/**
- * Error handler of the plugin's own routes. What the application's hooks throw (rate limits, its own auth) is left to the
- * application's error handler.
- */
-export function onRouteError (err: FastifyError, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  const foreign = toEpdError(err).code === 'EPD_ERR_INTERNAL' && typeof err.statusCode === 'number'
-  if (foreign) throw err
-  return sendError(request, reply, err)
-}
-
-/** For the log. A stack is for what nobody has foreseen: nodes that are down are told in a line, of which an outage writes many. */
-function whyOf (err: unknown, code: string | undefined): object {
-  if (code === undefined || code === 'EPD_ERR_INTERNAL' || !(err instanceof Error)) return { err }
-  const reasons: string[] = []
-  let node: string | undefined
-  for (let one: unknown = err; one instanceof Error && reasons.length < MAX_REASONS; one = one.cause) {
-    if (!reasons.includes(one.message)) reasons.push(one.message)
-    if (AdapterError.is(one)) node ??= one.node
-  }
-  return { node, reason: reasons.join(': ') }
-}
-
-/** Answers with an error in OpenAI's shape, or with the upstream's own as it came. */
-export function sendError (request: FastifyRequest, reply: FastifyReply, err: unknown, headers: Readonly<Record<string, string>> = {}, traceId?: string): FastifyReply {
-  const answer = toReply(err)
-  // A request that failed before it was routed is in no trace of ours; it may be in its client's.
-  const id = traceId ?? callersTraceId(request.headers)
-  const trace = id === undefined ? {} : { trace_id: id }
-  if (answer.statusCode >= 500) request.log.error({ ...trace, ...whyOf(answer.error?.cause ?? err, answer.error?.code), code: answer.error?.code }, 'request failed')
-  else request.log.info({ ...trace, code: answer.error?.code, upstream: answer.error === undefined ? answer.statusCode : undefined }, 'request refused')
-  if (reply.sent) return reply
-  // The rest of an unread body would be parsed as the next request.
-  if (isEpdError(err) && UNREAD.has(err.code)) reply.header('connection', 'close')
-  return reply.code(answer.statusCode).headers({ ...headers, ...answer.headers, 'content-type': answer.contentType }).send(answer.body)
 }

@@ -1,22 +1,15 @@
+import type { CallSignal } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
 import type { AdmissionOptions } from '../options/index.ts'
-import type { Alarm, Deadlines } from './deadlines.ts'
 
 /** The right to have so many vision tokens in flight. */
 export interface Pass {
   release (): void
 }
 
-export interface Waiting {
-  readonly admitted: Promise<Pass>
-  /** Leaves the queue; `admitted` rejects with the reason. Does nothing once admitted. */
-  leave (reason: unknown): void
-}
-
-interface Waiter extends Alarm {
+interface Waiter {
   readonly tokens: number
-  readonly admit: (pass: Pass) => void
-  readonly refuse: (reason: unknown) => void
+  admit (pass: Pass): void
 }
 
 /**
@@ -25,25 +18,23 @@ interface Waiter extends Alarm {
  */
 export class Admission {
   readonly #options: AdmissionOptions
-  readonly #deadlines: Deadlines
   readonly #queue = new Set<Waiter>()
   #inFlight = 0
   #refused = 0
 
-  constructor (options: AdmissionOptions, deadlines: Deadlines) {
+  constructor (options: AdmissionOptions) {
     this.#options = options
-    this.#deadlines = deadlines
   }
 
   get stats (): { readonly inFlight: number, readonly waiting: number, readonly refused: number } {
     return { inFlight: this.#inFlight, waiting: this.#queue.size, refused: this.#refused }
   }
 
-  /** @throws EPD_ERR_OVERLOADED when the queue is full; `admitted` rejects with it when the wait was too long */
-  enter (tokens: number): Pass | Waiting {
+  /** @throws EPD_ERR_OVERLOADED when the queue is full or the wait was too long; the signal's reason when it aborts */
+  async enter (tokens: number, signal: CallSignal): Promise<Pass> {
     if (this.#queue.size === 0 && this.#fits(tokens)) return this.#pass(tokens)
     if (this.#queue.size >= this.#options.queue) throw this.#overloaded()
-    return this.#wait(tokens)
+    return await this.#wait(tokens, signal)
   }
 
   #fits (tokens: number): boolean {
@@ -64,35 +55,30 @@ export class Admission {
     }
   }
 
-  #wait (tokens: number): Waiting {
-    let waiter: Waiter
-    const admitted = new Promise<Pass>((resolve, reject) => {
-      waiter = {
-        tokens,
-        admit: resolve,
-        refuse: reject,
-        at: performance.now() + this.#options.wait,
-        ring: () => { this.#leave(waiter, this.#overloaded()) }
+  #wait (tokens: number, signal: CallSignal): Promise<Pass> {
+    return new Promise((resolve, reject) => {
+      const stop = (): void => {
+        clearTimeout(timer)
+        signal.removeEventListener('abort', onAbort)
+        this.#queue.delete(waiter)
       }
+      const leave = (reason: Error): void => {
+        stop()
+        reject(reason)
+        // The one behind may fit where this one did not.
+        this.#next()
+      }
+      const waiter: Waiter = { tokens, admit: pass => { stop(); resolve(pass) } }
+      const onAbort = (): void => { leave(signal.reason as Error) }
+      const timer = setTimeout(() => { leave(this.#overloaded()) }, this.#options.wait)
+      signal.addEventListener('abort', onAbort)
       this.#queue.add(waiter)
-      this.#deadlines.add(waiter)
     })
-    return { admitted, leave: reason => { this.#leave(waiter, reason) } }
-  }
-
-  #leave (waiter: Waiter, reason: unknown): void {
-    if (!this.#queue.delete(waiter)) return
-    this.#deadlines.delete(waiter)
-    waiter.refuse(reason)
-    // The one behind may fit where this one did not.
-    this.#next()
   }
 
   #next (): void {
     for (const waiter of this.#queue) {
       if (!this.#fits(waiter.tokens)) return
-      this.#queue.delete(waiter)
-      this.#deadlines.delete(waiter)
       waiter.admit(this.#pass(waiter.tokens))
     }
   }

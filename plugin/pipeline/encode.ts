@@ -5,6 +5,7 @@ import type { NodeSnapshot } from '../registry/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StageSpan } from '../telemetry/spans.ts'
 import type { Exchange } from './exchange.ts'
+import { callNode } from './node-call.ts'
 
 /** Every encoder of some item has failed. `last` is why the last one did. */
 export class EncodersExhausted extends Error {
@@ -57,7 +58,7 @@ export async function encodeStage (exchange: Exchange, plan: Plan): Promise<Enco
 async function encodeItems (fanout: Fanout, items: readonly MediaItem[]): Promise<void> {
   const groups = groupByEncoder(fanout, items)
   const calls = [...groups].map(([node, group]) => encodeOrMove(fanout, node, group).catch((err: unknown) => {
-    // One item is lost for good: what the others are still doing is of no use.
+    // One item is lost for good: the results of the other calls are of no use.
     fanout.exchange.abortCalls(err)
     throw err
   }))
@@ -66,15 +67,17 @@ async function encodeItems (fanout: Fanout, items: readonly MediaItem[]): Promis
   if (lost !== undefined) throw firstCause(outcomes)
 }
 
-/** The rejection that came first made the others: theirs is the same reason. */
+/** The client's own fault comes before the aborts that it has caused. */
 function firstCause (outcomes: ReadonlyArray<PromiseSettledResult<void>>): unknown {
   const reasons = outcomes.flatMap(outcome => outcome.status === 'rejected' ? [outcome.reason as unknown] : [])
-  return reasons.find(reason => AdapterError.is(reason) && reason.code === 'REJECTED') ?? reasons[0]
+  return reasons.find(reason => AdapterError.is(reason) && reason.fault === 'client') ?? reasons[0]
 }
 
 async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<void> {
   try {
     const results = await encodeCall(fanout, node, items)
+    fanout.exchange.hold(node.adapter, node, results)
+    fanout.exchange.core.stats.encoded(node.id, results.length, results.filter(result => result.cached).length)
     for (const [i, item] of items.entries()) fanout.results[item.index] = results[i]!
   } catch (err) {
     if (!mayMove(err)) throw err
@@ -82,14 +85,14 @@ async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly
     log.warn({ err, node: node.id, items: items.length }, 'encode call failed; its items move to the next encoder')
     core.stats.encodeMoves++
     fanout.failed.add(node.id)
-    fanout.exchange.avoid(node.id)
+    fanout.exchange.avoided.add(node.id)
     fanout.last = err
     await encodeItems(fanout, items)
   }
 }
 
 function mayMove (err: unknown): err is AdapterError {
-  return AdapterError.is(err) && (err.code === 'UNAVAILABLE' || err.code === 'BUSY' || err.code === 'REFUSED')
+  return AdapterError.is(err) && err.fault !== 'client'
 }
 
 function groupByEncoder ({ plan, failed, last }: Fanout, items: readonly MediaItem[]): Map<NodeSnapshot, MediaItem[]> {
@@ -107,41 +110,28 @@ function groupByEncoder ({ plan, failed, last }: Fanout, items: readonly MediaIt
 async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<EncoderResult[]> {
   const { core, request } = exchange
   const consumer = plan.prefill ?? plan.node
-  const id = exchange.nextEncodeId()
-  const scope = exchange.open(core.options.timeouts.encode)
-  const ticket = core.registry.acquire(node.id, 'encode', items.reduce((sum, item) => sum + item.tokens, 0))
-  const hold = (results: EncoderResult[]): void => { exchange.hold(node.adapter, node, results) }
-  try {
-    const results = await span.stage(SPAN.encodeCall, { [ATTR.node]: node.id, [ATTR.items]: items.length }, async callSpan => await scope.run(async () => {
-      if (core.registry.snapshot().link(node.id, consumer.id) !== 'linked') await core.registry.ensureLink(node.id, consumer.id, scope.signal)
-      const job = { node, items, body: request.body, consumer, tenant: request.tenant }
-      return await node.adapter.encode(job, exchange.call(scope, callSpan, id))
-    }, late => {
+  return await callNode<EncoderResult[]>(exchange, {
+    node,
+    stage: 'encode',
+    tokens: items.reduce((sum, item) => sum + item.tokens, 0),
+    id: exchange.nextEncodeId(),
+    timeout: core.options.timeouts.encode,
+    span: { name: SPAN.encodeCall, attributes: { [ATTR.node]: node.id, [ATTR.items]: items.length }, parent: span },
+    late: results => {
       // Its own leases only: those of another attempt may be in use.
-      const leases = late.map(({ lease, wire }) => ({ node, lease, wire }))
-      exchange.farewell(call => node.adapter.release(leases, call))
-    }))
-    hold(results)
-    if (results.length !== items.length) throw new AdapterError('UNAVAILABLE', `answered ${results.length} results for ${items.length} items`, { node: node.id })
-    core.stats.encoded(node.id, results.length, results.reduce((sum, result) => sum + Number(result.cached), 0))
-    ticket.end()
-    return results
-  } catch (err) {
-    const failure = exchange.failure(err, scope, node.id)
-    // It may have answered all the same: leases that nobody has read are ended by the call they were for.
-    if (scope.aborted || isUnavailable(failure)) exchange.farewell(call => node.adapter.abort(node, id, call))
-    ticket.end(failure)
-    throw failure
-  } finally {
-    exchange.shut(scope)
-  }
+      const leases = results.map(({ lease, wire }) => ({ node, lease, wire }))
+      exchange.cleanupCall(call => node.adapter.release(leases, call))
+    }
+  }, async call => {
+    await exchange.link(node.id, consumer.id, call.signal)
+    const results = await node.adapter.encode({ node, items, body: request.body, consumer, tenant: request.tenant }, call)
+    if (results.length === items.length) return results
+    exchange.hold(node.adapter, node, results)
+    throw new AdapterError('UNAVAILABLE', `answered ${results.length} results for ${items.length} items`, { node: node.id })
+  })
 }
 
-function isUnavailable (err: unknown): boolean {
-  return AdapterError.is(err) && err.code === 'UNAVAILABLE'
-}
-
-/** What a client is told when no encoder is left and the language model can't encode either. */
+/** The error for clients when no encoder is left and the language model can't encode either. */
 export function exhaustedError ({ last }: EncodersExhausted): Error {
   if (last?.code === 'BUSY') return epdError('EPD_ERR_UPSTREAM_BUSY', [], { cause: last, retryAfter: last.retryAfter })
   return epdError('EPD_ERR_ENCODE_FAILED', [], { cause: last })

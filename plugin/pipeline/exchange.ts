@@ -1,46 +1,25 @@
-import { AdapterError, type Adapter, type AdapterNode, type Call, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
+import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
+import { abortable, TimeLimit } from '../../adapters/abort.ts'
 import { epdError } from '../errors.ts'
 import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
-import type { Pass, Waiting } from './admission.ts'
-import { CallScope } from './call-scope.ts'
-import type { Linked } from './linked-list.ts'
-import { RequestLog } from './request-log.ts'
-import type { Core, GatewayRequest } from './types.ts'
+import type { Pass } from './admission.ts'
+import type { Cancellable, Core, GatewayRequest } from './types.ts'
 
 interface HeldLease { readonly adapter: Adapter, readonly lease: LeaseRef }
 
 const OPERATIONS: Readonly<Record<string, string>> = { '/v1/completions': 'text_completion', '/v1/embeddings': 'embeddings' }
 /** How long ending leases and aborting a request on a node may take, after the request itself is over. */
-const FAREWELL_MS = 5_000
-const NOBODY: ReadonlySet<string> = new Set()
-
-/** What a call carries. A class, as its signal is made only for those who ask. */
-class ScopedCall implements Call {
-  readonly end: CallScope
-  readonly headers: Readonly<Record<string, string>>
-  readonly dispatcher: Call['dispatcher']
-  readonly log: Log
-
-  constructor (end: CallScope, headers: Readonly<Record<string, string>>, dispatcher: Call['dispatcher'], log: Log) {
-    this.end = end
-    this.headers = headers
-    this.dispatcher = dispatcher
-    this.log = log
-  }
-
-  get signal (): AbortSignal {
-    return this.end.signal
-  }
-}
+const CLEANUP_MS = 5_000
+/** Timers of Node.js fire up to a millisecond early. */
+const TIMER_SLACK_MS = 2
 
 /**
  * One request from arrival to its end: everything it holds, so that there is one place where it is given back. Whatever
- * the way out, `close` is the only exit: signals abort, leases without ACK are released, the admission pass returns, the
- * span ends.
+ * the way out, `close` is the only exit: signals abort, leases without ACK are released, the admission pass returns.
  */
-export class Exchange implements Linked {
+export class Exchange implements Cancellable {
   readonly core: Core
   readonly request: GatewayRequest
   readonly trace: RequestTrace
@@ -48,37 +27,22 @@ export class Exchange implements Linked {
   readonly log: Log
   readonly startedAt = performance.now()
   readonly deadline: number
-  before: Linked | undefined
-  after: Linked | undefined
+  /** Nodes that have failed this request. */
+  readonly avoided = new Set<string>()
   /** Engine ids by item, once encoded. */
   encodedBy: readonly string[] = []
   plan: Plan | undefined
   attempts = 0
+  /** Why the request can not go on. */
   cancelled: unknown
-  /** An attempt has shown that P and D can't share it: the next plan is for a single node. */
+  /** Why the next plan must use a single node: P and D could not share the request. */
   singleNode: SingleNode | undefined
   #encodeCalls = 0
-  #avoid: Set<string> | undefined
   #pass: Pass | undefined
-  #waiting: Waiting | undefined
   #leases: HeldLease[] = []
   #handoff: HeldLease | undefined
-  #scopes: CallScope[] = []
+  readonly #calls = new Set<TimeLimit>()
   #closed = false
-
-  /** Nodes that have failed this request. */
-  get avoided (): ReadonlySet<string> {
-    return this.#avoid ?? NOBODY
-  }
-
-  avoid (node: string): void {
-    this.#avoid ??= new Set()
-    this.#avoid.add(node)
-  }
-
-  get operation (): string {
-    return OPERATIONS[this.request.path] ?? 'chat'
-  }
 
   constructor (core: Core, request: GatewayRequest) {
     this.core = core
@@ -91,27 +55,30 @@ export class Exchange implements Linked {
       arrivedAt: request.arrivedAt,
       attributes: { [ATTR.requestStream]: request.body.stream, [ATTR.requestId]: request.id, [ATTR.items]: request.body.media.length }
     })
-    this.log = new RequestLog(request.log, this.trace)
+    this.log = withTraceId(request.log, this.trace)
     if (this.trace.recording) core.thumbnails?.keep(this.trace.traceId, request.body)
     core.began(this)
-    request.signal.addEventListener('abort', this.#onAbort)
-    if (request.signal.aborted) this.#onAbort()
+    request.onClientGone(() => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
   }
 
-  readonly #onAbort = (): void => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) }
+  get operation (): string {
+    return OPERATIONS[this.request.path] ?? 'chat'
+  }
 
-  /** Waits for admission, if the request has media. */
+  get clientGone (): boolean {
+    return this.cancelled !== undefined && (this.cancelled as { statusCode?: unknown }).statusCode === 499
+  }
+
+  /** Waits for admission. */
   async enter (tokens: number): Promise<void> {
-    if (this.cancelled !== undefined) throw this.cancelled
-    const entry = this.core.admission.enter(tokens)
-    if ('release' in entry) { this.#pass = entry; return }
-    this.#waiting = entry
+    const limit = this.open(Infinity)
     try {
-      this.#pass = await entry.admitted
+      this.#pass = await this.core.admission.enter(tokens, limit)
+    } catch (err) {
+      throw this.failure(err, limit)
     } finally {
-      this.#waiting = undefined
+      this.shut(limit)
     }
-    if (this.#closed) this.leave()
   }
 
   /** Its vision work is done: others may come in. */
@@ -120,18 +87,17 @@ export class Exchange implements Linked {
     this.#pass = undefined
   }
 
-  /** Opens the scope of an upstream call. @param ms timeout of the stage; the request's own deadline may come first */
-  open (ms: number): CallScope {
+  /** Opens a call to a node, or a wait. @param ms timeout of the stage; the request's own deadline may come first */
+  open (ms: number): TimeLimit {
     if (this.cancelled !== undefined) throw this.cancelled
-    const scope = new CallScope(this.core.deadlines, Math.min(performance.now() + ms, this.deadline))
-    this.#scopes.push(scope)
-    return scope
+    const limit = new TimeLimit(Math.max(1, Math.min(ms, this.deadline - performance.now())))
+    this.#calls.add(limit)
+    return limit
   }
 
-  shut (scope: CallScope): void {
-    scope.disarm()
-    const at = this.#scopes.indexOf(scope)
-    if (at !== -1) this.#scopes.splice(at, 1)
+  shut (limit: TimeLimit): void {
+    limit.clear()
+    this.#calls.delete(limit)
   }
 
   /** Another one for each attempt: aborting the first on a node must not hit the second. */
@@ -144,18 +110,22 @@ export class Exchange implements Linked {
     return `${this.callId}.e${++this.#encodeCalls}`
   }
 
-  call (scope: CallScope, span: StageSpan, id = this.callId): Call {
-    const { headers } = span
-    headers['x-request-id'] = id
-    return new ScopedCall(scope, headers, this.core.dispatcher, this.log)
+  call (signal: TimeLimit, span: StageSpan, id: string): Call {
+    return { signal, headers: { ...span.headers, 'x-request-id': id }, dispatcher: this.core.dispatcher, log: this.log }
   }
 
   /** What a failed call means: the request was cancelled, its deadline has passed, its node hangs, or what the adapter says. */
-  failure (error: unknown, scope: CallScope, node: string): unknown {
+  failure (error: unknown, limit: TimeLimit, node = ''): unknown {
     if (this.cancelled !== undefined) return this.cancelled
-    if (!scope.timedOut) return error
-    if (performance.now() >= this.deadline) return epdError('EPD_ERR_DEADLINE')
+    if (!limit.timedOut) return error
+    if (performance.now() + TIMER_SLACK_MS >= this.deadline) return epdError('EPD_ERR_DEADLINE')
     return new AdapterError('UNAVAILABLE', 'no answer in time', { node, cause: epdError('EPD_ERR_UPSTREAM_TIMEOUT') })
+  }
+
+  /** Makes sure that `to` can pull from `from`. */
+  async link (from: string, to: string, signal: CallSignal): Promise<void> {
+    const { registry } = this.core
+    if (registry.snapshot().link(from, to) !== 'linked') await registry.ensureLink(from, to, signal)
   }
 
   hold (adapter: Adapter, node: AdapterNode, results: readonly EncoderResult[]): void {
@@ -163,55 +133,51 @@ export class Exchange implements Linked {
     if (this.#closed) this.releaseLeases()
   }
 
-  /** Of a prefill; D ends it, unless it comes to `releaseLeases` before. */
+  /** Of a prefill; D ends it, unless `releaseLeases` comes before. */
   holdHandoff (adapter: Adapter, node: AdapterNode, { lease, wire }: Handoff): void {
     this.#handoff = { adapter, lease: { node, lease, wire } }
     if (this.#closed) this.releaseLeases()
   }
 
-  /** D has the KV blocks and has said so to P: ending the lease once more could end another's. */
+  /** D has the KV blocks and has told P so: ending the lease once more could end another request's. */
   forgetHandoff (): void {
     this.#handoff = undefined
   }
 
-  /** Somebody else ends them now: the consumer has ACKed. */
+  /** The consumer has ACKed them. */
   forgetLeases (): void {
     this.#leases = []
   }
 
   releaseLeases (): void {
-    if (this.#leases.length === 0 && this.#handoff === undefined) return
     const held = this.#handoff === undefined ? this.#leases : [...this.#leases, this.#handoff]
     this.#leases = []
     this.#handoff = undefined
     for (const adapter of new Set(held.map(one => one.adapter))) {
       const leases = held.filter(one => one.adapter === adapter).map(one => one.lease)
-      this.farewell(call => adapter.release(leases, call))
+      this.cleanupCall(call => adapter.release(leases, call))
     }
   }
 
   /** A last call to a node, outside the request's own life. Best effort. */
-  farewell (work: (call: Call) => Promise<void>): void {
-    const scope = new CallScope(this.core.deadlines, performance.now() + FAREWELL_MS)
-    const done = this.trace.run(() => scope.run(() => work(this.call(scope, this.trace)), () => {}))
-    this.core.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a farewell to a node failed') }).finally(() => { scope.disarm() }))
+  cleanupCall (work: (call: Call) => Promise<void>): void {
+    const limit = new TimeLimit(CLEANUP_MS)
+    const done = this.trace.run(() => abortable(work(this.call(limit, this.trace, this.callId)), limit))
+    this.core.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a cleanup call to a node failed') }).finally(() => { limit.clear() }))
   }
 
   /** Ends every call in flight with this reason; the request can not go on. */
   cancel (reason: unknown): void {
     if (this.cancelled !== undefined || this.#closed) return
     this.cancelled = reason
-    this.#waiting?.leave(reason)
     this.abortCalls(reason)
   }
 
   abortCalls (reason: unknown): void {
-    const scopes = this.#scopes
-    this.#scopes = []
-    for (const scope of scopes) scope.abort(reason)
+    for (const limit of this.#calls) limit.abort(reason)
   }
 
-  /** The response headers that tell how the request was routed. */
+  /** The response headers that show how the request was routed. */
   headers (): Record<string, string> {
     const headers: Record<string, string> = {}
     if (this.plan !== undefined) {
@@ -228,10 +194,20 @@ export class Exchange implements Linked {
   close (): void {
     if (this.#closed) return
     this.#closed = true
-    this.request.signal.removeEventListener('abort', this.#onAbort)
-    if (this.#scopes.length > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
+    if (this.#calls.size > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
     this.releaseLeases()
     this.leave()
     this.core.ended(this)
+  }
+}
+
+/** Not a child logger: a request without SDK draws its trace id when the first line asks for it. */
+function withTraceId (log: Log, trace: { readonly traceId: string }): Log {
+  const data = (own: object): object => ({ trace_id: trace.traceId, ...own })
+  return {
+    debug: (own, message) => { log.debug(data(own), message) },
+    info: (own, message) => { log.info(data(own), message) },
+    warn: (own, message) => { log.warn(data(own), message) },
+    error: (own, message) => { log.error(data(own), message) }
   }
 }

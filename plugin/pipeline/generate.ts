@@ -1,92 +1,69 @@
-import { AdapterError, type EncoderResult, type UpstreamResponse } from '../../adapters/adapter.ts'
+import { AdapterError, type EncoderResult, type Handoff, type RequestBody } from '../../adapters/adapter.ts'
+import { abortable } from '../../adapters/abort.ts'
 import type { Plan } from '../planning/index.ts'
-import type { Ticket } from '../registry/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import type { OpenStage } from '../telemetry/spans.ts'
-import type { CallScope } from './call-scope.ts'
+import { Answer } from './answer.ts'
 import type { Exchange } from './exchange.ts'
-import { IdleWatch } from './idle.ts'
-import type { Prefill } from './prefill.ts'
 import type { Delivery } from './types.ts'
 
 const NO_FEATURES: readonly EncoderResult[] = []
 
 /** A generate call under way. `end` must be called once, whatever comes of it. */
 export interface Generation {
-  readonly upstream: UpstreamResponse
+  readonly answer: Answer
   /** Its answer has been delivered, or has failed: `error` undefined is success. */
   end (error: unknown, delivery?: Delivery): void
 }
 
 /**
- * Calls the node that answers and resolves at its first good event: it has pulled the features, or the KV blocks. Leases on
- * features are forgotten only when the answer is whole, as a model that dies may not have got its ACK out; that on KV
- * blocks at once, as P may free a session but once.
+ * Calls the node that answers and resolves at its first good event: it has pulled the features, or the KV blocks. The
+ * exchange forgets leases on features only when the answer is whole, because a model that dies may not have got its ACK
+ * out; that on KV blocks at once, because P may free a session only once.
  */
-export async function generateStage (exchange: Exchange, plan: Plan, features: readonly EncoderResult[], prefill?: Prefill): Promise<Generation> {
-  const { core, request } = exchange
+export async function generateStage (exchange: Exchange, plan: Plan, features: readonly EncoderResult[], handoff: Handoff | undefined): Promise<Generation> {
+  const { core: { options: { timeouts }, registry }, request: { body, path, tenant } } = exchange
   const { node } = plan
-  const { timeouts } = core.options
-  const scope = exchange.open(request.body.stream ? timeouts.firstByte : timeouts.answer)
-  const ticket = core.registry.acquire(node.id, 'decode', plan.topology === 'hybrid' ? visionTokens(exchange) : 0)
-  // When nothing is recorded the request's own span carries the client's trace context on as well.
-  const span = exchange.trace.recording ? exchange.trace.begin(SPAN.decode, { [ATTR.node]: node.id }) : undefined
-  const end = ending(exchange, plan, scope, ticket, span)
+  const id = exchange.callId
+  const limit = exchange.open(body.stream ? timeouts.firstByte : timeouts.answer)
+  const ticket = registry.acquire(node.id, 'decode', plan.topology === 'hybrid' ? visionTokens(body) : 0)
+  const span = exchange.trace.begin(SPAN.decode, { [ATTR.node]: node.id })
+  const end: Generation['end'] = (error, delivery) => {
+    const aborted = exchange.cancelled !== undefined || delivery?.outcome === 'client_gone'
+    if (aborted || limit.timedOut) {
+      limit.abort(error)
+      exchange.cleanupCall(call => node.adapter.abort(node, id, call))
+    }
+    exchange.shut(limit)
+    ticket.end(aborted ? new DOMException('aborted', 'AbortError') : error)
+    span.end(aborted ? { aborted } : { error })
+  }
   try {
-    const job = { node, path: request.path, body: request.body, features: prefill === undefined ? features : NO_FEATURES, handoff: prefill?.handoff, tenant: request.tenant }
-    const stage = span ?? exchange.trace
-    const answered = stage.run(() => scope.run(() => node.adapter.generate(job, exchange.call(scope, stage)), late => { late.destroy() }))
-    const upstream = await (prefill === undefined ? answered : unlessPrefillFails(answered, prefill, scope))
+    const job = { node, path, body, features: handoff === undefined ? features : NO_FEATURES, handoff, tenant }
+    const upstream = await span.run(() => abortable(node.adapter.generate(job, exchange.call(limit, span, id)), limit, late => { late.body.destroy() }))
+    const answer = new Answer(upstream, limit, timeouts.idle)
+    await answer.begun.catch(cause => { throw AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', 'the answer broke off before it began', { node: node.id, cause }) })
     exchange.forgetHandoff()
     ticket.ok()
     exchange.leave()
-    return { upstream: new IdleWatch(upstream, scope, timeouts.idle), end }
+    return { answer, end }
   } catch (err) {
-    const failure = exchange.failure(err, scope, node.id)
-    if (err instanceof PrefillFailed) {
-      end(new DOMException('P has failed', 'AbortError'))
-      throw err.cause
-    }
-    prefill?.abandon(new DOMException('D has failed', 'AbortError'))
+    const failure = exchange.failure(err, limit, node.id)
     if (AdapterError.is(failure)) noteFailure(exchange, plan, features, failure)
     end(failure)
     throw failure
   }
 }
 
-/** P was still at it when D was called, and has failed: nothing is D's fault. */
-class PrefillFailed extends Error {}
-
-function unlessPrefillFails<T> (answered: Promise<T>, { settled }: Prefill, scope: CallScope): Promise<T> {
-  let begun = false
-  settled.catch((cause: unknown) => { if (!begun) scope.abort(new PrefillFailed('P has failed', { cause })) })
-  return answered.finally(() => { begun = true })
-}
-
-function ending (exchange: Exchange, plan: Plan, scope: CallScope, ticket: Ticket, span: OpenStage | undefined): Generation['end'] {
-  const { node } = plan
-  const id = exchange.callId
-  return (error, delivery) => {
-    const aborted = exchange.cancelled !== undefined || delivery?.outcome === 'client_gone' || scope.reason instanceof PrefillFailed
-    if (aborted || scope.timedOut) {
-      scope.abort(error)
-      exchange.farewell(call => node.adapter.abort(node, id, call))
-    }
-    exchange.shut(scope)
-    ticket.end(aborted ? new DOMException('aborted', 'AbortError') : error)
-    span?.end(aborted ? { aborted } : { error })
-  }
+/** Vision tokens of all media items. */
+export function visionTokens ({ media }: RequestBody): number {
+  return media.reduce((sum, item) => sum + item.tokens, 0)
 }
 
 function noteFailure (exchange: Exchange, { node, prefill }: Plan, features: readonly EncoderResult[], { code, unlinked }: AdapterError): void {
-  if (code === 'UNAVAILABLE' || code === 'BUSY' || (code === 'REFUSED' && prefill !== undefined)) exchange.avoid(node.id)
-  // Nobody but P knows why its KV blocks are gone; it may be gone itself.
-  if (code === 'KV_GONE' && prefill !== undefined) exchange.avoid(prefill.id)
+  if (code === 'UNAVAILABLE' || code === 'BUSY' || (code === 'REFUSED' && prefill !== undefined)) exchange.avoided.add(node.id)
+  // Only P knows why its KV blocks are gone; it may be gone itself.
+  if (code === 'KV_GONE' && prefill !== undefined) exchange.avoided.add(prefill.id)
   if (!unlinked) return
   const producers = prefill === undefined ? features.map(feature => feature.node) : [prefill.id]
   for (const producer of new Set(producers)) exchange.core.registry.linkLost(producer, node.id)
-}
-
-export function visionTokens ({ request }: Exchange): number {
-  return request.body.media.reduce((sum, item) => sum + item.tokens, 0)
 }

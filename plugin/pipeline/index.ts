@@ -1,6 +1,6 @@
-/** From a plan to an answer: encode, generate, deliver, and the one way out. */
+/** From a plan to an answer: encode, prefill, generate, deliver, and the one way out. */
 export { serve, type Served } from './run.ts'
 export { Admission } from './admission.ts'
-export { Deadlines } from './deadlines.ts'
+export { Answer, isEventStream } from './answer.ts'
 export { Stats } from './stats.ts'
-export type { AbortSignalLike, Cancellable, Core, Deliver, Delivery, GatewayRequest } from './types.ts'
+export type { Cancellable, Core, Deliver, Delivery, GatewayRequest } from './types.ts'

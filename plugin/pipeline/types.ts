@@ -1,23 +1,16 @@
 import type { Dispatcher } from 'undici'
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Log, UpstreamResponse } from '../../adapters/adapter.ts'
+import type { Log } from '../../adapters/adapter.ts'
 import type { Body } from '../body/index.ts'
 import type { Bypass, ResolvedOptions } from '../options/index.ts'
 import type { RegistryApi } from '../registry/index.ts'
 import type { GatewayMetrics } from '../telemetry/metrics.ts'
 import type { Admission } from './admission.ts'
-import type { Deadlines } from './deadlines.ts'
-import type { Linked } from './linked-list.ts'
+import type { Answer } from './answer.ts'
 import type { Stats } from './stats.ts'
+import type { Closing } from './usage.ts'
 
-/** As much of an AbortSignal as a request needs. */
-export interface AbortSignalLike {
-  readonly aborted: boolean
-  addEventListener (type: 'abort', listener: () => void): void
-  removeEventListener (type: 'abort', listener: () => void): void
-}
-
-export interface Cancellable extends Linked {
+export interface Cancellable {
   cancel (reason: unknown): void
 }
 
@@ -26,7 +19,6 @@ export interface Core {
   readonly registry: RegistryApi
   readonly dispatcher: Dispatcher
   readonly options: Pick<ResolvedOptions, 'bypass' | 'routing' | 'timeouts' | 'retries'>
-  readonly deadlines: Deadlines
   readonly admission: Admission
   readonly stats: Stats
   /** Defined when pictures may be shown to operators. */
@@ -46,12 +38,12 @@ export interface GatewayRequest {
   readonly path: string
   /** For joining logs; sent on as x-request-id. */
   readonly id: string
-  /** When its body began to arrive, on the clock of `performance.now()`; now when it is not told. */
+  /** When its body began to arrive, on the clock of `performance.now()`. @default now */
   readonly arrivedAt?: number | undefined
   /** The client's headers, for their trace context. None is forwarded as it is. */
   readonly headers: IncomingHttpHeaders
-  /** Aborts when the client is gone. */
-  readonly signal: AbortSignalLike
+  /** Registers what happens when the client leaves before its answer is whole; at once when it has left. Not an AbortSignal, which costs as much as the plan. */
+  onClientGone (listener: () => void): void
   readonly log: Log
   /** Separates encoder caches of different customers. */
   readonly tenant?: string | undefined
@@ -59,16 +51,17 @@ export interface GatewayRequest {
   readonly bypass?: Bypass | undefined
 }
 
-/** How delivering an answer ended, once its first byte was on the way to the client. */
+/** How an answer ended whose first bytes were on the way to the client. */
 export interface Delivery {
   readonly outcome: 'complete' | 'upstream_failed' | 'client_gone'
+  /** Why the node broke off. */
   readonly error?: Error | undefined
   readonly statusCode: number
   /** On the clock of `performance.now()`, in milliseconds. */
   readonly firstByteAt?: number | undefined
-  readonly usage?: { readonly promptTokens?: number | undefined, readonly completionTokens?: number | undefined, readonly cachedTokens?: number | undefined } | undefined
-  readonly finishReason?: string | undefined
+  /** Searches the end of the answer for usage and finish reason: 10 us, which not every request needs. */
+  closing (): Closing
 }
 
-/** Hands an answer to the client. Rejects only while nothing has reached it, which leaves a retry possible. */
-export type Deliver = (upstream: UpstreamResponse, headers: Record<string, string>) => Promise<Delivery>
+/** Sends an answer to the client, `headers` beside its own, and reads it to its end or destroys it. */
+export type Deliver = (answer: Answer, headers: Record<string, string>) => void

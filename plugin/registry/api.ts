@@ -1,6 +1,6 @@
 /** What the gateway and the pipeline call the registry with. */
 import type { Dispatcher } from 'undici'
-import type { Adapter, ControlRoute, Link, Log, Stage } from '../../adapters/adapter.ts'
+import type { Adapter, CallSignal, Link, Log, Stage } from '../../adapters/adapter.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { BreakerState, LinkState, LinkView, NodeSnapshot, NodeState, RegistrySnapshot } from './types.ts'
 
@@ -93,7 +93,7 @@ export interface RegistryApi {
    * The link over which `to` pulls from `from`: at once when it is there, else it is made (single flight).
    * Throws AdapterError REFUSED or UNAVAILABLE, or the signal's reason.
    */
-  ensureLink (from: string, to: string, signal?: AbortSignal): Promise<Link>
+  ensureLink (from: string, to: string, signal?: CallSignal): Promise<Link>
   /** Counts a planned use as load until it begins, when the caller calls the returned function: otherwise all requests of a moment choose the same node. */
   reserve (id: string, tokens?: number): () => void
   /** A link turned out dead (an adapter's error had `unlinked`): it is made again in the background. */
@@ -109,8 +109,6 @@ export interface RegistryApi {
   isNodeToken (token: string): string | undefined
   /** Body of GET /nodes/status. */
   status (): Record<string, NodeStatus>
-  /** Routes the adapters of all known names ask for. */
-  controlRoutes (): readonly ControlRoute[]
   /** Ends all timers and probes. Idempotent. */
   close (): Promise<void>
   /** After every change of the snapshot. */

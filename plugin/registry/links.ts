@@ -1,6 +1,6 @@
 import { setMaxListeners } from 'node:events'
 import { AdapterError, type Call, type Link } from '../../adapters/adapter.ts'
-import { abortable } from '../abort.ts'
+import { abortable } from '../../adapters/abort.ts'
 import { isUnspecified, type NodeRecord } from './node.ts'
 import type { LinkState, LinkView, NodeSnapshot } from './types.ts'
 

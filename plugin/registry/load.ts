@@ -6,12 +6,11 @@ import type { Breakers, BreakerState, NodeLoad } from './types.ts'
 /** What the end of a use shows of the node. */
 export type Verdict = 'alive' | 'failed' | 'unclear'
 
-/** A 4xx, a full node and lost features show a node that works; an aborted call shows nothing. */
+/** A 4xx, a full node and lost features show a node that works; an aborted call and a pair that can't work together show nothing. */
 export function verdictOf (error: unknown): Verdict {
   if (error === undefined) return 'alive'
-  if (!AdapterError.is(error)) return 'unclear'
-  if (error.code === 'UNAVAILABLE') return 'failed'
-  return error.code === 'REFUSED' ? 'unclear' : 'alive'
+  if (!AdapterError.is(error) || error.fault === 'pair') return 'unclear'
+  return error.fault === 'node' ? 'failed' : 'alive'
 }
 
 /**

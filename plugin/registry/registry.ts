@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto'
 import { EventEmitter, setMaxListeners } from 'node:events'
-import { AdapterError, type Adapter, type Call, type ControlRoute, type Link, type NodeInfo, type Stage } from '../../adapters/adapter.ts'
-import { adapters as shipped, checkAdapter, detectAdapter, pytorch, resolveAdapter } from '../../adapters/index.ts'
-import { abortable, abortReason } from '../abort.ts'
+import { AdapterError, type Adapter, type Call, type Link, type NodeInfo, type Stage } from '../../adapters/adapter.ts'
+import { checkAdapter, detectAdapter, pytorch, resolveAdapter } from '../../adapters/index.ts'
+import { abortable, abortReason } from '../../adapters/abort.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions, Ticket } from './api.ts'
 import { Links } from './links.ts'
@@ -150,10 +150,6 @@ export class Registry extends EventEmitter<{ change: [RegistrySnapshot] }> imple
 
   status (): Record<string, NodeStatus> {
     return Object.fromEntries(this.snapshot().nodes.map(node => [node.id, statusOf(node, this.#registered(node.id))]))
-  }
-
-  controlRoutes (): readonly ControlRoute[] {
-    return [...shipped.values(), ...this.#extra].flatMap(adapter => adapter.control ?? [])
   }
 
   async close (): Promise<void> {

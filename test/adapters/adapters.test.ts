@@ -240,7 +240,7 @@ t.test('our engines: the answering node gets results and leases in place of pixe
   const body = await bodyFrom(CONVERSATION)
   const features: EncoderResult[] = [2, 0, 1].map(item => ({ item, node: 'http://e', lease: `l${item}`, tokens: 1, cached: false, wire: { lease: `l${item}`, message: 1, part: item } }))
   const job = { node, path: '/v1/chat/completions', body, features }
-  t.match(await (await pytorch.generate(job, call)).buffer(1000), Buffer.from('{"object":"chat.completion"}'))
+  t.equal(await textOf(await pytorch.generate(job, call)), '{"object":"chat.completion"}')
   const sent = pd.engine.calls[0]!.body as typeof CONVERSATION & { encoder_result: Array<{ lease: string }> }
   t.same(sent.encoder_result.map(result => result.lease), ['l0', 'l1', 'l2'])
   t.same(sent.messages[0], CONVERSATION.messages[0])
@@ -296,7 +296,7 @@ t.test('adapters are found by name or taken as values, and checked', async t => 
   t.equal(resolveAdapter('openai', [own]), own, 'one\'s own comes first')
   t.equal(resolveAdapter(own), own)
   t.throws(() => resolveAdapter('nope', [{ ...openai, name: 'mine' }]), /unknown adapter "nope"; known are mine, pytorch, turbomind, openai/)
-  for (const [change, message] of [[{ name: '' }, /name/], [{ specificationVersion: 'v2' }, /'v1'/], [{ encodeDriver: 'x' }, /encodeDriver/], [{ generate: undefined }, /generate must be a function/]] as const) {
+  for (const [change, message] of [[{ name: '' }, /name/], [{ specificationVersion: 'v2' }, /'v1'/], [{ generate: undefined }, /generate must be a function/]] as const) {
     t.throws(() => { checkAdapter({ ...openai, ...change }) }, message)
   }
   t.throws(() => { checkAdapter(null) }, /object/)

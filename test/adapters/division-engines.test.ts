@@ -33,11 +33,7 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
   const { models: [model] } = decode
   const content = [{ type: 'image_url', image_url: { url: await drawScene(40) } }, { type: 'text', text: 'Describe the picture.' }]
   const body = await bodyFrom({ model, temperature: 0, stream: true, max_tokens: 30, messages: [{ role: 'user', content }] })
-  const handOff = async (): Promise<Handoff> => {
-    const { handoff, settled } = await pytorch.prefill({ node: registry.get(p.url)!, decode, path: PATH, body, features: [] }, call)
-    await settled
-    return handoff
-  }
+  const handOff = async (): Promise<Handoff> => await pytorch.prefill({ node: registry.get(p.url)!, decode, path: PATH, body, features: [] }, call)
   const generate = async (handoff: Handoff): Promise<string> => await textOf(await pytorch.generate({ node: decode, path: PATH, body, features: [], handoff }, call))
   const said = (stream: string): string => [...stream.matchAll(/"content":"([^"]*)"/g)].map(found => found[1]).join('')
 

@@ -40,8 +40,7 @@ async function pair (t: T, generation: Generation, more: FakeLmdeployOptions = {
 
 async function handOver ({ prefill, decode, call }: Pair, request: object, path = CHAT): Promise<{ handoff: Handoff, text: string }> {
   const body = await bodyFrom(request)
-  const { handoff, settled } = await pytorch.prefill({ node: prefill, decode, path, body, features: [] }, call)
-  await settled
+  const handoff = await pytorch.prefill({ node: prefill, decode, path, body, features: [] }, call)
   return { handoff, text: await textOf(await pytorch.generate({ node: decode, path, body, features: [], handoff }, call)) }
 }
 
@@ -111,9 +110,9 @@ for (const [generation, where] of SESSIONS) {
 
     const unused = await pytorch.prefill({ node: it.prefill, decode: it.decode, body: await bodyFrom(hello), features: [] }, it.call)
     t.equal(it.p.distserve.kept.size, 1)
-    await pytorch.release([{ node: it.prefill, lease: unused.handoff.lease, wire: unused.handoff.wire }], it.call)
+    await pytorch.release([{ node: it.prefill, lease: unused.lease, wire: unused.wire }], it.call)
     t.equal(it.p.distserve.kept.size, 0, 'what D does not take is freed by the same name')
-    t.not(handoff.lease, unused.handoff.lease)
+    t.not(handoff.lease, unused.lease)
   })
 }
 
@@ -166,8 +165,7 @@ t.test('our engines: P gets the features and one token to make, D what P has wri
   p.engine.answer = async () => ({ status: 200, json: { object: 'chat.completion', migration_request: migration } })
   const body = await bodyFrom({ ...hello, model: 'fake-vlm', max_tokens: 40, stream: true, stream_options: {}, min_tokens: 3 })
   const features = [{ item: 0, node: 'e', lease: 'f1', tokens: 80, cached: false, wire: { lease: 'f1' } }]
-  const { handoff, settled } = await pytorch.prefill({ node: p.node, decode: d.node, path: CHAT, body, features }, call)
-  await settled
+  const handoff = await pytorch.prefill({ node: p.node, decode: d.node, path: CHAT, body, features }, call)
   t.match(handoff, { node: p.node.id, lease: 'kv1', tokens: 3, cached: 2 })
   const asked = p.engine.calls[0]!
   t.match(asked.body, { max_tokens: 1, max_completion_tokens: 1, min_tokens: 1, stream: false, with_cache: true, preserve_cache: true, encoder_result: [{ lease: 'f1' }], messages: [{ content: [{}, { image_url: { url: 'epd:f1' } }] }] })

@@ -8,7 +8,7 @@ import { pytorch } from '../../adapters/index.ts'
 import type { EncoderResult, LeaseRef } from '../../adapters/adapter.ts'
 import { packageRoot } from '../helper/package-root.ts'
 import { Registry } from '../../plugin/registry/index.ts'
-import { bodyFrom, callWith, dispatcherFor, nodeAt, silent } from '../helper/adapter-call.ts'
+import { bodyFrom, bytesOf, callWith, dispatcherFor, nodeAt, silent } from '../helper/adapter-call.ts'
 import { startEngineFor } from '../helper/engine.ts'
 import { metric } from '../helper/metrics.ts'
 import { until } from '../helper/until.ts'
@@ -43,7 +43,7 @@ t.test('real engines: probe, link, encode, generate, release, and an encoder tha
   })
   const path = '/v1/chat/completions'
   const encode = async (): Promise<EncoderResult[]> => await pytorch.encode({ node: encoder, consumer: hybrid, items: body.media, body }, call)
-  const generate = async (features: EncoderResult[]): Promise<string> => answerOf(await (await pytorch.generate({ node: hybrid, path, body, features }, call)).buffer(10_000))
+  const generate = async (features: EncoderResult[]): Promise<string> => answerOf(await bytesOf(await pytorch.generate({ node: hybrid, path, body, features }, call)))
 
   // The hybrid keeps features by content hash too, and would not pull what it has.
   const forget = async (): Promise<void> => { await fetch(`${pd.url}/distserve/clear_cache`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{}' }) }

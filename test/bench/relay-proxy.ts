@@ -4,10 +4,13 @@ import Fastify from 'fastify'
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import { Agent } from 'undici'
 import type { AddressInfo } from 'node:net'
-import { createDispatcher, postStream } from '../../adapters/http.ts'
+import { TimeLimit } from '../../adapters/abort.ts'
+import { postStream } from '../../adapters/http.ts'
 import epd from '../../plugin/index.ts'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
-import { clientGone, relay } from '../../plugin/http/relay/index.ts'
+import { onClientGone } from '../../plugin/http/client.ts'
+import { deliver } from '../../plugin/http/deliver.ts'
+import { Answer } from '../../plugin/pipeline/index.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 
@@ -44,16 +47,21 @@ function bare (app: FastifyInstance): void {
 
 /** This package's body and relay, without plan, registry and traces. */
 function parts (app: FastifyInstance): void {
-  const dispatcher = createDispatcher()
+  const dispatcher = new Agent()
   const node = { id: origin, url: origin, role: 'hybrid' as const }
   const log = { debug: NOTHING, info: NOTHING, warn: NOTHING, error: NOTHING }
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('*', (_request, _payload, done) => done(null))
   app.post(PATH, async (request, reply) => {
     const body = await parseBody(await readBody(request.raw, { limit: LIMIT }))
-    const call = { signal: clientGone(reply), headers: { 'x-request-id': request.id }, dispatcher, log }
-    const upstream = await postStream(node, { path: PATH, body: body.splice({}) }, call)
-    await relay(upstream, reply, { headers: { 'x-epd-plan': 'pd' } })
+    const limit = new TimeLimit(0)
+    onClientGone(reply.raw, () => { limit.abort(new Error('gone')) })
+    const call = { signal: limit, headers: { 'x-request-id': request.id }, dispatcher, log }
+    const answer = new Answer(await postStream(node, { path: PATH, body: body.splice({}) }, call), limit, 60_000)
+    await answer.begun
+    deliver(answer, reply, { 'x-epd-plan': 'pd' })
+    await answer.delivered
+    return reply
   })
 }
 

@@ -12,7 +12,6 @@ const nothing = async (): Promise<void> => {}
 const adapter: Adapter = {
   specificationVersion: 'v1',
   name: 'bench',
-  encodeDriver: 'gateway',
   probe: async () => ({ status: 'healthy', models: ['m'], role: 'hybrid', backend: 'bench', produces: [], accepts: [], vision: 'full' }),
   link: async (a, b) => ({ from: a.id, to: b.id, transport: 'none', epochs: [undefined, undefined] }),
   encode: async () => [],

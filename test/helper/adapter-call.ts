@@ -1,13 +1,12 @@
-import type { Dispatcher } from 'undici'
-import type { AdapterNode, ByteSink, Call, Log, UpstreamResponse } from '../../adapters/adapter.ts'
-import { createDispatcher } from '../../adapters/index.ts'
+import { Agent, type Dispatcher } from 'undici'
+import type { AdapterNode, Call, Log, UpstreamResponse } from '../../adapters/adapter.ts'
 import { parseBody, type Body } from '../../plugin/body/index.ts'
 
 export const silent: Log = { debug () {}, info () {}, warn () {}, error () {} }
 
 /** A dispatcher that is destroyed with the test. */
 export function dispatcherFor (t: { teardown: (run: () => Promise<void>) => void }): Dispatcher {
-  const dispatcher = createDispatcher()
+  const dispatcher = new Agent({ keepAliveTimeout: 2500 })
   t.teardown(async () => { await dispatcher.destroy() })
   return dispatcher
 }
@@ -24,10 +23,14 @@ export async function bodyFrom (value: object): Promise<Body> {
   return await parseBody(Buffer.from(JSON.stringify(value)))
 }
 
-/** Everything a response pipes, as text. */
-export async function textOf (response: UpstreamResponse): Promise<string> {
+/** The whole body of a response. */
+export async function bytesOf ({ body }: UpstreamResponse): Promise<Buffer> {
   const chunks: Buffer[] = []
-  const sink: ByteSink = { write: chunk => { chunks.push(chunk); return true }, onDrain: () => {} }
-  await response.pipe(sink)
-  return Buffer.concat(chunks).toString()
+  for await (const chunk of body as AsyncIterable<Buffer>) chunks.push(chunk)
+  return Buffer.concat(chunks)
+}
+
+/** The whole body of a response, as text. */
+export async function textOf (response: UpstreamResponse): Promise<string> {
+  return (await bytesOf(response)).toString()
 }

@@ -200,7 +200,6 @@ function readFailure ({ node, error }: UpstreamFailure): AdapterError | undefine
 export const fakeAdapter: Adapter = {
   specificationVersion: 'v1',
   name: 'fake',
-  encodeDriver: 'gateway',
   async probe (node, call) {
     return await requestOk(node, { method: 'GET', path: '/info' }, call) as never
   },
@@ -216,7 +215,7 @@ export const fakeAdapter: Adapter = {
   async prefill ({ node, decode, path, features }, call) {
     const json = { decode: decode.id, path, features: features.map(feature => feature.lease) }
     const wire = await requestOk(node, { method: 'POST', path: '/prefill', timeout: 0, json }, call, readFailure) as { lease: string, tokens: number }
-    return { handoff: { node: node.id, lease: wire.lease, wire, tokens: wire.tokens }, settled: Promise.resolve() }
+    return { node: node.id, lease: wire.lease, wire, tokens: wire.tokens }
   },
   async generate ({ node, path, body, features, handoff }, call) {
     const set = {

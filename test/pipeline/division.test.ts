@@ -1,7 +1,6 @@
 import { request as httpRequest } from 'node:http'
 import t, { type Test } from 'tap'
 import { AdapterError, type Adapter } from '../../adapters/adapter.ts'
-import { requestOk } from '../../adapters/http.ts'
 import type { EpdOptions } from '../../plugin/index.ts'
 import { fakeAdapter, FakeNode, type FakeNodeOptions } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post, type FakeGateway } from '../helper/fake-gateway.ts'
@@ -43,7 +42,7 @@ async function fixture (t: Test, { encoders = 0, prefills = 1, decodes = 1, hybr
 /** Nothing is left of any request. */
 async function atRest (f: Fixture): Promise<void> {
   const { gateway } = f.app.epd
-  await until(() => gateway.inFlight === 0 && gateway.deadlines.size === 0, 'the gateway is at rest')
+  await until(() => gateway.inFlight === 0, 'the gateway is at rest')
   await until(() => gateway.registry.snapshot().nodes.every(node => node.load.requests === 0 && node.load.tokens === 0), 'no node has load')
   await until(() => f.prefills.every(node => node.handoffs.size === 0), 'no KV blocks are kept')
 }
@@ -304,73 +303,6 @@ t.test('requests of one moment do not all choose the same D, and long prompts sp
   await atRest(f)
 })
 
-/** As the fake's, but the hand-off is there before P is done. */
-function early (t: Test, settled: (work: Promise<void>) => Promise<void> = work => work): Adapter {
-  return {
-    ...fakeAdapter,
-    name: 'early',
-    async prefill ({ node, decode }, call) {
-      const lease = `kv-${new URL(node.url).port}-1`
-      const work = requestOk(node, { method: 'POST', path: '/prefill', timeout: 0, json: { decode: decode.id } }, call).then(() => {})
-      return { handoff: { node: node.id, lease, wire: {} }, settled: settled(work) }
-    }
-  }
-}
-
-async function earlyFixture (t: Test, decodes: number, options: EpdOptions = {}): Promise<Omit<Fixture, 'encoders' | 'hybrids'>> {
-  const adapter = early(t)
-  const prefills = [await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'prefill' })]
-  const ds = await Promise.all(Array.from({ length: decodes }, () => FakeNode.start(t, { role: 'decode' })))
-  const nodes = [...prefills, ...ds]
-  const gateway = await buildGateway(t, { nodes, options: { adapters: [adapter], nodes: nodes.map(({ url, role }) => ({ url, role, adapter: 'early' })), ...options } })
-  return { ...gateway, prefills, decodes: ds, ask: () => post(`${gateway.url}/v1/chat/completions`, chat('?')) }
-}
-
-t.test('an adapter that hands off early has P and D work at the same time', async t => {
-  const f = await earlyFixture(t, 2)
-  let release!: () => void
-  const hold = new Promise<void>(resolve => { release = resolve })
-  f.prefills[0]!.prefillFaults.push({ hold })
-  f.decodes[0]!.generateFaults.push({ hold })
-  const asked = f.ask()
-  await until(() => f.prefills[0]!.prefills.length === 1 && f.decodes[0]!.generations.length === 1, 'both are at it')
-  t.equal(f.app.epd.gateway.registry.get(f.prefills[0]!.url)!.load.requests, 1)
-  f.prefills[0]!.handoffs.add(f.decodes[0]!.generations[0]!.body.handoff.lease)
-  release()
-  t.equal((await asked).status, 200)
-  await until(() => f.app.epd.gateway.registry.snapshot().nodes.every(node => node.load.requests === 0), 'no node has load')
-})
-
-t.test('P fails while D waits for it: D is called off and not blamed, another P takes the request', async t => {
-  const f = await earlyFixture(t, 1)
-  let release!: () => void
-  f.prefills[0]!.prefillFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) }, 'failed')
-  f.decodes[0]!.generateFaults.push('silence')
-  f.prefills[1]!.handoffs.add(`kv-${new URL(f.prefills[1]!.url).port}-1`)
-  const asked = f.ask()
-  await until(() => f.decodes[0]!.generations.length === 1, 'D has been called')
-  await f.prefills[0]!.close()
-  release()
-  t.equal((await asked).status, 200)
-  t.equal(f.prefills[1]!.prefills.length, 1)
-  t.ok(f.decodes[0]!.generations[0]!.aborted)
-  t.equal(f.app.epd.gateway.registry.get(f.decodes[0]!.url)!.breakers.decode, 'closed')
-})
-
-t.test('D fails while P is at it: P is called off', async t => {
-  const f = await earlyFixture(t, 2)
-  f.prefills[0]!.prefillFaults.push('silence')
-  f.decodes[0]!.generateFaults.push('failed')
-  for (const p of f.prefills) p.handoffs.add(`kv-${new URL(p.url).port}-1`)
-  let release!: () => void
-  f.decodes[1]!.generateFaults.push({ hold: new Promise<void>(resolve => { release = resolve }) })
-  const asked = f.ask()
-  await until(() => f.prefills[0]!.prefills[0]?.aborted === true && f.prefills[0]!.abortedRequests.length === 1, 'P was told at once')
-  release()
-  t.equal((await asked).status, 200)
-  await until(() => f.prefills.flatMap(p => p.released).length === 1, 'its hand-off is freed once')
-})
-
 t.test('a P whose adapter ignores its signal holds nobody up, and what it hands off late is freed', async t => {
   let finish!: (value: never) => void
   const released: string[] = []
@@ -383,7 +315,7 @@ t.test('a P whose adapter ignores its signal holds nobody up, and what it hands 
   const nodes = await Promise.all((['prefill', 'decode'] as const).map(role => FakeNode.start(t, { role })))
   const { url } = await buildGateway(t, { nodes, options: { adapters: [adapter], nodes: nodes.map(({ url, role }) => ({ url, role, adapter: 'stubborn' })), retries: 0, timeouts: { prefill: 50 } } })
   t.equal((await post(`${url}/v1/chat/completions`, chat('?'))).status, 504)
-  finish({ handoff: { node: nodes[0]!.url, lease: 'late', wire: {} }, settled: Promise.resolve() } as never)
+  finish({ node: nodes[0]!.url, lease: 'late', wire: {} } as never)
   await until(() => released.length > 0, 'the late hand-off is freed')
   t.same(released, ['late'])
 })

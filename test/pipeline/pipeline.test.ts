@@ -2,8 +2,8 @@ import { createHash } from 'node:crypto'
 import { request as httpRequest } from 'node:http'
 import t, { type Test } from 'tap'
 import type { ResolvedOptions } from '../../plugin/options/index.ts'
-import { Admission, Deadlines } from '../../plugin/pipeline/index.ts'
-import { CallScope } from '../../plugin/pipeline/call-scope.ts'
+import { abortable, TimeLimit } from '../../adapters/abort.ts'
+import { Admission } from '../../plugin/pipeline/index.ts'
 import { rank } from '../../plugin/planning/index.ts'
 import { fakeAdapter, FakeNode, type FakeNodeOptions } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post, settled, type FakeGateway } from '../helper/fake-gateway.ts'
@@ -238,7 +238,6 @@ t.test('a client that leaves frees everything at once, wherever its request is',
   const { gateway } = f.app.epd
   await until(() => gateway.inFlight === 0 && gateway.admission.stats.inFlight === 0, 'the gateway is at rest')
   await until(() => gateway.registry.snapshot().nodes.every(node => node.load.requests === 0 && node.load.tokens === 0), 'no node has load')
-  await until(() => gateway.deadlines.size === 0, 'no alarm is set')
   t.ok(gateway.stats.requests().some(({ outcome }) => outcome === 'aborted'))
 })
 
@@ -286,32 +285,28 @@ t.test('what comes late from one encoder does not end the lease that another has
 })
 
 t.test('admission lets in by vision tokens, first come first served, and turns away what does not fit the queue', async t => {
-  const deadlines = new Deadlines()
-  t.teardown(() => { deadlines.close() })
   const options: ResolvedOptions['admission'] = { visionTokens: 100, queue: 2, wait: 10_000, retryAfter: 3 }
-  const admission = new Admission(options, deadlines)
-  const first = admission.enter(60)
-  t.ok('release' in first)
-  const second = admission.enter(60)
-  const third = admission.enter(10)
-  t.ok('admitted' in second && 'admitted' in third, 'the third fits, but does not overtake')
-  t.throws(() => admission.enter(1), { code: 'EPD_ERR_OVERLOADED', retryAfter: 3 })
-  if (!('release' in first && 'admitted' in second && 'admitted' in third)) return
+  const admission = new Admission(options)
+  const { signal } = new AbortController()
+  const first = await admission.enter(60, signal)
+  const second = admission.enter(60, signal)
+  const third = admission.enter(10, signal)
+  t.same(admission.stats, { inFlight: 60, waiting: 2, refused: 0 }, 'the third fits, but does not overtake')
+  await t.rejects(admission.enter(1, signal), { code: 'EPD_ERR_OVERLOADED', retryAfter: 3 })
   first.release()
   first.release()
-  const passes = await Promise.all([second.admitted, third.admitted])
+  const passes = await Promise.all([second, third])
   t.same(admission.stats, { inFlight: 70, waiting: 0, refused: 1 })
 
-  const big = admission.enter(1_000)
-  t.ok('admitted' in big)
-  const gone = admission.enter(5)
-  if (!('admitted' in big && 'admitted' in gone)) return
-  gone.leave(new Error('gone'))
-  await t.rejects(gone.admitted, { message: 'gone' })
+  const big = admission.enter(1_000, signal)
+  const leaving = new AbortController()
+  const gone = admission.enter(5, leaving.signal)
+  t.equal(admission.stats.waiting, 2)
+  leaving.abort(new Error('gone'))
+  await t.rejects(gone, { message: 'gone' })
   for (const pass of passes) pass.release()
-  ;(await big.admitted).release()
+  ;(await big).release()
   t.same(admission.stats, { inFlight: 0, waiting: 0, refused: 1 }, 'larger than the bound: alone')
-  t.equal(deadlines.size, 0)
 })
 
 t.test('a wait for admission that is too long is a 429 with Retry-After', async t => {
@@ -329,17 +324,24 @@ t.test('a wait for admission that is too long is a 429 with Retry-After', async 
   t.equal((await holder).status, 200)
 })
 
-t.test('the coarse timer rings what is due, and stops when there is nothing to watch', async t => {
-  const deadlines = new Deadlines()
-  t.teardown(() => { deadlines.close() })
-  const soon = new CallScope(deadlines, performance.now() + 20)
-  const never = new CallScope(deadlines, performance.now() + 60_000)
-  await t.rejects(soon.run(() => new Promise<never>(() => {}), () => {}), { name: 'TimeoutError' })
-  t.ok(soon.timedOut && soon.signal.aborted)
-  t.notOk(never.signal.aborted)
-  never.disarm()
-  t.equal(deadlines.size, 0)
-  await t.rejects(soon.run(async () => 1, () => {}), { name: 'TimeoutError' }, 'an ended scope starts nothing')
+t.test('a time limit ends a wait for work that ignores its signal, and hands on what comes late', async t => {
+  const parent = new AbortController()
+  const soon = new TimeLimit(20, parent.signal)
+  const never = new TimeLimit(60_000)
+  let finish!: (value: number) => void
+  const late = new Promise<number>(resolve => {
+    abortable(new Promise<number>(resolve => { finish = resolve }), soon, resolve).then(() => t.fail('was waited for'), (err: Error) => { t.equal(err.name, 'TimeoutError'); finish(7) })
+  })
+  t.equal(await late, 7)
+  t.ok(soon.timedOut && soon.aborted)
+  t.notOk(never.aborted)
+  never.clear()
+  await t.rejects(abortable(Promise.resolve(1), soon), { name: 'TimeoutError' })
+  const child = new TimeLimit(0, parent.signal)
+  parent.abort(new Error('left'))
+  t.match(child.reason, { message: 'left' })
+  t.notOk(child.timedOut)
+  t.ok(new TimeLimit(0, parent.signal).aborted)
 })
 
 t.test('closing lets a stream in flight end within the grace time and turns new requests away', async t => {

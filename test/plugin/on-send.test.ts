@@ -33,7 +33,7 @@ async function setUp (t: Test, way: (payload: Readable) => Readable, answer: Ans
   t.teardown(() => { server.closeAllConnections(); server.close() })
   await once(server, 'listening')
   const { app, url } = await buildGateway(t, {
-    before: app => { app.addHook('onSend', async (_request, _reply, payload) => payload instanceof Readable ? way(payload) : payload) },
+    before: app => { app.addHook('onSend', async (_request, _reply, payload) => payload instanceof Readable ? way(payload) : Buffer.isBuffer(payload) ? way(Readable.from([payload])) : payload) },
     options: { nodes: [{ url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, adapter: 'openai' }] }
   })
   await app.epd.nodes.waitFor(({ models }) => models.length > 0)

@@ -2,47 +2,27 @@ import { createServer } from 'node:net'
 import type { AddressInfo, Socket } from 'node:net'
 import { once } from 'node:events'
 import type { Test } from 'tap'
-import { createDispatcher, send } from '../../adapters/http.ts'
-import type { ByteSink, UpstreamResponse } from '../../adapters/adapter.ts'
+import { Readable } from 'node:stream'
+import { Agent } from 'undici'
+import { send } from '../../adapters/http.ts'
+import type { UpstreamResponse } from '../../adapters/adapter.ts'
 
 export const SSE = { 'content-type': 'text/event-stream; charset=utf-8' }
 
-/** An upstream response made by hand: these chunks, then the end or a failure. */
-export class ScriptedUpstream implements UpstreamResponse {
-  readonly statusCode: number
-  readonly headers: Record<string, string | string[]>
-  destroyed: Error | undefined
-  readonly #chunks: readonly Buffer[]
-  readonly #failure: Error | undefined
-  #stop: ((error: Error) => void) | undefined
-
-  constructor (chunks: readonly Buffer[], headers: Record<string, string | string[]>, failure?: Error, statusCode = 200) {
-    this.#chunks = chunks
-    this.headers = headers
-    this.#failure = failure
-    this.statusCode = statusCode
-  }
-
-  async pipe (sink: ByteSink): Promise<void> {
-    const stopped = new Promise<never>((_resolve, reject) => { this.#stop = reject })
-    stopped.catch(() => {})
-    for (const chunk of this.#chunks) {
-      if (this.destroyed !== undefined) throw this.destroyed
-      if (!sink.write(chunk)) await Promise.race([stopped, new Promise<void>(resolve => { sink.onDrain(resolve) })])
-      else await new Promise(resolve => setImmediate(resolve))
+/** An upstream response made by hand: these chunks, each in a turn of its own, then the end or a failure. */
+export function scripted (chunks: readonly Buffer[], headers: Record<string, string | string[]>, failure?: Error, statusCode = 200): UpstreamResponse {
+  let next = 0
+  const body = new Readable({
+    read () {
+      setImmediate(() => {
+        if (next < chunks.length) this.push(chunks[next++]!)
+        else if (failure === undefined) this.push(null)
+        else this.destroy(failure)
+      })
     }
-    if (this.destroyed !== undefined) throw this.destroyed
-    if (this.#failure !== undefined) throw this.#failure
-  }
-
-  async buffer (): Promise<Buffer> {
-    return Buffer.concat(this.#chunks)
-  }
-
-  destroy (reason = new Error('destroyed')): void {
-    this.destroyed ??= reason
-    this.#stop?.(reason)
-  }
+  })
+  body.on('error', () => {})
+  return { statusCode, headers, body }
 }
 
 export interface RawUpstream {
@@ -60,7 +40,7 @@ export async function rawUpstream (t: Test, answer: (socket: Socket) => void): P
     socket.on('error', () => {})
     socket.once('data', () => { answer(socket) })
   })
-  const dispatcher = createDispatcher()
+  const dispatcher = new Agent()
   t.teardown(async () => {
     for (const socket of sockets) socket.destroy()
     server.close()

@@ -1,10 +1,9 @@
-import type { FastifyInstance, FastifyPluginAsync, FastifyReply } from 'fastify'
-import { ROLE_FROM_WIRE, type ControlRoute } from '../../../adapters/adapter.ts'
+import type { FastifyPluginAsync, FastifyReply } from 'fastify'
+import { ROLE_FROM_WIRE } from '../../../adapters/adapter.ts'
 import { requestJson } from '../../../adapters/http.ts'
 import { NODE_TOKEN_HEADER } from '../../../adapters/wire/headers.ts'
-import { onRouteError } from '../handle.ts'
+import { onRouteError } from '../error-answer.ts'
 import type { Gateway } from '../../gateway.ts'
-import { CallScope } from '../../pipeline/call-scope.ts'
 import { requireOperator } from './guard.ts'
 
 export interface NodeRoutesOptions {
@@ -78,8 +77,6 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
     const failed = links.filter(link => link.state !== 'linked')
     return failed.length === 0 ? { SUCCESS: true } : { SUCCESS: false, failed: failed.map(({ from, to, state, reason }) => ({ from, to, state, reason })) }
   })
-
-  for (const route of registry.controlRoutes()) controlRoute(app, route)
 }
 
 /** A JSON string as the whole body, as FastAPI sends it. */
@@ -90,26 +87,12 @@ function say (reply: FastifyReply, text: string): FastifyReply {
 async function terminate (gateway: Gateway, url: string): Promise<boolean> {
   const node = gateway.registry.get(url)
   if (node === undefined) return false
-  const scope = new CallScope(gateway.deadlines, performance.now() + TERMINATE_MS)
   try {
-    const call = { signal: scope.signal, headers: {}, dispatcher: gateway.dispatcher, log: gateway.log }
-    const answer = await scope.run(() => requestJson(node, { method: 'GET', path: '/terminate' }, call), () => {})
+    const call = { signal: AbortSignal.timeout(TERMINATE_MS), headers: {}, dispatcher: gateway.dispatcher, log: gateway.log }
+    const answer = await requestJson(node, { method: 'GET', path: '/terminate', timeout: 0 }, call)
     return answer.statusCode < 300
   } catch (err) {
     gateway.log.warn({ err, node: url }, 'node was not terminated')
     return false
-  } finally {
-    scope.disarm()
   }
-}
-
-function controlRoute (app: FastifyInstance, route: ControlRoute): void {
-  app.route({
-    method: route.method,
-    url: route.path,
-    handler: async (request, reply) => {
-      const answer = await route.handle({ query: request.query as Record<string, string>, body: request.body, remote: request.ip })
-      return reply.code(answer.statusCode).send(answer.body)
-    }
-  })
 }

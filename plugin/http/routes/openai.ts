@@ -3,9 +3,9 @@ import type { IncomingMessage } from 'node:http'
 import { readBody } from '../../body/index.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
-import { CHAT_PATH, kArrivedAt, onRouteError, type Arriving, type Handle } from '../handle.ts'
-import { upstreamPath } from '../upstream-path.ts'
-import { passOn } from './pass.ts'
+import { onRouteError } from '../error-answer.ts'
+import { CHAT_PATH, kArrivedAt, upstreamPath, type Arriving, type Handle } from '../handle.ts'
+import { forwardBodiless } from './bodiless.ts'
 import { requireKey } from './guard.ts'
 
 export interface OpenAiRoutesOptions {
@@ -35,7 +35,7 @@ export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async funct
   app.route({
     method: ['GET', 'DELETE'],
     url: '/v1/*',
-    handler: async (request, reply) => await passOn(gateway, request, reply, upstreamPath(request.url.slice(below)))
+    handler: async (request, reply) => await forwardBodiless(gateway, request, reply, upstreamPath(request.url.slice(below)))
   })
   app.post('/v1/*', async (request, reply) => await handle(request, reply, { overrides: { path: upstreamPath(request.url.slice(below)) } }))
 }

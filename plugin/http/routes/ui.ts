@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
-import { onRouteError } from '../handle.ts'
+import { onRouteError } from '../error-answer.ts'
 import type { Gateway } from '../../gateway.ts'
 import type { TraceStore } from '../../traces/trace-store.ts'
 import { loadAssets } from '../../ui/assets.ts'

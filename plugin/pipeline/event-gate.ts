@@ -4,8 +4,8 @@ const CR = 0x0d
 /** Longest unfinished event held back, in bytes; longer ones pass as they come. */
 const MAX_HELD = 256 * 1024
 
-/** Do these bytes end a server-sent event, which is to say: with an empty line? */
-export function endsEvent (bytes: Buffer): boolean {
+/** Do these bytes end a server-sent event, that is, with an empty line? */
+function endsEvent (bytes: Buffer): boolean {
   const { length } = bytes
   if (length < 2) return false
   const last = bytes[length - 1]
@@ -22,19 +22,19 @@ function lastEventEnd (bytes: Buffer): number {
 }
 
 /**
- * Lets only whole events through, so that an upstream which breaks off in the middle of one leaves nothing a client
- * can't parse. Bytes come out as they went in; nearly always a chunk is whole events and passes at the cost of a look
- * at its last bytes.
+ * Lets only whole server-sent events through, so that a node that breaks off in the middle of one leaves nothing that a
+ * client can't parse. Bytes come out as they went in; nearly always a chunk is whole events, and the gate looks at its
+ * last bytes only.
  */
 export class EventGate {
   #held: Buffer | undefined
-  /** Whether what has passed so far ends an event. */
-  atBoundary = true
+  /** Does what has passed so far end an event? */
+  #atBoundary = true
 
   /** What may pass now; undefined when that is nothing. */
   pass (chunk: Buffer): Buffer | undefined {
     if (this.#held === undefined && endsEvent(chunk)) {
-      this.atBoundary = true
+      this.#atBoundary = true
       return chunk
     }
     return this.#passPart(chunk)
@@ -45,12 +45,12 @@ export class EventGate {
     const end = lastEventEnd(bytes)
     if (bytes.length - end > MAX_HELD) {
       this.#held = undefined
-      this.atBoundary = false
+      this.#atBoundary = false
       return bytes
     }
     this.#held = end === bytes.length ? undefined : bytes.subarray(end)
     if (end === 0) return undefined
-    this.atBoundary = true
+    this.#atBoundary = true
     return bytes.subarray(0, end)
   }
 
@@ -60,18 +60,10 @@ export class EventGate {
     this.#held = undefined
     return rest
   }
-}
 
-/** The `error` object of OpenAI's shape, for streams that break off. */
-export interface StreamError {
-  readonly message: string
-  readonly type: string
-  readonly code: string | null
-  readonly param: string | null
-}
-
-/** The last event of a stream that has broken off behind what this gate has let pass. */
-export function errorEvent (error: StreamError, gate: EventGate): Buffer {
-  const event = `data: ${JSON.stringify({ error })}\n\n`
-  return Buffer.from(gate.atBoundary ? event : `\n\n${event}`)
+  /** The last event of a stream that has broken off. */
+  errorEvent (error: object): Buffer {
+    const event = `data: ${JSON.stringify({ error })}\n\n`
+    return Buffer.from(this.#atBoundary ? event : `\n\n${event}`)
+  }
 }

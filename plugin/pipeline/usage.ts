@@ -1,9 +1,9 @@
-/** Chunks remembered: the last events of a stream, or the end of a JSON answer. */
+/** Chunks kept: the last events of a stream, or the end of a JSON answer. */
 const CHUNKS = 8
-/** Bytes looked at in the end. */
+/** Bytes searched at the end. */
 const MAX_BYTES = 16 * 1024
 
-/** What an answer says about itself at its end. Token counts as in OpenAI's `usage`. */
+/** Token counts as in OpenAI's `usage`. */
 export interface Usage {
   readonly promptTokens: number | undefined
   readonly completionTokens: number | undefined
@@ -11,15 +11,16 @@ export interface Usage {
   readonly cachedTokens: number | undefined
 }
 
+/** What an answer says about itself at its end. */
 export interface Closing {
   readonly usage: Usage | undefined
   readonly finishReason: string | undefined
 }
 
-/** Remembers the last bytes of an answer without copying or parsing; `read` makes sense of them once, at the end. */
-export class Tail {
+/** Keeps the last bytes of an answer without copying or parsing; `read` looks for usage and finish reason in them once, at the end. */
+export class UsageReader {
   readonly #chunks: Buffer[] = []
-  /** The oldest, once there are as many as are remembered. */
+  /** The oldest, once all places are taken. */
   #next = 0
 
   add (chunk: Buffer): void {
