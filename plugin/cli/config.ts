@@ -3,11 +3,11 @@ import { findNodeAtLocation, parseTree, printParseErrorCode, getNodeValue, type 
 import { OptionsError, resolveOptions, type EpdOptions, type ResolvedOptions } from '../options/index.ts'
 import { UsageError } from './usage.ts'
 
-/** Looked for in the working directory when `--config` is not given. */
+/** Read from the working directory when `--config` is not given. */
 export const DEFAULT_CONFIG_FILE = 'epd.config.json'
 
 export interface LoadedConfig {
-  /** As written, for the plugin, which resolves it itself. */
+  /** As written; the plugin resolves it itself. */
   readonly raw: EpdOptions
   readonly resolved: ResolvedOptions
   /** Undefined when there is no file and the defaults apply. */
@@ -15,9 +15,9 @@ export interface LoadedConfig {
 }
 
 /**
- * Reads and checks a configuration file. A mistake is told as an editor would: `file:line:column: what is wrong`.
+ * Reads and checks a configuration file. Messages have the form that editors jump to: `file:line:column: what is wrong`.
  *
- * @throws UsageError when the file is missing, is not JSON, or does not fit the schema of the options
+ * @throws UsageError when the file is missing, is not JSON, or does not fit the options' schema
  */
 export async function loadConfig (file: string | undefined): Promise<LoadedConfig> {
   const text = await readText(file)
@@ -35,7 +35,7 @@ export async function loadConfig (file: string | undefined): Promise<LoadedConfi
 
 async function readText (file: string | undefined): Promise<string | undefined> {
   try {
-    // Some editors put a byte order mark in front.
+    // Some editors write a byte order mark.
     return (await readFile(file ?? DEFAULT_CONFIG_FILE, 'utf8')).replace(/^\uFEFF/, '')
   } catch (err) {
     if (file === undefined && (err as NodeJS.ErrnoException).code === 'ENOENT') return undefined
@@ -55,7 +55,7 @@ function parse (name: string, text: string): Node {
   return root
 }
 
-/** The key of a member that is there twice: JSON would let the last one win without a word. */
+/** The key of a member that is given twice: JSON.parse would silently take the last one. */
 function repeated (node: Node): Node | undefined {
   const keys = new Set<unknown>()
   for (const child of node.children ?? []) {
@@ -68,7 +68,7 @@ function repeated (node: Node): Node | undefined {
   return undefined
 }
 
-/** Where the value at a JSON pointer begins; of a missing member, where its nearest parent begins. */
+/** Offset of the value at a JSON pointer; for a missing member, of its nearest parent. */
 function offsetOf (root: Node, pointer: string): number {
   const path = pointer.split('/').slice(1).map(part => part.replaceAll('~1', '/').replaceAll('~0', '~'))
   for (let depth = path.length; depth > 0; depth--) {

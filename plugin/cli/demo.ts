@@ -12,7 +12,7 @@ Usage: fastify-epd demo [options]
 
 Options:
   --image FILE       PNG, JPEG or WebP (default: a sample picture of the project)
-  --question TEXT    default: 'How many red circles are there?' (docs/models.md tells what the model understands)
+  --question TEXT    default: 'How many red circles are there?' (docs/models.md lists what the model understands)
   --config FILE      configuration of the gateway (default: one encoder and one language model engine)
   -h, --help         this text
 `
@@ -61,7 +61,7 @@ async function show (picture: string, name: string, question: string, config: st
     const trace = await fetchTrace({ url: gateway.base, adminKey: gateway.adminKey }, answer.traceId)
     if (trace !== undefined) print(renderWaterfall(trace, terminal()))
     print('')
-    print('Next: npm start keeps gateway and engines running, with a page that shows all this live; README.md has the first request to send.')
+    print('Next: npm start keeps gateway and engines running, with a page that shows all this live; README.md has a first request to send.')
     return 0
   } finally {
     await gateway.close()

@@ -9,20 +9,20 @@ Usage: fastify-epd engine --role ROLE [options]
 
 What it runs:
   --role ROLE                 what the engine does with a request (required)
-                                encoder  encodes pictures, for others to pull their features
+                                encoder  encodes pictures; other engines pull the features
                                 hybrid   prefills and decodes
-                                prefill  prefills, samples the first token, and keeps keys and values for a decode engine
-                                decode   pulls keys and values of a prefill engine and generates the rest
+                                prefill  prefills, samples the first token, keeps the KV blocks for a decode engine
+                                decode   pulls the KV blocks of a prefill engine and generates the rest
   --backend BACKEND           pytorch or turbomind, which has the role hybrid only (default: pytorch)
   --model DIR                 model folder (default: the shipped tiny model); see docs/models.md
   --served-model-name NAME    name in /v1/models (default: the folder's)
   --no-vision                 hybrid and prefill: do not open the vision encoder, take pictures as encoder results only
-                                (decode never opens it: pictures come to it inside keys and values)
+                                (decode never opens it: its KV blocks contain the pictures)
 
 Where:
   --host HOST                 address to listen on, for HTTP and the P2P link (default: 127.0.0.1)
   --port PORT                 port to listen on, 0 takes a free one (default: 0)
-  --public-url URL            URL others reach it by, which is its engine id (default: http://HOST:PORT)
+  --public-url URL            URL by which others reach it, and its engine id (default: http://HOST:PORT)
   --proxy-url URL             gateway to register with, and to send spans to
   --api-key KEY               ask for this bearer token (or environment EPD_ENGINE_API_KEY)
 
@@ -33,8 +33,8 @@ How:
   --max-batch-size N          items per encoder run, or sequences per decoder run (turbomind: slots)
   --max-queue N               requests that may wait for room; further ones are answered 503
   --feature-blocks N          feature blocks in the pool
-  --kv-blocks N               KV blocks in the pool (turbomind: slots, of which more than run keep idle sessions)
-  --block-size N              tokens per KV block; equal in engines that hand on keys and values (default: 16)
+  --kv-blocks N               KV blocks in the pool (turbomind: slots; those beyond --max-batch-size keep idle sessions)
+  --block-size N              tokens per KV block; equal in engines that exchange KV blocks (default: 16)
   --max-prefill-token-num N   prompt tokens of one prefill step (default: 256)
   --session-len N             turbomind only: tokens a slot has room for, prompt and answer together
   --lease-seconds N           how long a consumer may take to pull what was encoded or prefilled for it (default: 60)
@@ -108,7 +108,7 @@ export interface EngineFlags {
 }
 
 /**
- * Reads and checks the flags. Undefined: the help was asked for.
+ * Reads and checks the flags. Undefined: the user asked for help.
  * @throws UsageError naming the flag and what it takes
  */
 export async function engineOptions (argv: string[]): Promise<EngineFlags | undefined> {
@@ -134,18 +134,18 @@ export async function engineOptions (argv: string[]): Promise<EngineFlags | unde
   return { start, graceSeconds: whole('--grace-seconds', values['grace-seconds'], 0, 3_600) ?? 0, exitWithParent: values['exit-with-parent'] }
 }
 
-/** A flag that would do nothing is a mistake. */
+/** Refuses flags without effect for the backend. */
 function checkBackend ({ backend, blockSize, sessionLen }: Pick<StartEngineOptions, 'backend' | 'blockSize' | 'sessionLen'>): void {
   if (backend === 'turbomind' && blockSize !== undefined) throw new UsageError('--block-size is for --backend pytorch: a TurboMind slot is one piece, as long as --session-len')
   if (backend === 'pytorch' && sessionLen !== undefined) throw new UsageError('--session-len is for --backend turbomind')
 }
 
-/** The same for roles. */
+/** Refuses flags without effect for the role. */
 function checkRole ({ role, vision, featureBlocks }: Pick<StartEngineOptions, 'role' | 'vision' | 'featureBlocks'>): void {
   if (role === 'encoder' && !vision) throw new UsageError('--no-vision makes no sense with --role encoder')
   if (role !== 'decode') return
   if (!vision) throw new UsageError('--no-vision makes no sense with --role decode, which never opens the vision encoder')
-  if (featureBlocks !== undefined) throw new UsageError('--feature-blocks makes no sense with --role decode: it takes keys and values, no features')
+  if (featureBlocks !== undefined) throw new UsageError('--feature-blocks makes no sense with --role decode: it takes KV blocks, no features')
 }
 
 function network (values: Values): Pick<StartEngineOptions, 'host' | 'port' | 'publicUrl' | 'proxyUrl' | 'apiKey'> {
@@ -199,7 +199,7 @@ async function curve (values: Values): Promise<Pick<StartEngineOptions, 'curve' 
   return { curve: { publicKey: publicKey!, secretKey: secretKey! }, allowedPeers }
 }
 
-/** Never says what the file holds: it may be a secret key. */
+/** Messages never quote the file, which may hold a secret key. */
 async function keys (flag: string, file: string): Promise<string[]> {
   const text = await readFile(file, 'utf8').catch((err: NodeJS.ErrnoException) => { throw new UsageError(`${flag}: can't read ${file} (${err.code ?? err.message})`) })
   const lines = text.split('\n').map(line => line.trim()).filter(line => line !== '')

@@ -6,8 +6,8 @@ import { UsageError, withUsage } from './usage.ts'
 type EngineServer = typeof import('../../engines/server/index.ts')
 
 /**
- * `fastify-epd engine`: the entrance of an engine process, and the one place in plugin/ that loads engines/. Runs until
- * SIGINT or SIGTERM (or, with --exit-with-parent, until its stdin closes), then lets requests in flight finish; a
+ * `fastify-epd engine`: the main function of an engine process, and the one place in plugin/ that loads engines/. Runs
+ * until SIGINT or SIGTERM (with --exit-with-parent, until its stdin closes), then lets requests in flight finish; a
  * second signal ends it at once.
  */
 export function engineCommand (argv: string[]): Promise<number> {
@@ -17,7 +17,7 @@ export function engineCommand (argv: string[]): Promise<number> {
       process.stdout.write(ENGINE_HELP)
       return 0
     }
-    // Before anything slow: a signal that comes while the model loads must end the process too.
+    // Listen before loading the model, so that a signal during loading ends the process too.
     const asked = endAsked(flags.exitWithParent)
     try {
       await run(flags, asked)
@@ -33,7 +33,7 @@ async function run (flags: EngineFlags, asked: Promise<void>): Promise<void> {
   const server = await import('../../engines/server/index.ts')
   const starting = server.startEngine(complete(flags.start, server))
   const started = await Promise.race([starting, asked.then(() => undefined)])
-  // Loading can't be interrupted halfway, and there is nothing to finish.
+  // Loading can't be interrupted, and no request is in flight.
   if (started === undefined) process.exit(0)
   process.stdout.write(`listening on ${started.url}\n`)
   await asked
@@ -59,7 +59,7 @@ async function endAsked (withParent: boolean): Promise<void> {
     await Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
     return
   }
-  // Ctrl-C in a terminal reaches the whole process group: the parent has its own plan, and its SIGTERM follows.
+  // Ctrl-C in a terminal reaches the whole process group; the parent drains first and then sends SIGTERM.
   process.on('SIGINT', () => {})
   process.stdin.on('error', () => {}).resume()
   await Promise.race([once(process, 'SIGTERM'), once(process.stdin, 'close')])

@@ -3,12 +3,12 @@ import type { TraceSummary, TraceView } from '../traces/trace-view.ts'
 import { UnreachableError } from './trace-source.ts'
 
 export interface FollowOptions {
-  /** Reads from the gateway; undefined for 404. @throws UnreachableError when it is not there at the moment */
+  /** Reads from the gateway; undefined for 404. @throws UnreachableError while it is down */
   readonly get: <T extends object>(path: string) => Promise<T | undefined>
   /** Query of GET /epd/traces. */
   readonly filter: URLSearchParams
   readonly show: (trace: TraceView) => void
-  /** The gateway has gone, and has come back. */
+  /** The gateway went down, and came back. */
   readonly onLost: (err: Error) => void
   readonly onFound: () => void
   readonly signal: AbortSignal
@@ -17,14 +17,14 @@ export interface FollowOptions {
 }
 
 const POLL_MS = 300
-/** Between two tries while the gateway is away. */
+/** Between two tries while the gateway is down. */
 const AWAY_MS = 1_000
-/** Traces looked at in each poll; more than that in between are passed over. */
+/** Traces read in each poll. When more come between two polls, the oldest are skipped. */
 const LIMIT = 200
 
 /**
- * Shows each request once it is complete, oldest first, from now on and until the signal aborts. A gateway that is
- * started again meanwhile is waited for; one that is not there to begin with is an error.
+ * Shows each request once it is complete, oldest first, from now until the signal aborts. Waits for a gateway that
+ * restarts; rejects when the gateway is down at the start.
  */
 export async function follow ({ get, filter, show, onLost, onFound, signal, settledMs }: FollowOptions): Promise<void> {
   filter.set('limit', String(LIMIT))
@@ -38,7 +38,7 @@ export async function follow ({ get, filter, show, onLost, onFound, signal, sett
       seen.add(traceId)
       if (trace !== undefined && !signal.aborted) show(trace)
     }
-    // What has left the list never comes back.
+    // A trace that left the list never comes back.
     if (traces.length > 0) seen = new Set(traces.map(trace => trace.traceId).filter(id => seen.has(id)))
   }
   let away = false

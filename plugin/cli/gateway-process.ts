@@ -9,17 +9,17 @@ export interface GatewayProcessOptions {
   readonly host: string
   readonly port: number
   readonly logLevel: string
-  /** Start-up in words, a line at a time. */
+  /** Called with lines for people while it starts. */
   readonly onProgress: (line: string) => void
 }
 
 export interface GatewayProcess {
   readonly url: string
-  /** Where its routes begin: the URL with the prefix of the options. */
+  /** The URL with the prefix of the options. */
   readonly base: string
-  /** The inspection page, where it is on. */
+  /** URL of the inspection page, when it is on. */
   readonly page: string | undefined
-  /** A key of the configuration with which requests are let through. */
+  /** A client key of the configuration. */
   readonly apiKey: string | undefined
   readonly adminKey: string | undefined
   close (): Promise<void>
@@ -28,18 +28,18 @@ export interface GatewayProcess {
 const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 
 /**
- * The gateway as a program: Fastify, the plugin, the OpenTelemetry SDK and, when the options say so, embedded engines.
- * Resolves when it is ready for requests, which with embedded engines is when all of them are up.
+ * The gateway as a program: Fastify, the plugin, the OpenTelemetry SDK and, if configured, embedded engines. Resolves
+ * when it is ready for requests: with embedded engines, when all of them are up.
  */
 export async function startGateway ({ options, host, port, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
   const store = resolved.traces > 0 ? new TraceStore({ maxTraces: resolved.traces }) : undefined
   const ui = options.ui ?? LOOPBACK.has(host)
   const app = Fastify({
-    // stdout is for the URL alone.
+    // stdout has the URL only.
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
     logController: new LogController({ disableRequestLogging: true }),
-    // While it drains it answers in its own words: OpenAI's shape, with Retry-After.
+    // While the gateway drains, the plugin answers with OpenAI's shape and Retry-After.
     return503OnClosing: false
   })
   const telemetry = await startTelemetry({ store, onProblem: message => { app.log.warn(message) } })

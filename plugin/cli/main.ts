@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** fastify-epd: the command line. Each command lives in a file of its own and is loaded only when it is asked for. */
+/** The command line. Each command has a file, which is loaded only when it runs. */
 import { VERSION } from '../../adapters/wire/version.ts'
 
 const HELP = `fastify-epd ${VERSION}: EPD routing for vision-language models
@@ -12,7 +12,7 @@ Commands:
   demo     start gateway and engines, ask about a sample picture, show the stages
   trace    show the last (or a given) request's stages as a waterfall
 
-fastify-epd <command> --help tells a command's options.
+fastify-epd <command> --help lists a command's options.
 `
 
 type Command = (argv: string[]) => Promise<number>
@@ -41,7 +41,7 @@ async function main ([name, ...argv]: string[]): Promise<number> {
   return (await load())(argv)
 }
 
-// A reader that has seen enough (`| head`) is no fault, and no reason for a server to end.
+// A reader may close the pipe early (`| head`): that must not end a server.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', (err: NodeJS.ErrnoException) => { if (err.code !== 'EPIPE') throw err })
 
 main(process.argv.slice(2)).then(

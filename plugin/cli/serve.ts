@@ -14,10 +14,10 @@ Options:
   --log-level LEVEL  trace, debug, info, warn, error or silent (default: info; logs go to stderr)
   -h, --help         this text
 
-Without nodes in the configuration it starts engines of its own: one encoder and one language model engine that
-answer with the shipped tiny model. Prints 'listening on URL' on stdout when it is ready for requests.
+Without nodes in the configuration it starts engines of its own, one encoder and one language model engine, with the
+shipped tiny model. Prints 'listening on URL' on stdout when it is ready for requests.
 On loopback (or with "ui": true) /epd/ is a page that shows nodes, requests and their stages, live.
-Traces: GET /epd/traces, or fastify-epd trace. Spans also go to an OTLP receiver by the standard OTEL_* variables.
+Traces: GET /epd/traces, or fastify-epd trace. The standard OTEL_* variables export spans to an OTLP receiver.
 `
 
 const FLAGS = {

@@ -6,18 +6,18 @@ export interface TraceSource {
   readonly adminKey?: string | undefined
 }
 
-/** The gateway is not there at the moment, or a proxy says so for it. */
+/** The gateway is down, or a proxy in front of it reports so. */
 export class UnreachableError extends Error {}
 
 const CALL_TIMEOUT_MS = 5_000
-/** What a proxy answers for a gateway that is being started again. */
+/** What a proxy answers while the gateway restarts. */
 const AWAY = [502, 503, 504]
 
 /**
  * Reads one of a gateway's `/epd/traces` routes.
  *
  * @returns undefined for 404
- * @throws UnreachableError when nothing answers; Error when what answers refuses, or is no gateway
+ * @throws UnreachableError when nothing answers; Error when the server refuses or is not a gateway
  */
 export async function read<T extends object> (source: TraceSource, path: string): Promise<T | undefined> {
   const { status, text } = await call(source, path).catch((err: NodeJS.ErrnoException) => {
@@ -32,7 +32,7 @@ export async function read<T extends object> (source: TraceSource, path: string)
 }
 
 export function noTraces ({ url }: TraceSource): Error {
-  return new Error(`${url} keeps no traces: it is no fastify-epd gateway, or they are switched off there`)
+  return new Error(`${url} keeps no traces: it is not a fastify-epd gateway, or its traces are switched off`)
 }
 
 async function call ({ url, adminKey }: TraceSource, path: string): Promise<{ status: number, text: string }> {

@@ -5,7 +5,7 @@ const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const
 /** A mistake in how a command was called: one line on stderr and exit code 2. */
 export class UsageError extends Error {}
 
-/** `parseArgs` whose complaints are usage errors, in one line. */
+/** `parseArgs` that throws its errors as usage errors of one line. */
 export function parseFlags<T extends ParseArgsConfig> (config: T): ReturnType<typeof parseArgs<T>> {
   try {
     return parseArgs(config)
@@ -21,7 +21,7 @@ export function portOf (flag: string, text: string): number {
   return port
 }
 
-/** A URL as it was given, without slashes at its end. */
+/** The URL without trailing slashes. */
 export function httpUrl (flag: string, value: string): string {
   if (!/^https?:\/\//i.test(value) || !URL.canParse(value)) throw new UsageError(`${flag} must be an http or https URL, not '${value}'`)
   return value.replace(/\/+$/, '')
@@ -33,18 +33,18 @@ export function oneOf<T extends string> (flag: string, value: string | undefined
   throw new UsageError(`${flag} must be one of ${choices.join(', ')}${value === undefined ? '' : `, not '${value}'`}`)
 }
 
-/** A level of the log. */
+/** A log level. */
 export function levelOf (flag: string, text: string): string {
   return oneOf(flag, text, LEVELS)
 }
 
-/** Runs a command so that usage errors end it with code 2 and a hint. */
+/** Runs a command; a usage error prints a hint and gives exit code 2. */
 export async function withUsage (command: string, run: () => Promise<number>): Promise<number> {
   try {
     return await run()
   } catch (err) {
     if (!(err instanceof UsageError)) throw err
-    process.stderr.write(`fastify-epd ${command}: ${err.message}\nfastify-epd ${command} --help tells the options.\n`)
+    process.stderr.write(`fastify-epd ${command}: ${err.message}\nfastify-epd ${command} --help lists the options.\n`)
     return 2
   }
 }

@@ -100,5 +100,5 @@ t.test('trace tells what is wrong when it can not answer', async t => {
   t.match(wrong, { code: 2, stderr: /32 hexadecimal digits/ })
   t.match(schemeless, { code: 2, stderr: /--url must be an http or https URL/ })
   t.match(down, { code: 1, stderr: /can't reach the gateway at http:\/\/127\.0\.0\.1:1 \(ECONNREFUSED\)/ })
-  for (const one of [foreign, followed]) t.match(one, { code: 1, stderr: /keeps no traces: it is no fastify-epd gateway/ })
+  for (const one of [foreign, followed]) t.match(one, { code: 1, stderr: /keeps no traces: it is not a fastify-epd gateway/ })
 })
