@@ -7,11 +7,11 @@ interface Row {
   readonly statusCode: number
   /** `error.code` as clients see it. */
   readonly code: string
-  /** Worth another try by the client, after `Retry-After`. */
+  /** The client may try again, after `Retry-After`. */
   readonly again?: boolean
 }
 
-/** Every error a client of the gateway can see, by the code that stands in logs and spans. `docs/errors.md` explains each. */
+/** Every error that clients of the gateway can see, by its code in logs and spans. docs/errors.md explains each. */
 export const ERRORS = {
   EPD_ERR_INVALID_BODY: { message: '%s', statusCode: 400, code: 'invalid_body' },
   EPD_ERR_INVALID_JSON: { message: '%s', statusCode: 400, code: 'invalid_json' },
@@ -95,7 +95,7 @@ export interface OptionsProblem {
   readonly message: string
 }
 
-/** The options do not fit their schema. Thrown by `register` and by the CLI's reading of epd.config.json. */
+/** The options do not fit their schema. `register` and `resolveOptions` throw it. */
 export class OptionsError extends TypeError {
   readonly code = 'EPD_ERR_OPTIONS'
   readonly problems: readonly OptionsProblem[]
@@ -114,17 +114,17 @@ export class AlreadyRegisteredError extends Error {
   }
 }
 
-/** An answer to a client: OpenAI's error shape, or an upstream's own 4xx as it came. */
+/** An answer to a client: OpenAI's error shape, or a node's own 4xx unchanged. */
 export interface ErrorReply {
   readonly statusCode: number
   readonly contentType: string
   readonly body: string | Buffer
   readonly headers: Readonly<Record<string, string>>
-  /** What it is in our own table; undefined for an upstream's own answer. */
+  /** The error of our table; undefined for a node's own answer. */
   readonly error: EpdError | undefined
 }
 
-/** The one mapping from anything that can be thrown to the error of the table it stands for. */
+/** The error of the table for anything that can be thrown. */
 export function toEpdError (error: unknown): EpdError {
   if (isEpdError(error)) return error
   if (AdapterError.is(error)) return fromAdapter(error)
@@ -148,11 +148,10 @@ function fromAdapter (error: AdapterError): EpdError {
   }
 }
 
-/** Body of the error as clients see it. Never names nodes: what exactly happened is in the log. */
+/** The error as clients see it. It never names nodes; the log has the details. */
 export function clientError (error: unknown): OpenAiError {
   const found = toEpdError(error)
-  const row: Row = ERRORS[found.code]
-  return openAiError(row.statusCode, found.message, found.clientCode, found.param)
+  return openAiError(found.statusCode, found.message, found.clientCode, found.param)
 }
 
 const DEFAULT_RETRY_AFTER = 1
@@ -173,7 +172,7 @@ export function toReply (error: unknown): ErrorReply {
   }
 }
 
-/** The request was at fault, or was turned away on purpose: nothing is broken. */
+/** Was the request wrong, or refused on purpose? Then nothing is broken. */
 export function isRefusal (error: unknown): boolean {
   return toReply(error).statusCode < 500
 }

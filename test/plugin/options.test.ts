@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { packageRoot } from '../helper/package-root.ts'
 import { OptionsError, optionsSchema, resolveOptions } from '../../plugin/options/index.ts'
+import { ENGINE_ERROR_STATUS } from '../../engines/service/errors.ts'
 import { clientError, ERRORS, epdError, toEpdError, toReply } from '../../plugin/errors.ts'
 import { AdapterError } from '../../adapters/adapter.ts'
 import { errorTypeOf } from '../../adapters/wire/openai-error.ts'
@@ -153,5 +154,8 @@ t.test('every option and every error is documented, with its default and its cod
   for (const [code, { code: clientCode, statusCode }] of Object.entries(ERRORS)) {
     const row = errors.split('\n').find(line => line.startsWith(`| \`${code}\` |`))
     t.ok(row?.includes(`\`${clientCode}\``) && row.includes(`| ${statusCode}`), code)
+  }
+  for (const [code, status] of Object.entries(ENGINE_ERROR_STATUS)) {
+    t.ok(errors.split('\n').some(line => /^\| `[a-z]/.test(line) && line.split('|')[1]!.includes(`\`${code}\``) && line.includes(`| ${status}`)), `${code} of engines`)
   }
 })
