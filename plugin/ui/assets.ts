@@ -15,7 +15,7 @@ const TYPES: Readonly<Record<string, string>> = {
   '.svg': 'image/svg+xml'
 }
 
-/** The page's files, read once: they are few and small, and what is not among them can't be asked for. */
+/** The page's files, read once because they are few and small. Other paths are not served. */
 export function loadAssets (): ReadonlyMap<string, Asset> {
   // The build does not copy the page: this file runs as dist/plugin/ui/assets.js.
   const folder = new URL('../../../plugin/ui/page/', import.meta.url)

@@ -1,25 +1,25 @@
 import type { ServerResponse } from 'node:http'
 
 export interface BroadcastOptions {
-  /** Pages at a time. */
+  /** Clients at the same time. */
   readonly maxClients: number
   /** Milliseconds between two messages. */
   readonly interval: number
-  /** Made once for all clients. */
+  /** Called once for all clients. */
   readonly message: () => string
-  /** The first has come; the last has gone. */
+  /** Called when the first client joins, and when the last one leaves. */
   readonly onStart: () => void
   readonly onStop: () => void
 }
 
 interface Client { readonly response: ServerResponse, stalled: number }
 
-/** Ticks in a row a client may leave unread before it is let go. */
+/** Ticks in a row a client may leave unread before it is disconnected. */
 const MAX_STALLED = 15
 
 /**
- * Server-sent events to a bounded number of clients. Each message stands for itself, so a client that reads slowly is
- * spared messages instead of having them pile up, and one that reads nothing is let go. Runs only while there is one.
+ * Server-sent events to a bounded number of clients. Each message is complete, so a slow client skips messages instead of
+ * queueing them, and a client that reads nothing is disconnected. The timer runs only while there are clients.
  */
 export class Broadcast {
   readonly #options: BroadcastOptions
@@ -39,7 +39,7 @@ export class Broadcast {
     return this.#clients.size
   }
 
-  /** Takes the response over, for as long as its client stays. */
+  /** Takes the response over until its client leaves. */
   add (response: ServerResponse): void {
     const client: Client = { response, stalled: 0 }
     response.on('error', () => {})

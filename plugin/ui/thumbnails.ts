@@ -20,27 +20,27 @@ const DEFAULT_MAX_PICTURES = 400
 const DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 /** Edge of a thumbnail, in pixels. */
 const EDGE = 192
-/** Of one request, the others are counted only. */
+/** Pictures kept of one request. */
 const MAX_ITEMS = 16
 const MAX_WAITING = 16
 const MAX_WAITING_BYTES = 32 * 1024 * 1024
 const MAX_INPUT_BYTES = 24 * 1024 * 1024
 const MAX_INPUT_PIXELS = 64_000_000
-/** Kept as it came where there is no sharp to make it smaller. */
+/** Without sharp, pictures up to this size are kept as they are. */
 const MAX_PLAIN_BYTES = 64 * 1024
 const DATA_URL = /^data:image\/[a-z0-9.+-]+;base64,/i
 
 /**
- * Small copies of the pictures of recent requests, for the inspection page. Only when content capture is on; bounded in
- * number and bytes, the oldest leave first. Pictures are shrunk one at a time beside the requests, and what comes
- * while too many wait is left out: nothing here may slow a request down.
+ * Small copies of the pictures of recent requests, for the inspection page; only when content capture is on. Bounded in
+ * number and bytes, the oldest leave first. To not slow requests down, it shrinks one picture at a time and drops new ones
+ * while too many wait.
  */
 export class Thumbnails {
   readonly #kept = new Map<string, Thumbnail>()
   readonly #maxPictures: number
   readonly #maxBytes: number
   readonly #queue: Job[] = []
-  /** The keys of those that wait or are being shrunk. */
+  /** Keys of pictures that wait or are being shrunk. */
   readonly #coming = new Set<string>()
   #listeners: Array<() => void> = []
   #bytes = 0
@@ -56,7 +56,7 @@ export class Thumbnails {
   get size (): number { return this.#kept.size }
   get bytes (): number { return this.#bytes }
 
-  /** Takes the inline pictures of a body; pictures behind URLs are the encoder's to fetch, and are not kept. */
+  /** Keeps the inline pictures of a body. Pictures behind URLs are not kept: only the encoder fetches them. */
   keep (traceId: string, body: RequestBody & { readonly bytes?: Buffer }): void {
     if (body.bytes === undefined || this.#closed) return
     for (const { index, modality, url } of body.media.slice(0, MAX_ITEMS)) {
@@ -64,7 +64,7 @@ export class Thumbnails {
       const head = DATA_URL.exec(body.bytes.toString('latin1', url.start, Math.min(url.end, url.start + 64)))
       const start = url.start + (head?.[0].length ?? 0)
       if (head === null || (url.end - start) * 0.75 > MAX_INPUT_BYTES) continue
-      // A copy, as the body's memory is given back when the request is over.
+      // Copied, because the body's memory is recycled when the request ends.
       this.#queue.push({ traceId, index, base64: Buffer.from(body.bytes.subarray(start, url.end)) })
       this.#waitingBytes += url.end - start
       this.#coming.add(keyOf(traceId, index))
@@ -76,7 +76,7 @@ export class Thumbnails {
     return this.#kept.get(keyOf(traceId, index))
   }
 
-  /** Like `get`, but waits for a picture that is on its way: a page asks for it as soon as the request is there. */
+  /** Like `get`, but waits for a picture that is being shrunk: the page asks as soon as it lists the request. */
   async find (traceId: string, index: number): Promise<Thumbnail | undefined> {
     const key = keyOf(traceId, index)
     while (this.#coming.has(key)) await new Promise<void>(resolve => { this.#listeners.push(resolve) })
@@ -93,7 +93,7 @@ export class Thumbnails {
 
   async #work (): Promise<void> {
     const shrink = await shrinker()
-    // Handing a picture to sharp takes a moment of this thread: the request goes first.
+    // Passing a picture to sharp takes time on this thread: let the request go first.
     await immediate()
     for (let job = this.#queue.shift(); job !== undefined; job = this.#queue.shift()) {
       const key = keyOf(job.traceId, job.index)
@@ -136,7 +136,7 @@ function shrinker (): Promise<Shrink> {
       const small = await picture.resize(EDGE, EDGE, { fit: 'inside', withoutEnlargement: true }).webp({ quality: 75 }).toBuffer()
       return { type: 'image/webp', bytes: small }
     } catch {
-      // Not a picture: the encoder says so to the client.
+      // Not a picture; the encoder's error goes to the client.
       return undefined
     }
   }, (): Shrink => async bytes => {

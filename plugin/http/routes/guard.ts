@@ -3,7 +3,7 @@ import { BlockList, isIP } from 'node:net'
 import type { FastifyRequest, onRequestHookHandler } from 'fastify'
 import { epdError } from '../../errors.ts'
 
-/** Is one of `keys` the request's bearer token? Takes the same time whatever is wrong with it. */
+/** Is the request's bearer token one of `keys`? Compares in constant time. */
 export function createKeyCheck (keys: readonly string[]): (request: FastifyRequest) => boolean {
   const hashes = keys.map(digest)
   return request => {
@@ -20,7 +20,7 @@ function digest (text: string): Buffer {
   return createHash('sha256').update(text).digest()
 }
 
-/** The key as a browser sends it after asking its user: HTTP Basic, any name, the key as password. */
+/** The key as HTTP Basic password with any user name, which a browser sends after a prompt. */
 function createPasswordCheck (key: string): (request: FastifyRequest) => boolean {
   const expected = digest(key)
   return request => {
@@ -31,35 +31,36 @@ function createPasswordCheck (key: string): (request: FastifyRequest) => boolean
   }
 }
 
-/** onRequest hook: clients of the OpenAI routes need one of the keys. */
+/** onRequest hook of the OpenAI routes: requests need one of the keys. */
 export function requireKey (keys: readonly string[]): onRequestHookHandler {
   const check = createKeyCheck(keys)
   return (request, _reply, done) => { done(check(request) ? undefined : epdError('EPD_ERR_UNAUTHORIZED')) }
 }
 
 /**
- * onRequest hook: loopback and allowed networks, else the admin key. Without the key a browser must name this machine by
- * an address: a site whose name suddenly means 127.0.0.1 could add nodes of its own. Engines and tools may use any name.
+ * onRequest hook of the operators' routes: lets loopback and allowed networks in, and others with the admin key. Without
+ * the key a browser must name this machine by an address, because a site can resolve its name to 127.0.0.1 and add nodes
+ * of its own (DNS rebinding). Engines and tools may use any name.
  */
 export function requireOperator (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
   const networks = networksOf(options.allowedNetworks)
   const hasKey = options.adminKey === undefined ? () => false : createKeyCheck([options.adminKey])
-  // A browser adds a password by itself, also where another site made it ask: it is good for looking only.
+  // A browser also sends the password with requests that another site caused, so it opens GET only.
   const hasPassword = options.adminKey === undefined ? () => false : createPasswordCheck(options.adminKey)
   return (request, _reply, done) => {
-    const trusted = near(request, networks) && !(fromBrowser(request) && namedByStranger(request))
+    const trusted = isLocal(request, networks) && !(fromBrowser(request) && namedByOtherSite(request))
     done(trusted || hasKey(request) || (request.method === 'GET' && hasPassword(request)) ? undefined : epdError('EPD_ERR_FORBIDDEN'))
   }
 }
 
 /**
- * onRequest hook of the inspection page: the admin key where there is one, else loopback and allowed networks. Without a
- * key the page answers to no foreign name: a site whose name suddenly means 127.0.0.1 would be let in by the browser.
+ * onRequest hook of the inspection page: needs the admin key if there is one, else loopback or an allowed network.
+ * Without a key it refuses host names of other sites (DNS rebinding).
  */
 export function requireViewer (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
   const networks = networksOf(options.allowedNetworks)
   if (options.adminKey === undefined) {
-    return (request, _reply, done) => { done(near(request, networks) && !namedByStranger(request) ? undefined : epdError('EPD_ERR_FORBIDDEN')) }
+    return (request, _reply, done) => { done(isLocal(request, networks) && !namedByOtherSite(request) ? undefined : epdError('EPD_ERR_FORBIDDEN')) }
   }
   const hasKey = createKeyCheck([options.adminKey])
   const hasPassword = createPasswordCheck(options.adminKey)
@@ -70,18 +71,18 @@ export function requireViewer (options: { readonly allowedNetworks: readonly str
   }
 }
 
-/** By what no page's script can leave out: `Origin` of a POST, the agent's name of a GET. */
+/** Recognises browsers by headers that a page's script can't remove: `Origin` of a POST, `User-Agent` of a GET. */
 function fromBrowser ({ headers }: FastifyRequest): boolean {
   return headers.origin !== undefined || headers['sec-fetch-site'] !== undefined || headers['user-agent']?.startsWith('Mozilla/') === true
 }
 
-function namedByStranger ({ hostname }: FastifyRequest): boolean {
+function namedByOtherSite ({ hostname }: FastifyRequest): boolean {
   const name = hostname.replace(/^\[|\]$/g, '')
   return isIP(name) === 0 && name !== 'localhost' && !name.endsWith('.localhost')
 }
 
-function near (request: FastifyRequest, networks: BlockList): boolean {
-  // Behind a proxy everybody seems to come from the proxy. Whom it forwards for is known with `trustProxy` only.
+function isLocal (request: FastifyRequest, networks: BlockList): boolean {
+  // A proxy's own address is not the client's, which Fastify knows with `trustProxy` only.
   const forwarded = request.headers['x-forwarded-for'] !== undefined || request.headers.forwarded !== undefined || request.headers['x-real-ip'] !== undefined
   if (forwarded && request.ips === undefined) return false
   const ip = request.ip.replace(/^::ffff:(?=\d+\.)/i, '')

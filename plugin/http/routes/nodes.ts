@@ -20,7 +20,7 @@ const nodeBody = {
   required: ['url'],
   properties: {
     url: { type: 'string', minLength: 1, maxLength: 2_048 },
-    // LMDeploy's Status has more members (unfinished, latency); those are this gateway's to know.
+    // LMDeploy's Status has more members (unfinished, latency), which this gateway measures itself.
     status: {
       type: ['object', 'null'],
       properties: {
@@ -35,14 +35,14 @@ const nodeBody = {
 const TERMINATE_MS = 5_000
 
 /**
- * LMDeploy's node management, in its shapes and strings: its api_servers and tools only look at the status code 200,
- * and a node that registers is not listening yet, so nothing here waits for it.
+ * LMDeploy's node management, with its shapes and strings. LMDeploy's api_servers and tools check for status 200 only.
+ * A node registers before it listens, so no route waits for the node.
  */
 export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function nodeRoutes (app, { gateway }) {
   const { registry } = gateway
   app.setErrorHandler(onRouteError)
   app.addHook('onRequest', requireOperator(gateway.options))
-  // JSON only: a page in a browser can post text to loopback without asking, but not JSON.
+  // JSON only: a page of another site can post text to loopback without a CORS preflight, but not JSON.
   app.removeContentTypeParser('text/plain')
 
   app.get('/nodes/status', async () => registry.status())
@@ -79,7 +79,7 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
   })
 }
 
-/** A JSON string as the whole body, as FastAPI sends it. */
+/** Answers with a JSON string as the whole body, as FastAPI does. */
 function say (reply: FastifyReply, text: string): FastifyReply {
   return reply.type('application/json').send(JSON.stringify(text))
 }
