@@ -28,7 +28,7 @@ async function probed (adapter: Adapter, node: AdapterNode, call: Call): Promise
 
 const failure = async (promise: Promise<unknown>): Promise<unknown> => await promise.then(() => undefined, (error: unknown) => error)
 
-t.test('lmdeploy: probes tell its two backends apart, in both forms of engine_info', async t => {
+t.test('lmdeploy: probes distinguish its two backends, in both forms of engine_info', async t => {
   const call = callWith(dispatcherFor(t))
   const torch = await lmdeploy(t, { model: 'a' })
   const turbo = await lmdeploy(t, { backend: 'turbomind', model: 'b' })
@@ -64,7 +64,7 @@ t.test('lmdeploy: the states of /health', async t => {
   t.match(await pytorch.probe(nodeAt(fake.url), call), { status: 'healthy' })
 })
 
-t.test('lmdeploy: a server that drops pictures without a word is found out, once, and gets none', async t => {
+t.test('lmdeploy: a server that drops pictures silently is found out, once, and gets none', async t => {
   const call = callWith(dispatcherFor(t))
   const fake = await lmdeploy(t, { languageModelOnly: true })
   const node = await probed(pytorch, nodeAt(fake.url), call)
@@ -126,7 +126,7 @@ t.test('lmdeploy: every scripted fault before the first event is an error of its
   await until(() => fake.connections <= 2, 'nothing is open but what is kept to be used again')
 })
 
-t.test('our engines: probes tell role, epoch, formats, and the TurboMind kind', async t => {
+t.test('our engines: probes report role, epoch, formats, and the TurboMind kind', async t => {
   const call = callWith(dispatcherFor(t))
   const e = await startScripted(t, 'encoder')
   const pd = await startScripted(t, 'hybrid')
@@ -215,7 +215,7 @@ t.test('our engines: an encode call carries the media alone, and results find th
   await pytorch.abort(node, 'nobody', call)
 })
 
-t.test('our engines: a bad picture is told by the client\'s position; a wrong answer is no result', async t => {
+t.test('our engines: a bad picture is reported by the client\'s position; a wrong answer is no result', async t => {
   const call = callWith(dispatcherFor(t))
   const e = await startScripted(t, 'encoder')
   const node = nodeAt(e.url, { role: 'encoder' })

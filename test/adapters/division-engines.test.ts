@@ -16,7 +16,7 @@ async function openLeases (url: string): Promise<number | undefined> {
   return metric(await (await fetch(`${url}/metrics`)).text(), 'epd_leases_open')
 }
 
-t.test('real engines: P hands over to D; what nobody takes is freed; a P that comes back is another process', async t => {
+t.test('real engines: P hands over to D; unused leases are freed; a P that comes back is another process', async t => {
   const dispatcher = dispatcherFor(t)
   const call = callWith(dispatcher)
   const registry = new Registry({ dispatcher, log: silent, probeInterval: 100, probeBackoff: 50 })
@@ -52,7 +52,7 @@ t.test('real engines: P hands over to D; what nobody takes is freed; a P that co
   t.equal(await openLeases(p.url), 0)
   const other = await handOff()
   await pytorch.release([lease], call)
-  t.equal(await openLeases(p.url), 1, 'a release once more ends nobody else\'s lease')
+  t.equal(await openLeases(p.url), 1, 'a repeated release ends no other lease')
   t.equal(said(await generate(other)), answer)
 
   const several = await bodyFrom({ model, n: 2, messages: [{ role: 'user', content: 'hi' }] })

@@ -46,7 +46,7 @@ async function handOver ({ prefill, decode, call }: Pair, request: object, path 
 
 const hello = { model: 'm', messages: [{ role: 'user', content: [{ type: 'text', text: 'hello' }, PICTURE] }] }
 
-t.test('lmdeploy: probes tell what P and D can do for each other', async t => {
+t.test('lmdeploy: probes report what P and D can do for each other', async t => {
   const { prefill, decode, p, call } = await pair(t, '0.11')
   t.match(prefill.info, { role: 'prefill', produces: ['kv:lmdeploy/1'], accepts: [], vision: 'full', maxPrefillTokens: 8192, notes: [] })
   t.match(decode.info, { role: 'decode', produces: [], accepts: ['kv:lmdeploy/1'], standalone: true, notes: [] })

@@ -59,7 +59,7 @@ async function read (framing: string): Promise<{ stallMs: number, peak: number }
   return { stallMs: delay.max / 1e6, peak: (memory('VmHWM') - idle) / SIZE }
 }
 
-/** Resident memory in bytes, now or at its highest; where /proc tells. */
+/** Resident memory in bytes, now or at its highest, where /proc reports it. */
 function memory (name: 'VmRSS' | 'VmHWM'): number {
   try {
     return Number(new RegExp(`${name}:\\s+(\\d+) kB`).exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024

@@ -1,6 +1,6 @@
 /**
- * The gateways that are compared, one a process: `e2e-proxy.js KIND PD_URL ENCODER_URL...`. `relay` is what anybody would
- * write who knows undici well and never looks into a body: a Buffer in, the same Buffer out.
+ * The gateways that are compared, one a process: `e2e-proxy.js KIND PD_URL ENCODER_URL...`. `relay` is a plain
+ * relay with undici that never reads a body: a Buffer in, the same Buffer out.
  */
 import type { AddressInfo } from 'node:net'
 import { setFlagsFromString } from 'node:v8'

@@ -20,7 +20,7 @@ const PATH = '/v1/chat/completions'
 const LIMIT = 64 << 20
 const NOTHING = (): void => {}
 
-/** What anybody would write first who knows undici well: Fastify parses the body, JSON.stringify, undici's dispatch with a handler of its own, a hijacked reply. */
+/** A plain relay by hand: Fastify parses the body, JSON.stringify, undici's dispatch with a handler of its own, a hijacked reply. */
 function bare (app: FastifyInstance): void {
   const agent = new Agent()
   const forward = (path: string, body: unknown, reply: FastifyReply): void => {

@@ -119,7 +119,7 @@ t.test('reads the size of inline pictures from a few bytes', async t => {
   t.strictSame(body.media.map(item => item.tokens), [7, 7, 7, 7])
 })
 
-t.test('others get their turn again and again while a big body is looked through', async t => {
+t.test('other work gets its turn while a big body is scanned', async t => {
   const content = Array.from({ length: 8 }, () => ({ type: 'image_url', image_url: { url: 'data:image/png;base64,' + big.subarray(0, 2 * MIB).toString('base64') } }))
   const pictures = Buffer.from(JSON.stringify({ model: 'm', messages: [{ role: 'user', content }] }))
   const numbers = Buffer.from(JSON.stringify({ model: 'm', prompt: Array.from({ length: 2_000_000 }, (_, i) => i) }))

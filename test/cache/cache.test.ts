@@ -9,7 +9,7 @@ function cacheOf (numBlocks: number, maxWaiting?: number): FeatureCache {
   return new FeatureCache(new BlockPool({ name: 'feature', numBlocks, blockBytes: 8 }), maxWaiting === undefined ? {} : { maxWaiting })
 }
 
-/** A committed entry that nobody holds. */
+/** A committed entry without holders. */
 function keep (cache: FeatureCache, hash: string, blocks: number): FeatureEntry {
   const entry = cache.reserve(hash, blocks, META) as FeatureEntry
   cache.commit(entry)
@@ -60,7 +60,7 @@ t.test('a pool keeps its books under any order of calls', async (t) => {
   t.pass('every seed')
 })
 
-t.test('the least recently used entry that nobody holds is evicted first', async (t) => {
+t.test('the least recently used entry without holders is evicted first', async (t) => {
   const cache = cacheOf(6)
   const [a, b, c] = [keep(cache, 'a', 2), keep(cache, 'b', 2), keep(cache, 'c', 2)]
   t.equal(cache.lookup('a'), a)

@@ -1,4 +1,4 @@
-/** Clients that leave, that come in crowds, that send bad pictures; and a gateway that is told to end. */
+/** Clients that leave, that come in crowds, that send bad pictures; and a gateway that gets SIGTERM. */
 import { createServer } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
@@ -30,7 +30,7 @@ const filesAtStart = new Map([gateway, tight, ...engines].map(part => [part, ope
 
 t.afterEach(() => { for (const { node } of engines) node.heal() })
 
-/** A client leaves as soon as `there`; everything must be given back promptly. What asking everybody costs is taken off. */
+/** A client leaves as soon as `there`; everything must be given back promptly. The time that asking all nodes takes is subtracted. */
 async function leaving (t: Test, through: GatewayProcess, question: () => Question, there: () => boolean | Promise<boolean>): Promise<void> {
   const times: number[] = []
   for (let round = 0; round < ROUNDS; round++) {
@@ -64,7 +64,7 @@ await t.test('a client that leaves while its pictures are encoded (a batch that 
   await leaving(t, gateway, () => ({ pictures: many }), async () => await count('running') || await count('preprocessing'))
 })
 
-await t.test('a client that leaves when the encoder has answered, but nobody has read it', async t => {
+await t.test('a client that leaves when the encoder has answered, but the answer is unread', async t => {
   await leaving(t, gateway, () => { encoder.node.fail({ kind: 'hold' }); return { pictures } }, () => encoder.node.answered > 0)
 })
 
@@ -100,7 +100,7 @@ await t.test('overload: a bounded queue, then 429 with Retry-After; text does no
   await quiet(t, gateway, tight, ...engines)
 })
 
-await t.test('bad pictures are a 400 that names the part, and nothing else is told', async t => {
+await t.test('bad pictures are a 400 that names the part and reveals nothing else', async t => {
   let dialled = 0
   const inside = createServer((_request, response) => { dialled++; response.end('secret') }).listen(0, '127.0.0.1')
   t.teardown(() => inside.close())
@@ -142,7 +142,7 @@ await t.test('bad pictures are a 400 that names the part, and nothing else is to
   t.equal((await gateway.ask({ pictures: [picture] })).status, 200)
 })
 
-await t.test('a gateway that is told to end lets streams finish, takes no more, and exits with 0', async t => {
+await t.test('a gateway that gets SIGTERM lets streams finish, takes no more, and exits with 0', async t => {
   const ending = await GatewayProcess.start(t)
   await ending.use(...engines)
   const stream = await ending.stream({ pictures, more: { max_tokens: 150, ignore_eos: true } })

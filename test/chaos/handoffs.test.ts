@@ -9,7 +9,7 @@ const FULL = process.env.EPD_TEST_FULL === '1'
 const ROUNDS = FULL ? 10 : 1
 const AT_ONCE = FULL ? 200 : 40
 const RESET: NodeFault = { kind: 'reset' }
-/** Where a gateway ends a lease that nobody will ACK. */
+/** Where a gateway ends a lease that no engine will ACK. */
 const FREE_CACHE = '/distserve/free_cache'
 
 const timeouts = { encode: 5000, prefill: 3000, firstByte: 5000, answer: 15_000, idle: 10_000 }
@@ -115,7 +115,7 @@ await t.test('a prefill node that restarts between prefill and migration is neve
   await quiet(t, gateway, e1, p1, p2, d1)
 })
 
-await t.test('a prefill node that fails in whatever way is replaced', async t => {
+await t.test('a prefill node that fails in any way is replaced', async t => {
   for (const fault of [RESET, { kind: 'hang' }, { kind: 'hold' }, { kind: 'cut', after: 0 }] as NodeFault[]) {
     await gateway.useAfresh(...engines)
     p1.node.fail(fault)
@@ -127,7 +127,7 @@ await t.test('a prefill node that fails in whatever way is replaced', async t =>
   }
 })
 
-await t.test('without a decode node that answers the client is told to come again', async t => {
+await t.test('without a decode node that answers the client gets Retry-After', async t => {
   await gateway.useAfresh(...engines)
   for (const { node } of [d1, d2]) node.fail(RESET)
   isError(t, await gateway.ask({ pictures }), { status: 503, code: 'upstream_failed', again: true })
@@ -151,7 +151,7 @@ await t.test('a client that leaves at any stage leaves nothing behind', async t 
   }
 })
 
-await t.test(`${AT_ONCE} requests at once over two of each role, a third of which are cancelled at random moments`, async t => {
+await t.test(`${AT_ONCE} requests at once over two of each role; a third are cancelled at random moments`, async t => {
   // One that has the patience a slow machine needs: this is not about timeouts.
   const patient = await GatewayProcess.start(t)
   await patient.use(...engines)

@@ -54,12 +54,12 @@ export function ownerOf (url: string, encoders: readonly Engine[]): Engine {
   return rank(createHash('sha256').update(url).digest('hex'), encoders)[0]!
 }
 
-/** Open file descriptors of a process; undefined where the system does not tell. */
+/** Open file descriptors of a process; undefined where the system does not report them. */
 export function openFiles (pid: number): number | undefined {
   try { return readdirSync(`/proc/${pid}/fd`).length } catch { return undefined }
 }
 
-/** A real engine process, behind a {@link FaultyNode} unless it is told otherwise. */
+/** A real engine process, behind a {@link FaultyNode} by default. */
 export class Engine {
   readonly role: Role
   readonly id: string

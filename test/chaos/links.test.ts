@@ -1,4 +1,4 @@
-/** The wire between encoder and language model: damage, breaks, silence; leases that nobody takes up; deaths in mid-pull. */
+/** The wire between encoder and language model: damage, breaks, silence; leases that no engine uses; deaths in mid-pull. */
 import t from 'tap'
 import { drawScene } from '../helper/scenes.ts'
 import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, type Answer, until } from './house.ts'
@@ -58,7 +58,7 @@ await t.test('a link that is reset in mid-pull is made again, and the request wi
   }
 })
 
-await t.test('a link that falls silent in mid-pull: the pictures go over another one, or the client is told', async t => {
+await t.test('a link that falls silent in mid-pull: the pictures go over another one, or the client gets an error', async t => {
   await gateway.useAfresh(e1, e2, p1)
   const over: string[] = []
   while (!over.includes(e1.id)) {
@@ -129,7 +129,7 @@ await t.test('a client that leaves in mid-pull', async t => {
   }
 })
 
-await t.test('a lease that nobody takes up expires, and one who comes too late starts again', async t => {
+await t.test('a lease that no engine uses expires, and a request that comes too late starts again', async t => {
   await gateway.useAfresh(e1, p1)
   const held = gate()
   p1.node.fail({ kind: 'wait', until: held.opened }, 1)

@@ -58,7 +58,7 @@ await t.test('a node that flaps is left alone after a while, and kept', async t 
   t.equal((await flapping.status())[next.id]?.health, 'healthy', 'its probes are good, and it is still there')
 })
 
-await t.test('an encoder that fails in whatever way loses its pictures to the next one', async t => {
+await t.test('an encoder that fails in any way loses its pictures to the next one', async t => {
   const faults: NodeFault[] = [RESET, BROKEN, busy(1), { kind: 'cut', after: 0 }, { kind: 'hang' }, { kind: 'hold' }]
   for (const fault of faults) {
     // An encode call that meets a reset is sent once more, in case a kept connection had just been closed.
@@ -73,7 +73,7 @@ await t.test('an encoder that fails in whatever way loses its pictures to the ne
   }
 })
 
-await t.test('without an encoder left the language model encodes if it can, else the client is told to come again', async t => {
+await t.test('without an encoder left the language model encodes if it can, else the client gets Retry-After', async t => {
   for (const encoder of [e1, e2]) encoder.node.fail(RESET)
   await gateway.useAfresh(e1, e2, p1)
   const own = await gateway.ask({ pictures: [picture] })
@@ -161,7 +161,7 @@ await t.test('a language model that dies after its first event ends the stream w
   await p1.stop('SIGKILL')
   t.equal(await long.ended, true)
   t.match(long.last, { error: { code: 'upstream_broken' } })
-  t.equal(p2.node.seen, 0, 'nobody else is asked')
+  t.equal(p2.node.seen, 0, 'no other node is asked')
   await quiet(t, gateway, ...engines)
   t.equal((await gateway.ask({ pictures: [picture] })).status, 200, 'the other one serves')
   await p1.startAgain()
@@ -191,7 +191,7 @@ await t.test('a language model that hangs counts as dead after its timeout', asy
   await quiet(t, hasty, p1, p2)
 })
 
-await t.test('nodes whose handshake hangs hold nobody up who can be served by others', async t => {
+await t.test('nodes whose handshake hangs do not delay requests that others can serve', async t => {
   await gateway.useAfresh(mine, p1)
   next.node.fail({ kind: 'hang' }, Infinity, '/distserve/p2p_connect')
   await gateway.add(next)
@@ -240,7 +240,7 @@ await t.test('a full node is passed over, and its Retry-After reaches the client
   await quiet(t, gateway, ...engines)
 })
 
-await t.test('an engine that is told to end finishes what it has, while others take the rest', async t => {
+await t.test('an engine that gets SIGTERM finishes what it has, while others take the rest', async t => {
   await gateway.useAfresh(e1, e2, p1, p2)
   for (let round = 0; round < ROUNDS; round++) {
     const long = await gateway.stream({ pictures: [picture], more: { max_tokens: 100, ignore_eos: true } })
@@ -268,7 +268,7 @@ await t.test('after its rest a node that flapped is tried by one request, then u
   next.node.fail({ kind: 'wait', until: held.opened }, 1)
   const trial = flapping.ask({ pictures: [theirs] })
   await until(() => next.node.seen === 1, 'the trial is on')
-  t.equal((await flapping.ask({ pictures: [theirs] })).headers.get('x-epd-encoders'), mine.id, 'nobody else takes it meanwhile')
+  t.equal((await flapping.ask({ pictures: [theirs] })).headers.get('x-epd-encoders'), mine.id, 'no other node takes it meanwhile')
   held.open()
   t.equal((await trial).headers.get('x-epd-encoders'), next.id)
   t.equal(await state(), 'closed')

@@ -89,7 +89,7 @@ await t.test('its trace has the hand-off, and both migrations', async t => {
 })
 
 for (const role of ['prefill', 'decode'] as const) {
-  await t.test(`the ${role} engine is killed during requests: each gets its answer, and the next ones go apart again`, async t => {
+  await t.test(`the ${role} engine is killed during requests: each gets its answer, and the next ones are disaggregated again`, async t => {
     const url = await urlOf(role)
     const asked = Array.from({ length: 8 }, async (_, i) => await ask(gateway.url, 'Describe the picture.', await drawScene(700 + 10 * ROLES[role] + i)))
     await until(async () => (await status())[url]!.unfinished > 0, 'a request is there')

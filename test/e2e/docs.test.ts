@@ -1,4 +1,4 @@
-/** What the documentation tells people to type is typed here. */
+/** Runs the commands that the documentation gives. */
 import { spawn, spawnSync } from 'node:child_process'
 import { readFile, mkdir, writeFile } from 'node:fs/promises'
 import { once } from 'node:events'

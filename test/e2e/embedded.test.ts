@@ -46,7 +46,7 @@ await t.test('serve', async t => {
     return await listenerPid(Number(new URL(url).port))
   }
 
-  await t.test('tells how the start goes, and where its page is', async t => {
+  await t.test('reports the progress of the start, and where its page is', async t => {
     t.match(gateway.stderr(), /starting the embedded engines\n/)
     const [, seconds] = /embedded engines are up after ([\d.]+) s\n/.exec(gateway.stderr())!
     t.ok(Number(seconds) < 30, `up after ${seconds} s: two on a machine with nothing else to do`)
@@ -115,7 +115,7 @@ await t.test('what engines warn of is in the gateway\'s log, and they end when i
   t.match(warning, { level: 40, msg: /^spans could not be sent to the OTLP receiver: / })
   const own = await until(() => lines().find(line => line.engine === undefined && String(line.msg).startsWith('spans')), 'so has the gateway, which sends them also where it keeps none')
   t.match(own, { level: 40, msg: warning.msg })
-  t.ok(lines().every(line => Number(line.level) >= 40), 'what it merely tells is for who debugs')
+  t.ok(lines().every(line => Number(line.level) >= 40), 'information is at level debug only')
   const nodes = await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
   const pids = await Promise.all(Object.keys(nodes).map(url => listenerPid(Number(new URL(url).port))))
   t.equal(pids.length, 2)
@@ -123,7 +123,7 @@ await t.test('what engines warn of is in the gateway\'s log, and they end when i
   await until(() => pids.every(pid => gone(pid)), 'both engines are gone')
 })
 
-await t.test('mistakes are told in one line each, with exit code 2', async t => {
+await t.test('mistakes are reported in one line each, with exit code 2', async t => {
   const dir = t.testdir({
     'broken.json': '{\n  "nodes": [,]\n}',
     'adapter.json': '\uFEFF{\n  "nodes": [\n    { "url": "http://h:1",\n      "adapter": "vlmm" }\n  ]\n}',

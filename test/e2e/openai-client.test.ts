@@ -35,7 +35,7 @@ await t.test('a picture question is answered with usage', async t => {
   t.equal(answer.usage!.total_tokens, answer.usage!.prompt_tokens + answer.usage!.completion_tokens)
 })
 
-await t.test('the routed answer tells plan, encoder and trace', async t => {
+await t.test('the routed answer names plan, encoder and trace', async t => {
   const { response } = await client.chat.completions.create({ model: MODEL, messages: ask('How many shapes are there?', picture) }).withResponse()
   t.equal(response.headers.get('x-epd-plan'), 'e-pd')
   t.match(response.headers.get('x-epd-encoders'), /^http:\/\/127\.0\.0\.1:\d+$/)

@@ -1,4 +1,4 @@
-/** The same requests over every topology and both backends, through the gateway: the tokens must not tell which way they came. */
+/** The same requests over every topology and both backends, through the gateway: the tokens must be the same on every way. */
 import Fastify from 'fastify'
 import t from 'tap'
 import epd from '../../plugin/index.ts'

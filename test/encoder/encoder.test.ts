@@ -301,7 +301,7 @@ t.test('a request is aborted by its id, and leases end by session id or lease id
   checkIdle(t, h)
 })
 
-t.test('a lease nobody takes up expires; clearing the cache spares what is held', async t => {
+t.test('an unused lease expires; clearing the cache spares what is held', async t => {
   const h = await harness(t, { leaseMs: 30 })
   const part = imagePart(await picture(1))
   const [result] = await h.chat([part]) as [EncoderResultWire]

@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto'
 
-/** Which session id an answer of P tells; see docs/adapters.md. The last two are proposals that are not released. */
+/** Which session id an answer of P has; see docs/adapters.md. The last two are proposals that are not released. */
 export type Generation = '0.11' | '0.12' | '0.13' | '0.15' | 'cache_session_id' | 'remote_session_id'
 
 export interface DistServeOptions {

@@ -40,7 +40,7 @@ export async function settled (registry: RegistryApi, nodes: readonly FakeNode[]
   }), { signal: AbortSignal.timeout(10_000) })
 }
 
-/** A data URL nobody will decode, of so many base64 characters; the seed makes it another picture. */
+/** A data URL that is never decoded, of so many base64 characters; another seed gives another picture. */
 export function pictureUrl (seed: number | string, length = 4_000): string {
   let text = ''
   for (let i = 0; text.length < length; i++) text += createHash('sha256').update(`${seed} ${i}`).digest('hex')

@@ -97,7 +97,7 @@ export class FakeLmdeploy {
     return this.generations().filter(request => request.body?.preserve_cache === true && !isNamingCheck(request))
   }
 
-  /** Starts, or starts again at the same port. Registers first, as LMDeploy does: nobody listens yet while the proxy answers. */
+  /** Starts, or starts again at the same port. Registers first, as LMDeploy does: the server does not listen yet while the proxy answers. */
   async comeBack (): Promise<void> {
     if (this.#port === 0) this.#port = this.options.port ?? await freePort()
     if (this.options.proxyUrl !== undefined) await this.register(this.options.proxyUrl)

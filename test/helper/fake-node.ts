@@ -34,7 +34,7 @@ export class FakeNode {
   readonly prefillFaults: Fault[] = []
   readonly generateFaults: Fault[] = []
   readonly leases = new Set<string>()
-  /** Of KV blocks, as long as nobody has pulled or released them. */
+  /** Of KV blocks, until they are pulled or released. */
   readonly handoffs = new Set<string>()
   readonly released: string[] = []
   readonly abortedRequests: string[] = []

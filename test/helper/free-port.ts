@@ -5,7 +5,7 @@ import { createServer } from 'node:net'
 /** Below every system's range of ports for those who ask for any: no other server or connection is given one of these meanwhile. */
 const PORTS = { first: 15_000, count: 15_000 }
 
-/** A port for a server that has to know it beforehand; whoever need not listens on port 0. */
+/** A port for a server that has to know it beforehand; other servers listen on port 0. */
 export async function freePort (): Promise<number> {
   for (;;) {
     const port = PORTS.first + randomInt(PORTS.count)

@@ -10,5 +10,5 @@ export async function listenerPid (port: number): Promise<number> {
     const links = await Promise.all(fds.map(fd => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')))
     if (links.includes(`socket:[${inode}]`)) return Number(pid)
   }
-  throw new Error(`nobody listens on port ${port}`)
+  throw new Error(`no server listens on port ${port}`)
 }

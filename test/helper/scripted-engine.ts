@@ -12,7 +12,7 @@ const OF_ROLE: Readonly<Record<EngineRole, Pick<EngineInfo, 'produces' | 'accept
   decode: { produces: [], accepts: [KV], vision: 'none' }
 }
 
-/** A fake engine that links, and tells of itself what one of its role does and whatever a test adds. */
+/** A fake engine that links, and reports what a real one of its role does and what a test adds. */
 export class ScriptedEngine extends FakeEngine {
   override readonly p2p = {
     endpoint: { v: 1, engine: this.url, epoch: 4711, host_id: 'h', tcp: 'tcp://127.0.0.1:9999', ipc: null, curve: null, fingerprint: 'f'.repeat(64), pools: {} },

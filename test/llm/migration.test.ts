@@ -118,7 +118,7 @@ t.test('one encoder, one engine', async t => {
         if (!stop.signal.aborted) throw err
         cancelled++
       } finally {
-        // As the gateway does for whatever nobody ACKed.
+        // As the gateway does for every lease without an ACK.
         for (const { remote_session_id: id } of results) encoder.endSession(id)
       }
     }
@@ -207,7 +207,7 @@ t.test('an engine killed with -9 in mid-migration leaves the encoder clean, and 
   const dead = once(victim, 'exit')
   victim.kill('SIGKILL')
   await dead
-  // The gateway sees the call fail and releases the leases that nobody ACKed.
+  // The gateway sees the call fail and releases the leases without an ACK.
   for (const { remote_session_id: id } of results) encoder.endSession(id)
   await checkIdle(t, encoder)
 

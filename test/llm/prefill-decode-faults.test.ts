@@ -74,7 +74,7 @@ t.test('a lease of P ends once, by whatever comes first', async t => {
     t.match(await failure(ask(d, wrong({ remote_engine_id: 'http://nobody' }))), { status: 409, code: 'not_linked' })
     t.match(await failure(ask(d, wrong({ epoch: kept.migration_request.epoch + 1 }))), { status: 410, code: 'kv_gone' })
     t.match(await failure(ask(d, wrong({ remote_block_ids: [kept.cache_block_ids[0]! + 1] }))), { status: 409, code: 'wrong_model' }, 'blocks of another lease')
-    t.equal(open(), 1, 'whoever asked may try elsewhere')
+    t.equal(open(), 1, 'the caller may try elsewhere')
     t.match(await ask(d, decodeBody(hello, kept)), { choices: [{ message: { content: FINE } }] })
     await checkIdle(t, p, d, short)
   })
@@ -230,7 +230,7 @@ t.test('what is cancelled at any moment at P or D leaves nothing behind', async 
       try {
         kept = await prefill(p, body, { signal: stop.signal })
       } finally {
-        // As the gateway does for whatever nobody ACKed.
+        // As the gateway does for every lease without an ACK.
         for (const { remote_session_id: id } of results) encoder.endSession(id)
       }
       await events(await send(d, decodeBody(body, kept), { signal: stop.signal }))

@@ -27,7 +27,7 @@ t.test('a migrated sequence runs with its prompt computed and P\'s token first; 
   t.same([s.size, s.blocks.stats.free], [0, 6])
 })
 
-t.test('who waits for blocks to migrate into stands in the same line as who waits to run', async t => {
+t.test('sequences that wait for blocks to migrate into are in one queue with those that wait to run', async t => {
   const s = scheduler(6)
   const running = sequence(count(0, 10))
   s.add(running)
@@ -37,7 +37,7 @@ t.test('who waits for blocks to migrate into stands in the same line as who wait
   const behind = sequence(count(200, 202))
   s.add(behind)
   step(s)
-  t.same([s.running.map(one => one.id), s.size], [[running.id], 3], 'nobody overtakes it')
+  t.same([s.running.map(one => one.id), s.size], [[running.id], 3], 'no sequence overtakes it')
   const stop = new AbortController()
   const given = s.reserve(migrating(count(300, 304)), { timeoutMs: 1000, signal: stop.signal })
   const late = s.reserve(migrating(count(400, 404)), { timeoutMs: 10 })
@@ -49,7 +49,7 @@ t.test('who waits for blocks to migrate into stands in the same line as who wait
   step(s)
   t.equal(await reserved, 0)
   t.equal(claim.blocks.length, 3)
-  t.same(s.running.map(one => one.id), [behind.id], 'what is being pulled holds up nobody')
+  t.same(s.running.map(one => one.id), [behind.id], 'a running pull delays no other sequence')
   lockMigration(claim)
   failMigration(claim, new Error('gone'))
   s.remove(claim)
@@ -57,7 +57,7 @@ t.test('who waits for blocks to migrate into stands in the same line as who wait
   t.equal(s.size, 1)
 })
 
-t.test('a full batch lets who has arrived wait for a place, first come, first served', async t => {
+t.test('with a full batch migrated sequences wait for a place, first come, first served', async t => {
   const s = scheduler(16, { maxBatchSize: 1 })
   const running = sequence(count(0, 4))
   s.add(running)
@@ -119,7 +119,7 @@ function nextOf (tokens: readonly number[]): number {
   return tokens.reduce((sum, token, i) => (sum * 31 + token + i) % 1009, 7) % 3
 }
 
-t.test('whatever arrives, migrates, is cancelled or runs out of room: everybody ends with the same tokens, and nothing leaks', async t => {
+t.test('whatever arrives, migrates, is cancelled or runs out of room: all end with the same tokens, and nothing leaks', async t => {
   const runs = process.env.EPD_TEST_FULL === '1' ? 300 : 40
   let evictions = 0
   for (let run = 0; run < runs; run++) {

@@ -123,11 +123,11 @@ t.test('a prefill that gave way to a decode step goes on when that ends in an ev
   let steps = 0
   while (long.prefillLeft > 0 && steps < 60 && step(s) !== undefined) steps++
   t.ok(s.evictions > 0, 'the newest had to go')
-  t.equal(long.prefillLeft, 0, 'and nobody had to come to wake the others')
+  t.equal(long.prefillLeft, 0, 'and no new request was needed to wake the others')
   s.checkIntegrity()
 })
 
-t.test('nobody overtakes a prompt that waits for room', async t => {
+t.test('no sequence overtakes a prompt that waits for room', async t => {
   const s = scheduler(6)
   const [a, big, small] = [sequence(count(0, 14)), sequence(count(100, 120)), sequence(count(200, 202))]
   for (const one of [a, big, small]) s.add(one)

@@ -43,7 +43,7 @@ async function behindEncoder (t: Test, engine: LlmService): Promise<House> {
   }
 }
 
-/** A gateway and engines over HTTP, of which each hands on to the next; only encoders open the vision encoder's file. */
+/** A gateway and engines over HTTP; each engine hands on to the next. Only encoders open the vision encoder's file. */
 async function behindGateway (t: Test, roles: readonly EngineRole[], plan: string): Promise<House & { post (body: object): Promise<Completion> }> {
   const app = Fastify({ forceCloseConnections: true })
   t.teardown(() => app.close())
@@ -84,7 +84,7 @@ function compare (t: Test, answer: Completion, name: string, { ids, grids, token
   t.same([promptTokens, imageTokens], [ids.length, grids.reduce((sum, grid) => sum + tokensOf(grid), 0)])
 }
 
-t.test('the reference is one that tells: no choice is close, and other pictures have other answers', async t => {
+t.test('the reference is significant: no choice is close, and other pictures have other answers', async t => {
   t.ok(prompts.every(([, { margin }]) => margin > 1e-3))
   t.equal(new Set(prompts.map(([, { tokens }]) => tokens.join())).size, prompts.length)
   t.same(reference.prompts['one picture']?.ids, reference.prompts['another picture, same words']?.ids)

@@ -57,7 +57,7 @@ t.test('a corrupted chunk is noticed, and the next pull of the same lease is who
   await idle(a, b)
 })
 
-t.test('a stalled peer ends the pull on both sides, and delays nobody else', async (t) => {
+t.test('a stalled peer ends the pull on both sides, and delays no other', async (t) => {
   const { a, b, proxy } = await faulty(t)
   const c = await open(t, 'http://c')
   await c.node.connect(a.node.endpoint)
@@ -67,7 +67,7 @@ t.test('a stalled peer ends the pull on both sides, and delays nobody else', asy
   const stuck = pull(b, stalled, slow)
   await pull(c, other, quick)
   t.ok(c.holds(quick, 2), 'the other peer is served meanwhile')
-  await t.rejects(stuck, { code: 'GONE' }, 'heartbeats tell')
+  await t.rejects(stuck, { code: 'GONE' }, 'heartbeats notice')
   await until(() => a.served.some(({ outcome }) => outcome === 'peer-lost'), 'the producer gives the stalled pull up')
   t.equal(a.leases.end(stalled.lease.id, 'release'), true)
   await c.node.ack(other.name)

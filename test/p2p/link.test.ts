@@ -156,7 +156,7 @@ t.test('a pull names local blocks that fit', async (t) => {
   const localBlocks = b.feature.allocate(2) as number[]
   const pull = { ...name, pool: 'feature' as const, remoteBlocks: blocks, localBlocks }
   await t.rejects(b.node.pull({ ...pull, localBlocks: [1] }), RangeError)
-  await t.rejects(b.node.pull({ ...pull, localBlocks: [500, 501] }), RangeError, 'blocks nobody allocated')
+  await t.rejects(b.node.pull({ ...pull, localBlocks: [500, 501] }), RangeError, 'blocks that are not allocated')
   await t.rejects(b.node.pull({ ...pull, bytes: 3 * b.feature.blockBytes }), RangeError)
   await t.rejects(b.node.pull({ ...pull, remoteBlocks: [blocks[0] as number, 900] }), { code: 'REFUSED' }, 'a block that is not leased')
   await t.rejects(b.node.pull({ ...pull, pool: 'kv', localBlocks: b.kv.allocate(2) as number[] }), { code: 'REFUSED' }, 'the wrong pool')
@@ -205,7 +205,7 @@ t.test('the ipc socket lies in a private directory, which is gone after close', 
   await t.rejects(a.node.release({ engineId: 'http://b', epoch: 2, lease: '' }), { code: 'CLOSED' })
 })
 
-t.test('what a killed engine left in the temporary directory is swept, what a living one needs is not', async (t) => {
+t.test('files of a killed engine are removed from the temporary directory, those of a living one are not', async (t) => {
   const a = await Peer.open('http://a')
   t.teardown(() => a.close())
   const victim = await EngineProcess.start('http://b')

@@ -73,7 +73,7 @@ export class Peer {
     return peer
   }
 
-  /** Fills blocks, scattered over the pool, with bytes told by `seed`, and opens a lease on them. */
+  /** Fills blocks, scattered over the pool, with bytes derived from `seed`, and opens a lease on them. */
   offer (count: number, { seed = 1, ttlMs = 60_000, pool = 'feature' as 'feature' | 'kv' } = {}): Offer {
     const source = this[pool]
     const taken = source.allocate(2 * count) as number[]

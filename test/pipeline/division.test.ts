@@ -47,10 +47,10 @@ async function atRest (f: Fixture): Promise<void> {
   await until(() => f.prefills.every(node => node.handoffs.size === 0), 'no KV blocks are kept')
 }
 
-/** Leases of KV blocks that a prefill node was told to free, once for each time. */
+/** Leases of KV blocks that a prefill node was asked to free, once for each call. */
 const freed = (f: Fixture): string[] => f.prefills.flatMap(node => node.released)
 
-t.test('text goes P -> D: D takes over under P\'s lease, and nobody frees what D has', async t => {
+t.test('text goes P -> D: D takes over under P\'s lease, and the gateway does not free what D has', async t => {
   const f = await fixture(t)
   const answer = await f.ask()
   t.equal(answer.status, 200)
@@ -119,7 +119,7 @@ t.test('P is killed after its answer: D can\'t pull, the whole request goes to a
   t.same(other.released, [])
 })
 
-t.test('KV blocks that are gone: the link is made again, the request starts again once, then the client is told', async t => {
+t.test('KV blocks that are gone: the link is made again, the request starts again once, then the client gets an error', async t => {
   const f = await fixture(t)
   const p = f.prefills[0]!
   const forget = async (nth: number): Promise<void> => {
@@ -168,13 +168,13 @@ for (const fault of ['reset', 'failed', 'busy'] as const) {
   })
 }
 
-t.test('a P that hangs counts as dead after its timeout and is told to abort', async t => {
+t.test('a P that hangs counts as dead after its timeout and gets an abort', async t => {
   const f = await fixture(t, { prefills: 2, options: { timeouts: { prefill: 100 } } })
   f.prefills[0]!.prefillFaults.push('silence')
   const answer = await f.ask()
   t.equal(answer.status, 200)
   t.equal(f.prefills[1]!.prefills.length, 1)
-  await until(() => f.prefills[0]!.abortedRequests.length === 1, 'the hanging node was told')
+  await until(() => f.prefills[0]!.abortedRequests.length === 1, 'the hanging node got an abort')
   t.equal(f.prefills[0]!.abortedRequests[0], f.prefills[0]!.prefills[0]!.headers['x-request-id'])
 
   for (const p of f.prefills) p.prefillFaults.push('silence')
@@ -235,13 +235,13 @@ t.test('a client that leaves frees everything once, wherever its request is', as
 
   p.prefillFaults.push('silence')
   await leave(false, () => p.prefills.length === 1)
-  await until(() => p.prefills[0]!.aborted && p.abortedRequests.length === 1, 'P was told')
+  await until(() => p.prefills[0]!.aborted && p.abortedRequests.length === 1, 'P got an abort')
   t.equal(d.generations.length, 0)
 
   d.generateFaults.push('silence')
   await leave(false, () => d.generations.length === 1)
   await until(() => p.released.length === 1 && p.handoffs.size === 0, 'P\'s blocks are freed')
-  await until(() => d.generations[0]!.aborted && d.abortedRequests.length === 1, 'D was told')
+  await until(() => d.generations[0]!.aborted && d.abortedRequests.length === 1, 'D got an abort')
 
   d.generateFaults.push('pause')
   await leave(true, () => begun)
@@ -250,7 +250,7 @@ t.test('a client that leaves frees everything once, wherever its request is', as
   t.equal(p.released.length, 1, 'what D has pulled is not freed again')
 })
 
-t.test('what two nodes can\'t share goes to one that does both, or is refused by name', async t => {
+t.test('what P and D can\'t share goes to a hybrid, or is refused by name', async t => {
   const f = await fixture(t, { hybrids: 1, options: { routing: { disaggregate: 'always' } } })
   const bodies: Array<[string, object, string]> = [
     ['/v1/chat/completions', { ...chat('?'), n: 2 }, 'n'],
@@ -303,7 +303,7 @@ t.test('requests of one moment do not all choose the same D, and long prompts sp
   await atRest(f)
 })
 
-t.test('a P whose adapter ignores its signal holds nobody up, and what it hands off late is freed', async t => {
+t.test('a P whose adapter ignores its signal delays no request, and what it hands off late is freed', async t => {
   let finish!: (value: never) => void
   const released: string[] = []
   const adapter: Adapter = {
@@ -320,7 +320,7 @@ t.test('a P whose adapter ignores its signal holds nobody up, and what it hands 
   t.same(released, ['late'])
 })
 
-t.test('a P that can work with nobody has its links refused, and the request goes elsewhere', async t => {
+t.test('a P that can work with no D has its links refused, and the request goes elsewhere', async t => {
   const adapter: Adapter = { ...fakeAdapter, name: 'odd', prefill: async ({ node }) => { throw new AdapterError('REFUSED', 'names no session', { node: node.id }) } }
   const [p, d, hybrid] = [await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'decode' }), await FakeNode.start(t)]
   const nodes = [p, d, hybrid].map(({ url, role }) => ({ url, role, adapter: 'odd' }))

@@ -19,7 +19,7 @@ async function fixture (t: Test, { encoders = 1, pds = 1, pd = {}, options = {} 
   return { ...gateway, encoders: es, pds: ps, ask: (...urls) => post(`${gateway.url}/v1/chat/completions`, chat('?', ...urls)) }
 }
 
-t.test('a picture goes E -> PD: leases in order, nobody releases what the consumer ACKs', async t => {
+t.test('a picture goes E -> PD: leases in order, and no release of what the consumer ACKs', async t => {
   const f = await fixture(t, { encoders: 3 })
   const answer = await f.ask(...['a', 'b', 'c', 'd'].map(seed => pictureUrl(seed)))
   t.equal(answer.status, 200)
@@ -56,7 +56,7 @@ t.test('an encoder that hangs counts as dead after its timeout', async t => {
   t.match(await answer.json(), { error: { code: 'encode_failed', type: 'server_error' } })
   t.ok(answer.headers.get('retry-after'))
   await until(() => f.encoders.every(encoder => encoder.calls('/encode')[0]!.aborted), 'both calls were broken off')
-  await until(() => f.encoders.every(encoder => encoder.abortedRequests.length === 1), 'both were told: they may have answered all the same')
+  await until(() => f.encoders.every(encoder => encoder.abortedRequests.length === 1), 'both got an abort: they may have answered all the same')
 })
 
 t.test('without an encoder left the language model encodes by itself, and leases of the others are released', async t => {
@@ -141,12 +141,12 @@ t.test('retries: 0 means one attempt', async t => {
   t.equal(f.pds[1]!.generations.length, 0)
 })
 
-t.test('a language model that hangs counts as dead after its timeout and is told to abort', async t => {
+t.test('a language model that hangs counts as dead after its timeout and gets an abort', async t => {
   const f = await fixture(t, { pds: 2, options: { timeouts: { answer: 100 } } })
   f.pds[0]!.generateFaults.push('silence')
   t.equal((await f.ask()).status, 200)
   t.equal(f.pds[1]!.generations.length, 1)
-  await until(() => f.pds[0]!.abortedRequests.length === 1, 'the hanging node was told')
+  await until(() => f.pds[0]!.abortedRequests.length === 1, 'the hanging node got an abort')
   t.ok(f.pds[0]!.generations[0]!.aborted)
   const [first, second] = f.pds.map(pd => pd.generations[0]!.headers['x-request-id'])
   t.equal(f.pds[0]!.abortedRequests[0], first)
@@ -217,7 +217,7 @@ t.test('a client that leaves frees everything at once, wherever its request is',
   f.pds[0]!.generateFaults.push('silence')
   t.ok(await leave(chat('?', pictureUrl('b')), () => f.pds[0]!.generations.length === 1) < 100)
   await until(() => f.encoders.every(encoder => encoder.leases.size === 0), 'the lease is released')
-  await until(() => f.pds[0]!.generations[0]!.aborted && f.pds[0]!.abortedRequests.length === 1, 'the node was told')
+  await until(() => f.pds[0]!.generations[0]!.aborted && f.pds[0]!.abortedRequests.length === 1, 'the node got an abort')
 
   // In the middle of a stream.
   f.pds[0]!.generateFaults.push('pause')
@@ -284,7 +284,7 @@ t.test('what comes late from one encoder does not end the lease that another has
   t.strictSame(released, ['late'])
 })
 
-t.test('admission lets in by vision tokens, first come first served, and turns away what does not fit the queue', async t => {
+t.test('admission lets in by vision tokens, first come first served, and refuses what does not fit the queue', async t => {
   const options: ResolvedOptions['admission'] = { visionTokens: 100, queue: 2, wait: 10_000, retryAfter: 3 }
   const admission = new Admission(options)
   const { signal } = new AbortController()
@@ -344,7 +344,7 @@ t.test('a time limit ends a wait for work that ignores its signal, and hands on 
   t.ok(new TimeLimit(0, parent.signal).aborted)
 })
 
-t.test('closing lets a stream in flight end within the grace time and turns new requests away', async t => {
+t.test('closing lets a stream in flight end within the grace time and refuses new requests', async t => {
   const f = await fixture(t, { options: { timeouts: { grace: 200 } } })
   f.pds[0]!.generateFaults.push('pause')
   const stream = await post(`${f.url}/v1/chat/completions`, { ...chat('?'), stream: true })

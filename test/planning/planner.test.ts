@@ -72,7 +72,7 @@ t.test('each situation has its plan and its reason', async t => {
     ['unless it is the only one', 'pd pd1: text only', [text, snapshot([PD('pd1')]), options(), new Set(['pd1'])]],
     ['an open breaker excludes', 'pd pd2: text only', [text, snapshot([PD('pd1', { broken: 'decode' }), PD('pd2', { requests: 9 })]), options()]],
     ['an unknown model is refused', 'EPD_ERR_MODEL_NOT_FOUND: no node serves this model', [{ model: 'x', media: [] }, snapshot([PD('pd1')]), options()]],
-    ['nobody knows any model yet', 'EPD_ERR_NO_NODE: no node is registered', [text, snapshot([]), options()]],
+    ['no node has a model yet', 'EPD_ERR_NO_NODE: no node is registered', [text, snapshot([]), options()]],
     ['a node is still starting', 'EPD_ERR_NO_NODE: nodes are starting', [{ model: 'x', media: [] }, snapshot([PD('pd1'), PD('pd2', { models: [], state: 'unknown' })]), options()]],
     ['a model that only encoders know', 'EPD_ERR_NO_NODE: no node of this model generates', [text, snapshot([E('e1')]), options()]],
     ['no healthy node', 'EPD_ERR_NO_NODE: none of 1 nodes is healthy', [text, snapshot([PD('pd1', { state: 'unhealthy' })]), options()]],
@@ -89,7 +89,7 @@ t.test('each situation has its plan and its reason', async t => {
     ['no encoder at all', 'hybrid pd1: no encoder', [one, snapshot([PD('pd1', { vision: 'full' })]), never]],
     ['no healthy encoder', 'hybrid pd1: no healthy encoder', [one, snapshot([E('e1', { state: 'unhealthy' }), PD('pd1', { vision: 'full' })]), never]],
     ['an encoder whose breaker is open', 'hybrid pd1: no healthy encoder', [one, snapshot([E('e1', { broken: 'encode' }), PD('pd1', { vision: 'full' })]), never]],
-    ['no encoder and nobody who sees', 'EPD_ERR_NO_ENCODER: no encoder', [one, snapshot([PD('pd1')]), options()]],
+    ['no encoder and no node with vision', 'EPD_ERR_NO_ENCODER: no encoder', [one, snapshot([PD('pd1')]), options()]],
     ['an encoder of another processor', 'EPD_ERR_NO_ENCODER: no encoder fits the node', [one, snapshot([E('e1', { fingerprint: 'x' }), PD('pd1', { fingerprint: 'y' })]), options()]],
     ['formats that do not meet', 'hybrid pd1: no encoder fits the node', [one, snapshot([E('e1'), PD('pd1', { vision: 'full', accepts: [] })]), options()]],
     ['a refused link', 'hybrid pd1: no encoder fits the node', [one, snapshot([E('e1'), PD('pd1', { vision: 'full' })], { 'e1>pd1': 'refused' }), options()]],
@@ -145,16 +145,16 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['what failed is taken when there is nothing else', 'p-d p1>d1: no node does both', [long, snapshot(pd), options(), new Set(['p1', 'd1'])]],
 
     ['what can\'t be shared', 'pd pd1: text only, n greater than 1', [many, snapshot([...pd, PD('pd1')]), with_('always')]],
-    ['nobody does both', 'EPD_ERR_NO_HYBRID (n): n greater than 1', [many, snapshot(pd), options()]],
-    ['nobody well does both', 'EPD_ERR_NO_NODE: none of 1 nodes that do both is healthy', [many, snapshot([...pd, PD('pd1', { state: 'draining' })]), options()]],
+    ['no hybrid', 'EPD_ERR_NO_HYBRID (n): n greater than 1', [many, snapshot(pd), options()]],
+    ['no healthy hybrid', 'EPD_ERR_NO_NODE: none of 1 nodes that do both is healthy', [many, snapshot([...pd, PD('pd1', { state: 'draining' })]), options()]],
     ['not even a D that can do without P', 'EPD_ERR_NO_HYBRID (n): n greater than 1', [many, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
     ['found out by trying', 'pd d1: text only, not to be shared', [tried, snapshot([P('p1'), D('d1', { standalone: true })]), options()]],
-    ['found out by trying, and nobody does both', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [tried, snapshot(pd), options()]],
+    ['found out by trying, and no hybrid', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [tried, snapshot(pd), options()]],
     ['all P are ill, and D can do without', 'pd d1: text only, no healthy prefill node', [long, snapshot([P('p1', { state: 'unhealthy' }), D('d1', { standalone: true })]), options()]],
     ['too long a prompt for one P', 'p-d p2>d1: no node does both', [long, snapshot([P('p1', { maxPrefillTokens: 1_535 }), P('p2', { tokens: 9_000 }), D('d1')]), options()]],
     ['with a margin, as it is estimated', 'p-d p1>d1: no node does both', [long, snapshot([P('p1', { maxPrefillTokens: 1_536 }), D('d1')]), options()]],
     ['too long for all', 'pd pd1: text only, prompt too long for the prefill nodes', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1'), PD('pd1')]), options()]],
-    ['too long for all, and nobody does both', 'EPD_ERR_NO_HYBRID: a prompt this long', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1')]), options()]],
+    ['too long for all, and no hybrid', 'EPD_ERR_NO_HYBRID: a prompt this long', [long, snapshot([P('p1', { maxPrefillTokens: 1_000 }), D('d1')]), options()]],
 
     ['a picture goes E, P, D', 'e-p-d p1>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), ...pd]), options()]],
     ['P encodes small ones itself', 'p-d p1>d1: small items, no node does both', [{ ...small, promptTokens: 300 }, snapshot([E('e1'), P('p1', { vision: 'full' }), D('d1')]), options()]],
@@ -162,7 +162,7 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['P encodes when there is no encoder', 'p-d p1>d1: no encoder, no node does both', [picture, snapshot([P('p1', { vision: 'full' }), D('d1')]), never]],
     ['or none is healthy', 'p-d p1>d1: no healthy encoder, long prompt', [picture, snapshot([E('e1', { state: 'unhealthy' }), P('p1', { vision: 'full' }), D('d1'), PD('pd1')]), never]],
     ['a blind P leaves it to a hybrid', 'hybrid pd1: no encoder, long prompt', [picture, snapshot([...pd, PD('pd1', { vision: 'full' })]), never]],
-    ['nobody sees', 'EPD_ERR_NO_ENCODER: no encoder', [picture, snapshot([...pd, PD('pd1')]), never]],
+    ['no node with vision', 'EPD_ERR_NO_ENCODER: no encoder', [picture, snapshot([...pd, PD('pd1')]), never]],
     ['a blind hybrid leaves it to P', 'p-d p1>d1: no encoder, short prompt', [{ ...picture, promptTokens: 5 }, snapshot([P('p1', { vision: 'full' }), D('d1'), PD('pd1')]), never]],
     ['the P that encoders can feed', 'e-p-d p2>d1: 1 item on 1 encoder, no node does both', [picture, snapshot([E('e1'), P('p1'), P('p2', { tokens: 9_000 }), D('d1')], { 'e1>p1': 'refused' }), options()]],
     ['a D alone takes no pictures', 'EPD_ERR_NO_NODE: not to be shared, and no node does both', [{ ...picture, singleNode: tried.singleNode }, snapshot([E('e1'), P('p1'), D('d1', { standalone: true })]), options()]]
@@ -201,7 +201,7 @@ t.test('a picture stays with its encoder under load, until that one is overloade
   t.same(loaded(10_000), [first, other], 'affinity wins below the bound')
   t.same(loaded(16_000), [other, first], 'above it the picture spills over')
   const both = plan(one, snapshot([E(first, { tokens: 20_000 }), E(other, { tokens: 20_000 }), PD('pd1')]), options()).order[0]!
-  t.equal(both[0]!.id, first, 'when all are equally loaded nobody is overloaded')
+  t.equal(both[0]!.id, first, 'when all are equally loaded none is overloaded')
 })
 
 t.test('the items of one request count as load too', async t => {
@@ -224,7 +224,7 @@ t.test('an encoder that has failed this request comes last', async t => {
   t.not(plan(one, nodes, options(), new Set([first])).order[0]![0]!.id, first)
 })
 
-t.test('fallback tells whether the language model could encode by itself', async t => {
+t.test('fallback says whether the language model could encode by itself', async t => {
   t.equal(plan(one, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()).fallback, true)
   t.equal(plan(one, snapshot([E('e1'), PD('pd1')]), options()).fallback, false)
 })

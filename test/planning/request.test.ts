@@ -7,7 +7,7 @@ function parsed (json: string): boolean {
   return Array.isArray(value) && value.length > 1 && typeof value[0] !== 'number'
 }
 
-t.test('one prompt or several is told without parsing', async t => {
+t.test('one prompt or several is recognised without parsing', async t => {
   for (const json of [
     '"a"', '""', '"[1,2]"', 'null', '7', '{"a":[1,2]}', '[]', '[ ]', '[1]', '[1,2,3]', '[ -1, 2]', '["a"]', '[ "a" ]', '["a","b"]', '["a" , "b"]', '["a,b"]', '["\\"",","]', '["\\\\","b"]', '["\\\\"]',
     '["\\",\\""]', '["]"]', '["]","["]', '[[1,2]]', '[[1,2],[3]]', '[[],[]]', '[ [ 1 ] , [ 2 ] ]', '[[1]\n]', '[null,1]', '[{},{}]', '[true,"a"]', '["ä","ö"]'

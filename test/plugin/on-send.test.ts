@@ -21,7 +21,7 @@ const WAYS: Readonly<Record<string, (payload: Readable) => Readable>> = {
 
 interface Setup { readonly ask: (body?: object, init?: RequestInit) => Promise<Response>, readonly inFlight: () => number, readonly gone: () => boolean, readonly metrics: () => Promise<string> }
 
-/** A gateway whose onSend hook makes another stream of each, before an OpenAI-compatible server that answers as told. */
+/** A gateway whose onSend hook makes another stream of each, before an OpenAI-compatible server with scripted answers. */
 async function setUp (t: Test, way: (payload: Readable) => Readable, answer: Answer): Promise<Setup> {
   let gone = false
   const server = createServer((request: IncomingMessage, response: ServerResponse) => {
@@ -48,7 +48,7 @@ async function setUp (t: Test, way: (payload: Readable) => Readable, answer: Ans
 const head = (response: ServerResponse, more: Record<string, string> = {}): ServerResponse => response.writeHead(200, { 'content-type': 'text/event-stream', 'x-served-by': 'a', ...more })
 
 for (const [name, way] of Object.entries(WAYS)) {
-  t.test(`a stream ${name} by a hook keeps its headers, its events and what it tells of itself`, async t => {
+  t.test(`a stream ${name} by a hook keeps its headers, its events and its facts`, async t => {
     const { ask, metrics } = await setUp(t, way, response => { head(response).end(`${EVENT}${CLOSING}data: [DONE]\n\n`) })
     const answer = await ask({ stream: true })
     t.match(Object.fromEntries(answer.headers), { 'content-type': 'text/event-stream', 'cache-control': 'no-cache', 'x-accel-buffering': 'no', 'x-served-by': 'a', 'x-epd-plan': 'pd' })

@@ -85,7 +85,7 @@ t.test('messages name path, bound and value', async t => {
     t.equal(found[0]?.instancePath, instancePath, JSON.stringify(raw))
     t.ok(found[0]?.message.startsWith(message), `${found[0]?.message}`)
   }
-  t.equal(problems({ bypass: 1, retries: -1, what: 1 }).length, 3, 'every problem is told')
+  t.equal(problems({ bypass: 1, retries: -1, what: 1 }).length, 3, 'every problem is reported')
   t.throws(() => resolveOptions({ retries: 9 }), { code: 'EPD_ERR_OPTIONS', message: 'Invalid options: retries must be <= 1, not 9' })
 })
 
@@ -103,7 +103,7 @@ t.test('the options given are not touched, and adapters and functions are taken 
   t.notOk('$schema' in options)
 })
 
-t.test('every error of the table has a status, a type and a code, and can be told from others', async t => {
+t.test('every error of the table has a status, a type and a code, and can be distinguished from others', async t => {
   for (const [code, row] of Object.entries(ERRORS)) {
     const error = epdError(code as keyof typeof ERRORS, ['a', 'b'])
     t.equal(error.code, code)
@@ -133,7 +133,7 @@ t.test('whatever is thrown becomes an error of the table', async t => {
   ]
   for (const [thrown, code] of rows) {
     t.equal(toEpdError(thrown).code, code)
-    t.notMatch(clientError(thrown).message, /10\.0\.0\.1|bug/, 'nothing of the inside is told')
+    t.notMatch(clientError(thrown).message, /10\.0\.0\.1|bug/, 'nothing internal is revealed')
   }
   t.equal(toReply(rows[2]![0]).headers['retry-after'], '4')
   t.match(clientError(epdError('EPD_ERR_INVALID_MEDIA', ['no'], { param: 'messages[0].content[1]' })), { code: 'invalid_media', param: 'messages[0].content[1]' })

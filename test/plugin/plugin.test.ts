@@ -197,7 +197,7 @@ t.test('own API keys guard the OpenAI routes only', async t => {
   t.equal((await fetch(`${url}/nodes/status`)).status, 200)
 })
 
-t.test('headers tell the plan, and one option turns them off', async t => {
+t.test('headers have the plan, and one option turns them off', async t => {
   const [encoder, pd] = await pair(t)
   const on = await buildGateway(t, { nodes: [encoder, pd] })
   const text = await post(on.url + PATH, chat('?'), { headers: { traceparent: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' } })

@@ -102,7 +102,7 @@ for (const [what, fault, told] of [['break off', 'half', /upstream_broken/], ['n
   })
 }
 
-t.test('bad requests are told in OpenAI shape', async t => {
+t.test('bad requests are answered in OpenAI shape', async t => {
   const nodes = [await FakeNode.start(t)]
   const { url } = await buildGateway(t, { nodes, options: { limits: { body: 20_000, items: 2 } } })
   const rows: Array<[RequestInit, number, object]> = [
@@ -169,7 +169,7 @@ for (const backend of ['pytorch', 'turbomind'] as const) {
     const body = { ...chat('What is it?', picture), model: fake.model, migration_request: { protocol: 1 }, with_cache: true, preserve_cache: true, encoder_result: [] }
     const ask = async (): Promise<Response> => await post(url + PATH, body)
     const health = async (): Promise<unknown> => (await (await fetch(`${url}/nodes/status`)).json() as Record<string, { health: string }>)[fake.url]?.health
-    t.equal((await ask()).status, 503, 'nobody is there yet')
+    t.equal((await ask()).status, 503, 'no node is there yet')
     await fake.comeBack()
     await until(async () => await health() === 'healthy', 'it is healthy')
     const served = await ask()
@@ -202,7 +202,7 @@ t.test('node management is for loopback, allowed networks and the admin key', as
   t.equal(await status('10.2.2.3'), 403)
   t.equal(await status('10.2.2.3', { authorization: 'Bearer root' }), 200)
   t.equal(await status('10.2.2.3', { authorization: 'Bearer toor' }), 403)
-  t.equal(await status('127.0.0.1', { 'x-forwarded-for': '8.8.8.8' }), 403, 'behind a proxy nobody is loopback')
+  t.equal(await status('127.0.0.1', { 'x-forwarded-for': '8.8.8.8' }), 403, 'behind a proxy no client is loopback')
   t.equal((await app.inject({ url: '/epd/traces', remoteAddress: '8.8.8.8' })).statusCode, 403)
   t.equal((await app.inject({ url: '/metrics', remoteAddress: '8.8.8.8' })).statusCode, 200)
   const trusting = await buildGateway(t, { fastify: { trustProxy: true } })
@@ -210,7 +210,7 @@ t.test('node management is for loopback, allowed networks and the admin key', as
   t.equal((await trusting.app.inject({ url: '/nodes/status', headers: { 'x-forwarded-for': '127.0.0.1' } })).statusCode, 200)
 })
 
-t.test('a page whose name has come to mean this machine manages no nodes; engines and tools may use any name', async t => {
+t.test('a page whose name resolves to this machine (DNS rebinding) manages no nodes; engines and tools may use any name', async t => {
   const { app } = await buildGateway(t)
   const add = async (headers: Record<string, string>): Promise<number> =>
     (await app.inject({ method: 'POST', url: '/nodes/add', payload: { url: 'http://evil.example:1' }, headers })).statusCode
@@ -233,7 +233,7 @@ t.test('health is readiness: 503 until a node can answer', async t => {
   await until(async () => (await fetch(`${url}/health`)).status === 200, 'the gateway is healthy')
 })
 
-t.test('the log tells in a line why there was no answer, and has a stack of what nobody has foreseen', async t => {
+t.test('the log gives the reason of a failed request in one line, and a stack only for unexpected errors', async t => {
   const lines: Array<Record<string, any>> = []
   const node = await FakeNode.start(t)
   const options = { logger: { level: 'error', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } }

@@ -9,7 +9,7 @@ const MIGRATION = { protocol: 1, epoch: 4711, lease: 'kv1', remote_session_id: 1
 
 interface Setup { readonly ask: (text: string, urls: string[], headers: Record<string, string>, more?: object) => Promise<string>, readonly engines: readonly ScriptedEngine[] }
 
-/** Our engines' own api_server and adapter, behind a gateway that tells tenants apart by a header. */
+/** Our engines' own api_server and adapter, behind a gateway that separates tenants by a header. */
 async function setUp (t: Test, roles: readonly EngineRole[], vision?: 'full'): Promise<Setup> {
   const nodes = await Promise.all(roles.map(async role => ({ role, ...await startScripted(t, role) })))
   for (const { role, engine } of nodes) {
@@ -32,14 +32,14 @@ async function setUp (t: Test, roles: readonly EngineRole[], vision?: 'full'): P
 
 const ALICE = { 'x-tenant': 'alice' }
 
-t.test('a hybrid node that encodes is told whose pictures they are', async t => {
+t.test('a hybrid node that encodes gets the tenant of the pictures', async t => {
   const { ask, engines: [hybrid] } = await setUp(t, ['hybrid'], 'full')
   t.equal(await ask('?', [pictureUrl(1)], ALICE), '200 hybrid')
   t.equal(await ask('?', [], ALICE), '200 pd')
   t.strictSame(hybrid!.calls.map(call => call.tenant), ['alice', 'alice'])
 })
 
-t.test('encoder and language model are told the same tenant', async t => {
+t.test('encoder and language model get the same tenant', async t => {
   const { ask, engines: [encoder, pd] } = await setUp(t, ['encoder', 'hybrid'])
   t.equal(await ask('?', [pictureUrl(1)], ALICE), '200 e-pd')
   t.strictSame([encoder, pd].map(engine => engine!.calls.map(call => call.tenant)), [['alice'], ['alice']])

@@ -138,7 +138,7 @@ t.test('a registration without an adapter finds its own, again after a restart a
   t.equal(registry.get(turbo.url)!.adapter.name, 'pytorch')
 })
 
-t.test('a node registered as 0.0.0.0 keeps that id, is dialled where it registered from, and is linked with nobody', async t => {
+t.test('a node registered as 0.0.0.0 keeps that id, is dialled where it registered from, and is not linked', async t => {
   const registry = registryFor(t)
   const fake = await lmdeploy(t, { serverName: '0.0.0.0' })
   registry.add({ url: fake.url, models: [fake.model] }, { peer: '::ffff:127.0.0.1' })
@@ -182,7 +182,7 @@ t.test('registering again changes nothing when nothing is new, and updates when 
   t.same(registry.get(E)!.models, ['new'])
 })
 
-t.test('what can be no node is refused at once', async t => {
+t.test('an invalid node is refused at once', async t => {
   const registry = registryFor(t)
   for (const url of ['', 'nonsense', 'ftp://h', 'http://u:p@h', 'http://h?x=1', 'http://h\n', 'http://h/模型', 'http://h /']) t.throws(() => registry.add({ url }), TypeError, url)
   t.throws(() => registry.add({ url: 'http://h', adapter: 'nope' }), /unknown adapter/)
@@ -210,7 +210,7 @@ t.test('a slow or failing probe must fail twice, a refused connection once', asy
   t.same(seen, ['unhealthy', 'healthy', 'unhealthy'], 'every change is announced once')
 })
 
-t.test('a node whose answers make no sense is unhealthy, tells the log why, and harms nobody', async t => {
+t.test('a node whose answers make no sense is unhealthy, logs why, and harms no other', async t => {
   const warned: unknown[] = []
   const { world, registry, add } = worldWith(t, { log: { ...silent, warn: data => { warned.push((data as { err?: Error }).err?.message) } } })
   add(PD, 'hybrid')
@@ -225,7 +225,7 @@ t.test('a node whose answers make no sense is unhealthy, tells the log why, and 
   }
 })
 
-t.test('states that a node tells of itself', async t => {
+t.test('states that a node reports of itself', async t => {
   const { world, registry, add } = worldWith(t)
   for (const status of ['initialising', 'healthy', 'sleeping', 'draining'] as const) {
     if (status === 'initialising') add(PD, 'hybrid', { status })
@@ -254,7 +254,7 @@ t.test('links are made by themselves for every pair that has something to exchan
   t.match(await refusal(registry.ensureLink(E, 'http://nobody')), { code: 'UNAVAILABLE' })
 })
 
-t.test('KV blocks go from prefill to decode nodes of a model, features to whoever prefills', async t => {
+t.test('KV blocks go from prefill to decode nodes of a model, features to the node that prefills', async t => {
   const { world, registry, add } = worldWith(t)
   add(E, 'encoder')
   add(P, 'prefill')
@@ -315,7 +315,7 @@ t.test('a use that is planned counts as load until it begins', async t => {
   free()
   free()
   t.match(load, { requests: 0, tokens: 0 })
-  t.same(registry.status()[D]!.latency, [], 'and tells nothing of its speed')
+  t.same(registry.status()[D]!.latency, [], 'and says nothing about its speed')
   registry.reserve('http://nobody')()
 })
 
@@ -403,10 +403,10 @@ t.test('a removed node is gone with its links, its token and its probes', async 
   t.equal(registry.tokenFor(PD), undefined)
   t.equal(registry.isNodeToken(token), undefined)
   t.same([...registry.get(E)!.links], [])
-  await until(() => world.unlinked.includes(`${E}>${PD}`), 'both ends are told')
+  await until(() => world.unlinked.includes(`${E}>${PD}`), 'both ends are unlinked')
 })
 
-t.test('tickets count once, feed the latencies, and tell the breaker what they saw', async t => {
+t.test('tickets count once, feed the latencies, and report the outcome to the breaker', async t => {
   const { registry, add } = worldWith(t, { breakerFailures: 2, breakerCooldown: 40 })
   add(PD, 'hybrid')
   await registry.waitFor(states('healthy'))

@@ -391,7 +391,7 @@ t.test('works with inject, HTTP/1.0, a replaced write and HTTP/2', async t => {
   t.equal(body, bytes.toString(), 'HTTP/2')
 })
 
-t.test('the end of an answer tells usage and finish reason, or nothing', async t => {
+t.test('the end of an answer has usage and finish reason, or nothing', async t => {
   let upstream!: UpstreamResponse
   const { port, results } = await gateway(t, () => upstream)
   const told = async (...texts: string[]): Promise<Closing> => {

@@ -28,7 +28,7 @@ async function open (t: Test, options: { path?: string, device?: Device, pool?: 
   return host
 }
 
-t.test('a program runs a graph in a worker and tells how long it took', async t => {
+t.test('a program runs a graph in a worker and reports how long it took', async t => {
   const host = await open(t, { path: addGraph(t.testdir()) })
   const { value, busyUs, ortUs } = await host.call('run', { feeds: { x: [1, 2], y: [3, 4] } })
   t.same(value, { sum: [4, 6], product: [3, 8] })

@@ -67,7 +67,7 @@ t.test('the server listens before the engine is ready and says so', async t => {
   ready()
   const server = await starting
   t.teardown(() => server.close())
-  t.equal(server.url, made.url, 'the engine was told the URL that is its id')
+  t.equal(server.url, made.url, 'the engine got the URL that is its id')
   t.strictSame((await get('/health')).json, { status: 'healthy', message: 'The engine takes requests.' })
 })
 
@@ -99,7 +99,7 @@ t.test('a request reaches the engine with its id, tenant, consumer and trace con
   t.notOk(call.signal.aborted, 'reading the body does not abort the request')
 })
 
-t.test('errors have the shape of OpenAI, and a fault of ours tells nothing', async t => {
+t.test('errors have the shape of OpenAI, and an internal fault reveals nothing', async t => {
   const { engine, post, get } = await start(t)
   const error = async (body: unknown, headers?: Record<string, string>): Promise<[number, any]> => {
     const { status, json } = await post('/v1/chat/completions', body, headers)
@@ -235,7 +235,7 @@ t.test('metrics carry every name of the design, read at the moment of asking', a
   delete engine.statuses.RUNNING
   engine.counters.encodedItems = 4
   const later = (await get('/metrics')).text
-  t.equal(metric(later, 'epd_sequences', { status: 'RUNNING' }), 0, 'a status nobody is in goes')
+  t.equal(metric(later, 'epd_sequences', { status: 'RUNNING' }), 0, 'a status without sequences disappears')
   t.equal(metric(later, 'epd_encoded_items_total'), 4)
 })
 

@@ -8,7 +8,7 @@ import { engineOptions } from '../../plugin/cli/engine-flags.ts'
 import { UsageError } from '../../plugin/cli/usage.ts'
 import { runCli } from '../helper/cli.ts'
 
-t.test('a mistake in the flags is told with the flag and what would be right', async t => {
+t.test('a mistake in the flags is reported with the flag and what would be right', async t => {
   const cases: ReadonlyArray<readonly [args: string[], message: RegExp]> = [
     [[], /--role must be one of encoder, hybrid, prefill, decode$/],
     [['--role', 'painter'], /--role must be one of .*'painter'/],
@@ -85,7 +85,7 @@ t.test('the command ends with 2 when called wrongly and 1 when it fails, and wri
   t.match(traceHelp, { code: 0, stdout: /Usage: fastify-epd trace/ })
 })
 
-t.test('trace tells what is wrong when it can not answer', async t => {
+t.test('trace says what is wrong when it can not answer', async t => {
   const server = createServer((_request, response) => { response.end('<!doctype html>a page for every path') }).listen(0, '127.0.0.1')
   t.teardown(() => server.close())
   await once(server, 'listening')

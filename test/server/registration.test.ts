@@ -86,7 +86,7 @@ t.test('an engine\'s spans reach the gateway with the caller\'s trace, and follo
   t.equal(proxy.spans.length, 3, 'what was waiting is sent at the end')
 })
 
-t.test('spans that nobody takes fail nothing', async t => {
+t.test('spans that no gateway accepts fail nothing', async t => {
   const proxy = await gateway(t)
   const server = await startApiServer({ version: '1.2.3', createEngine: async url => new FakeEngine(url, 'encoder'), proxyUrl: proxy.url, registration: { repeatMs: 60_000 } })
   t.teardown(() => server.close())
@@ -95,5 +95,5 @@ t.test('spans that nobody takes fail nothing', async t => {
   trace.getTracer('fastify-epd-engine').startSpan('engine.encode').end()
   const before = performance.now()
   await server.close()
-  t.ok(performance.now() - before < 4_000, 'and hold up nobody for long')
+  t.ok(performance.now() - before < 4_000, 'and delay nothing for long')
 })

@@ -87,7 +87,7 @@ const exits: Record<string, Exit> = {
   'a stream that breaks off': { before: all(pds, 'generateFaults', 'half'), run: ask({ ...text, stream: true }), root: 'error' },
   'a stream that falls silent': { before: all(pds, 'generateFaults', 'pause'), run: ask({ ...text, stream: true }), root: 'error' },
   'a 4xx of the language model': { before: all(pds, 'generateFaults', 'rejected'), run: ask(text), root: 'error' },
-  'a model nobody serves': { run: ask({ ...text, model: 'unknown' }), root: 'error' },
+  'a model that no node serves': { run: ask({ ...text, model: 'unknown' }), root: 'error' },
   'a client that leaves in encode': { before: all(encoders, 'encodeFaults', 'silence'), run: leave(picture('g'), encoding), root: 'aborted' },
   'a client that leaves before the first event': { before: all(pds, 'generateFaults', 'silence'), run: leave(text, generating), root: 'aborted' },
   'a client that leaves in the middle of a stream': { before: all(pds, 'generateFaults', 'pause'), run: leave({ ...text, stream: true }, generating), root: 'aborted' }
@@ -135,7 +135,7 @@ for (const sampled of [true, false]) {
       for (const node of encoders) node.encodeFaults.length = 0
       await bare(url + PATH, headers, picture('m'))
       await bare(`${url}/v1/files`, headers)
-      await until(() => encoders.every(node => node.calls('/abort').length > 0), 'encoders that hung are told')
+      await until(() => encoders.every(node => node.calls('/abort').length > 0), 'encoders that hung get an abort')
     })
     const calls = nodes.flatMap(node => node.seen.filter(call => call.path !== '/link'))
     t.ok(['/encode', PATH, '/abort', '/v1/files'].every(path => calls.some(call => call.path === path)))
@@ -149,7 +149,7 @@ for (const sampled of [true, false]) {
   })
 }
 
-t.test('with undici instrumented too the calls of prefill and decode apart have one traceparent each, of their own stage', async t => {
+t.test('with undici instrumented too the calls of prefill and decode on two nodes have one traceparent each, of their own stage', async t => {
   instrumentUndici(t)
   const divided = [encoders[0]!, await FakeNode.start(t, { role: 'prefill' }), await FakeNode.start(t, { role: 'decode' })]
   const gateway = await buildGateway(t, { nodes: divided, options })

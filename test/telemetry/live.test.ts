@@ -1,4 +1,4 @@
-/** What a real gateway with real engines tells of its requests: in traces, in metrics, and in its logs. */
+/** What a real gateway with real engines reports of its requests: in traces, in metrics, and in its logs. */
 import t from 'tap'
 import { Agent, request } from 'undici'
 import { fetchTrace } from '../../plugin/cli/trace.ts'
@@ -100,7 +100,7 @@ t.test('log lines of a request have its id and its trace, and never prompts, pic
   const ofRequests = lines.filter(line => line.reqId !== undefined)
   t.ok(ofRequests.length >= 3)
   for (const line of ofRequests) if (!/^[0-9a-f]{32}$/.test(String(line.trace_id))) t.fail(JSON.stringify(line))
-  t.ok(refused.every(({ traceId }) => ofRequests.some(line => line.trace_id === traceId)), 'the trace is the one the client was told')
+  t.ok(refused.every(({ traceId }) => ofRequests.some(line => line.trace_id === traceId)), 'the trace is the one in the client\'s headers')
   for (const secret of [KEY, ADMIN, PROMPT, 'secret-in-a-url', pictures[0]!.slice(40, 80), pictures[1]!.slice(40, 80), Buffer.from('this is no picture').toString('base64').slice(0, 20)]) {
     t.notOk(log.includes(secret), `not in the log: ${secret.slice(0, 24)}`)
   }

@@ -29,7 +29,7 @@ async function used (t: import('tap').Test): Promise<{ url: string, nodes: FakeN
   return { url, nodes, app, text: async () => await (await fetch(`${url}/metrics`)).text() }
 }
 
-t.test('GET /metrics tells requests, stages, retries, caches, breakers and admission without any SDK', async t => {
+t.test('GET /metrics has requests, stages, retries, caches, breakers and admission without any SDK', async t => {
   const { text, nodes } = await used(t)
   const page = await text()
   const stage = (labels: Record<string, string>): number | undefined => metric(page, 'epd_stage_duration_seconds_count', labels)
@@ -113,7 +113,7 @@ t.test('the Grafana dashboard and the alert rules name metrics and labels that a
   const page = await text()
   const known = new Set([
     ...[...page.matchAll(/^# TYPE (\S+) (\S+)/gm)].flatMap(([, name, type]) => type === 'histogram' ? ['_bucket', '_sum', '_count'].map(suffix => name + suffix) : [name!]),
-    // What no fake node tells: usage in a stream, spans of engines, and the engines' own pages.
+    // What no fake node reports: usage in a stream, spans of engines, and the engines' own pages.
     'gen_ai_server_time_per_output_token_seconds_bucket', 'epd_gateway_migrated_bytes_total', ...Object.keys(GAUGES), 'epd_sequences'
   ])
   const labels = new Set([...page.matchAll(/([a-z_]+)="/g)].map(found => found[1]).concat('job', 'instance', 'status', 'le'))
@@ -127,10 +127,10 @@ t.test('the Grafana dashboard and the alert rules name metrics and labels that a
   t.equal(new Set(ids).size, ids.length)
 })
 
-t.test('docs/tracing.md tells of every span, attribute and metric, and of no other', async t => {
+t.test('docs/tracing.md has every span, attribute and metric, and no other', async t => {
   const text = await readFile(join(packageRoot(), 'docs', 'tracing.md'), 'utf8')
   const told = new Set([...text.matchAll(/`((?:epd|engine|gen_ai)\.[a-z_.]+)`/g)].map(found => found[1]!))
   const names: string[] = [...Object.values(SPAN), ...Object.values(ATTR), ...Object.values(METRIC)]
-  for (const name of names) t.ok(text.includes(`\`${name}\``), `${name} is told of`)
-  t.strictSame([...told].filter(name => !names.includes(name)), [], 'nothing is told of that is not there')
+  for (const name of names) t.ok(text.includes(`\`${name}\``), `${name} is documented`)
+  t.strictSame([...told].filter(name => !names.includes(name)), [], 'nothing is documented that does not exist')
 })

@@ -256,7 +256,7 @@ t.test('the command line\'s SDK feeds the store and an OTLP receiver, and leaves
   t.equal((await startTelemetry({ store })).enabled, false)
 })
 
-t.test('what is wrong with an export is told: variables that ask for what is not there, a receiver that refuses', async t => {
+t.test('what is wrong with an export is logged: variables that ask for what is not there, a receiver that refuses', async t => {
   const receiver = Fastify()
   t.teardown(() => receiver.close())
   let asked = 0
@@ -307,7 +307,7 @@ t.test('OTEL_TRACES_EXPORTER=otlp alone sends to where receivers listen by defau
   try {
     await receiver.listen({ host: 'localhost', port: 4318 })
   } catch (err) {
-    t.plan(0, `somebody listens there: ${(err as Error).message}`)
+    t.plan(0, `another process listens there: ${(err as Error).message}`)
     return
   }
   process.env.OTEL_TRACES_EXPORTER = 'otlp'
@@ -318,7 +318,7 @@ t.test('OTEL_TRACES_EXPORTER=otlp alone sends to where receivers listen by defau
   t.equal(arrived, 1)
 })
 
-/** Requests of all kinds, told by what the store has of them; ids, which differ, by the names of the spans that bear them. */
+/** What the store has of requests of all kinds; ids, which differ, are replaced by the names of their spans. */
 async function told (t: Test): Promise<object[]> {
   const store = new TraceStore()
   const telemetry = await startTelemetry({ store })
@@ -400,7 +400,7 @@ t.test('without the SDK others may make spans, too, and make them active', async
   const { spans } = store.get(id)!
   const parentOf = (name: string): string | undefined => spans.find(one => one.spanId === spans.find(span => span.name === name)!.parentSpanId)?.name
   t.strictSame(['outer', 'chat m', 'inner', 'below'].map(parentOf), [undefined, 'outer', 'outer', 'chat m'])
-  t.ok(spans.every(({ durationMs }) => durationMs >= 0 && durationMs < 2_000), 'ends may be told in every way')
+  t.ok(spans.every(({ durationMs }) => durationMs >= 0 && durationMs < 2_000), 'ends may come in every form')
 })
 
 t.test('spans of a record come in their order, with ids of their own', async t => {

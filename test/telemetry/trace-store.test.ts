@@ -114,7 +114,7 @@ t.test('the store keeps within its bounds, by number and by bytes', async t => {
   t.equal(few.size + few.bytes, 0)
 })
 
-t.test('a span that is too long is cut, never left out', async t => {
+t.test('a span that is too long is truncated, never dropped', async t => {
   const store = new TraceStore({ maxBytes: 100_000 })
   store.add(chat(1, { message: 'm'.repeat(50_000), status: 'error' }, { 'gen_ai.request.model': 'é'.repeat(50_000) }))
   t.match(store.get(id(1, 32)), { status: 'error', model: 'é'.repeat(256), spans: [{ status: { message: 'm'.repeat(256) } }] })
@@ -351,7 +351,7 @@ t.test('fastify-epd trace prints the last or a given trace of a running gateway'
   t.equal((await runCli(['trace', id(8, 32), '--url', url])).code, 1)
 })
 
-t.test('fastify-epd trace takes filters, and follows until it is told to end', async t => {
+t.test('fastify-epd trace takes filters, and follows until it is ended', async t => {
   const store = new TraceStore()
   const app = await serve(t, store)
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
@@ -405,7 +405,7 @@ t.test('fastify-epd trace --follow waits for a gateway that is started again', a
   await until(() => child.stdout().includes(id(5, 32)), 'it shows what the new one has')
   await until(() => child.stderr().includes('the gateway is back'), 'and says so')
   t.equal(await child.stop('SIGINT'), 0)
-  t.equal(child.stderr().match(/can't reach/g)!.length, 1, 'told once')
+  t.equal(child.stderr().match(/can't reach/g)!.length, 1, 'reported once')
 })
 
 t.test('fastify-epd trace ends without noise when its reader has seen enough', async t => {

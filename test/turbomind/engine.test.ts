@@ -21,7 +21,7 @@ t.test('by itself', async t => {
       backend: 'turbomind', role: 1, vision: 'full', block_size: 300, num_gpu_blocks: 2, produces: [], accepts: ['features:epd-zmq/1'], kv: { slots: 2, session_len: 300 }, feature: { block_tokens: 32 }
     })
     t.match(engine.gauges(), { epd_kv_blocks_total: 2, epd_kv_blocks_free: 2 })
-    t.equal(endpointOf(engine).pools.kv, undefined, 'nobody can pull its KV')
+    t.equal(endpointOf(engine).pools.kv, undefined, 'no engine can pull its KV')
     await t.rejects(startTurbomind(t, { role: 'prefill' }), { code: 'unsupported', message: /no role prefill/ })
   })
 

@@ -149,7 +149,7 @@ t.test('a slot is reused for the same media, the same tenant and no less than it
   t.equal(cachedAfter(picture('a'), sequence([...prompt, 1])), 0, 'text that looks like the picture is not the picture')
   t.equal(cachedAfter(picture('a'), sequence([...prompt.slice(0, 12), ...count(40, 60)], picture('a'))), 12, 'another question about the same picture')
   t.equal(cachedAfter({}, sequence([...prompt, 1], { cacheSalt: 'tenant:x' })), 0)
-  t.equal(cachedAfter({}, sequence([...prompt, 1]), false), 0, 'nothing is kept when told so')
+  t.equal(cachedAfter({}, sequence([...prompt, 1]), false), 0, 'nothing is kept when keeping is off')
 })
 
 t.test('when every slot keeps something the one used least recently is given away', async t => {
@@ -180,7 +180,7 @@ t.test('what a failed step may have left is not relied on', async t => {
   t.equal(run(s, sequence(count(0, 20))).cachedTokens, 16, 'a cancelled one leaves the chunks that were computed')
 })
 
-t.test('whatever arrives and is cancelled: nobody waits for ever, and no slot leaks', async t => {
+t.test('any order of arrivals and cancellations: no request waits for ever, and no slot leaks', async t => {
   let random = 4711
   const below = (n: number): number => { random = (Math.imul(random, 1103515245) + 12345) >>> 0; return (random >>> 8) % n }
   for (let round = 0; round < 20; round++) {

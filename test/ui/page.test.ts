@@ -167,7 +167,7 @@ async function suite (browser: Browser): Promise<void> {
     const body = state(1e6, 50) + state(1e6 + 10_000, 80)
     await page.route('**/epd/feed', route => route.fulfill({ contentType: 'text/event-stream', body }))
     await page.goto(`${url}/epd/`)
-    await until(async () => await page.locator('#figures dd').first().textContent() === '3.0/s80 in all', 'the rate is told')
+    await until(async () => await page.locator('#figures dd').first().textContent() === '3.0/s80 in all', 'the rate is shown')
     await page.unroute('**/epd/feed')
     await page.route('**/epd/feed', route => route.fulfill({ contentType: 'text/event-stream', body: state(1e6 + 20_000, 0) + state(1e6 + 26_000, 6) }))
     await until(async () => await page.locator('#figures dd').first().textContent() === '1.0/s6 in all', 'and that of the gateway as it was started again')
@@ -190,7 +190,7 @@ async function suite (browser: Browser): Promise<void> {
     const look = (hidden: boolean): Promise<unknown> => page.evaluate(`Object.defineProperty(document, 'hidden', { configurable: true, value: ${hidden} }), document.dispatchEvent(new Event('visibilitychange'))`)
     await look(true)
     await page.clock.runFor(10_000)
-    t.equal(asked, 1, 'what nobody sees asks for nothing')
+    t.equal(asked, 1, 'a hidden page asks for nothing')
     for (let n = 0; n < 3; n++) {
       await look(true)
       await look(false)
@@ -204,7 +204,7 @@ async function suite (browser: Browser): Promise<void> {
     await context.close()
   })
 
-  t.test('spans with values of any type are shown, and a trace that is not kept any more is told', async t => {
+  t.test('spans with values of any type are shown, and the page says when a trace is no longer kept', async t => {
     const store = storeOf(1)
     const seconds = Math.floor(Date.now() / 1e3)
     store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: '1'.repeat(16), name: 'epd.encode', kind: 'internal', startTime: [seconds, 0], endTime: [seconds, 1e6], attributes: { 'epd.node': 7, 'epd.queue_ms': '3', 'epd.encoders': [1], 'epd.bytes': 'many' }, status: 'unset', service: 's' })
@@ -297,7 +297,7 @@ async function suite (browser: Browser): Promise<void> {
     await page.context().close()
   })
 
-  t.test('axe finds nothing that shuts somebody out, light and wide or dark and narrow', async t => {
+  t.test('axe finds no barrier, light and wide or dark and narrow', async t => {
     for (const [width, dark] of [[1280, false], [390, true]] as const) {
       const { page } = await open(browser, gateway, { width, height: 860, dark })
       await page.click('#pause')

@@ -76,7 +76,7 @@ t.test('with an admin key the page asks for it, and without it answers to no for
   t.equal((await open.app.inject({ url: '/epd/', ...remote })).statusCode, 403)
 })
 
-t.test('the feed tells nodes, links, counts and traces, and ends with the gateway', async t => {
+t.test('the feed has nodes, links, counts and traces, and ends with the gateway', async t => {
   const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
   const store = new TraceStore()
   const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
@@ -118,7 +118,7 @@ t.test('a chart has the calls of two minutes: all of them, or an even sample, al
   t.equal(points.since(now * 1_000 + 400_000).length, 0)
 })
 
-t.test('a node whose clock is ahead takes no other\'s place in a chart', t => {
+t.test('a node whose clock is ahead takes no other node\'s place in a chart', t => {
   const points = new Points()
   const call = (seconds: number): never => ({ startTime: [seconds - 1, 0], endTime: [seconds, 0], status: 'unset' }) as never
   const now = Math.floor(Date.now() / 1_000)
@@ -130,7 +130,7 @@ t.test('a node whose clock is ahead takes no other\'s place in a chart', t => {
   t.end()
 })
 
-t.test('the feed tells prefill and decode nodes apart, what moves between them, and how long hand-offs take', async t => {
+t.test('the feed has prefill and decode nodes, what moves between them, and how long hand-offs take', async t => {
   const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t, { role: 'prefill' }), FakeNode.start(t, { role: 'decode' })])
   const [e, p, d] = nodes.map(node => node.url) as [string, string, string]
   const store = new TraceStore()
@@ -167,7 +167,7 @@ t.test('pages are bounded in number', async t => {
   }, 'there is room again')
 })
 
-t.test('a page that does not read is spared messages, then let go; nothing piles up', async t => {
+t.test('a page that does not read gets fewer messages, then is closed; nothing piles up', async t => {
   let started = 0
   let stopped = 0
   const broadcast = new Broadcast({ maxClients: 2, interval: 2, message: () => 'x'.repeat(100_000), onStart: () => { started++ }, onStop: () => { stopped++ } })
@@ -215,7 +215,7 @@ t.test('thumbnails are small pictures, bounded in number and bytes', async t => 
   thumbnails.keep('at the end', body(png!))
   const late = thumbnails.find('at the end', 0)
   await thumbnails.close()
-  t.equal(await late, undefined, 'nobody waits for what never comes')
+  t.equal(await late, undefined, 'a picture that never comes is not waited for')
 })
 
 t.test('a client that vanishes during the feed leaves nothing behind', async t => {
