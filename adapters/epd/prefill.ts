@@ -1,10 +1,9 @@
 import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
 import { requestOk, type UpstreamFailure } from '../http.ts'
 import { CHAT, prefillEdits } from '../lmdeploy/prefill-edits.ts'
-import { CONSUMER_HEADER, PROXY_HEADERS } from '../wire/headers.ts'
+import { AGAIN_HEADER, CONSUMER_HEADER, PROXY_HEADERS } from '../wire/headers.ts'
 import { numberOf, objectOf } from '../wire/json.ts'
 import { withFeatures, withTenant } from './edits.ts'
-import { SENT_AGAIN } from './encode.ts'
 import { featuresGone } from './gone.ts'
 
 /**
@@ -20,7 +19,7 @@ export async function prefillEpd (job: PrefillJob, call: Call): Promise<Handoff>
     path,
     slices: body.splice(withTenant(tenant, { ...own, ...encoded, set: { ...own.set, ...encoded.set } })),
     headers: { ...PROXY_HEADERS, [CONSUMER_HEADER]: decode.id },
-    idempotent: SENT_AGAIN,
+    idempotent: { [AGAIN_HEADER]: '1' },
     timeout: 0
   }, call, failureOf)
   const migration = objectOf(objectOf(answer).migration_request)

@@ -3,12 +3,9 @@ import { requestOk } from '../http.ts'
 import { health } from '../probes.ts'
 import { MIGRATION_PROTOCOL } from '../wire/distserve.ts'
 import { PROXY_HEADERS } from '../wire/headers.ts'
+import { numberOf } from '../wire/json.ts'
 import { CHAT, prefillEdits } from './prefill-edits.ts'
 import { freeSession, namingOf, newSessionId, sessionOf, UNNAMED, type PrefillAnswer } from './sessions.ts'
-
-function singleNode ({ node }: PrefillJob, reason: string): AdapterError {
-  return new AdapterError('KV_GONE', `${node.id} can't share this request: ${reason}`, { node: node.id, singleNode: true })
-}
 
 /**
  * P of a real LMDeploy. What D needs is spread over its answer, and which session to free depends on its version; for a
@@ -24,7 +21,7 @@ export async function prefillLmdeploy (job: PrefillJob, call: Call): Promise<Han
   // A session of the client's own would be occupied until D has taken it over.
   const edits = session === undefined ? { set, remove: [...remove, 'session_id'] } : { set: { ...set, session_id: String(session) }, remove }
   const answer = await requestOk(node, { method: 'POST', path, slices: body.splice(edits), headers: PROXY_HEADERS, timeout: 0 }, call, failure =>
-    // A bare 500 without an error of LMDeploy's: its code fails (IndexError) at a first token that ends the answer.
+    // A bare 500: LMDeploy's code fails (IndexError) when the first token ends the answer.
     failure.statusCode === 500 && failure.error.message === undefined ? singleNode(job, 'its first token ends the answer') : undefined
   ).catch(async (error: unknown) => {
     if (AdapterError.is(error) && error.singleNode) {
@@ -45,7 +42,6 @@ async function handoffOf (job: PrefillJob, answer: PrefillAnswer, call: Call): P
     await freeSession(node, session, call)
     throw Array.isArray(blocks) ? singleNode(job, 'it has sampled no token') : new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without cache_block_ids`, { node: node.id })
   }
-  const cached = usage?.prompt_tokens_details?.cached_tokens
   return {
     node: node.id,
     lease: `session ${session}`,
@@ -57,7 +53,12 @@ async function handoffOf (job: PrefillJob, answer: PrefillAnswer, call: Call): P
       remote_block_ids: blocks as unknown[],
       is_dummy_prefill: false
     },
-    tokens: typeof usage?.prompt_tokens === 'number' ? usage.prompt_tokens : undefined,
-    cached: typeof cached === 'number' ? cached : undefined
+    tokens: numberOf(usage?.prompt_tokens),
+    cached: numberOf(usage?.prompt_tokens_details?.cached_tokens)
   }
+}
+
+/** P is well, but can't share this very request with a D. */
+function singleNode ({ node }: PrefillJob, reason: string): AdapterError {
+  return new AdapterError('KV_GONE', `${node.id} can't share this request: ${reason}`, { node: node.id, singleNode: true })
 }
