@@ -10,8 +10,11 @@ const CONSUMER = `
 import Fastify from 'fastify'
 import epd, { OptionsError, resolveOptions, type Epd, type EpdOptions, type Gateway, type Policy } from 'fastify-epd'
 import type { Adapter } from 'fastify-epd/adapters'
+import type { EngineOptions } from 'fastify-epd/engines'
 
 declare const own: Adapter
+declare const engine: EngineOptions
+console.log(engine.role)
 const policy: Policy = candidates => [...candidates].reverse()
 const options: EpdOptions = {
   nodes: [{ url: 'http://10.0.0.5:23333', role: 'encoder', adapter: own.name }],
