@@ -1,4 +1,4 @@
-/** An element with properties, classes and children. Text goes in as text: nothing from a network becomes markup. */
+/** An element with properties, classes and children. Strings become text nodes, never markup. */
 export function el (tag, options = {}, ...children) {
   const { class: className, data, aria, style, on, ...rest } = options
   const element = document.createElement(tag)
@@ -41,7 +41,7 @@ export function count (value, noun) {
   return `${value} ${noun}${value === 1 ? '' : 's'}`
 }
 
-/** An engine id as people know it. */
+/** An engine id, shortened for people. */
 export function shortId (id) {
   return id.replace(/^https?:\/\//, '').replace(/\/$/, '')
 }
@@ -50,7 +50,7 @@ const LETTERS = { encoder: 'E', prefill: 'P', decode: 'D', hybrid: 'PD' }
 const names = new Map()
 const counts = new Map()
 
-/** Gives each node a short name, E1 or PD2, which it keeps as long as the page is open. */
+/** Gives each node a short name, E1 or PD2, which it keeps while the page is open. */
 export function nameNodes (nodes) {
   for (const { id, role } of nodes) {
     if (names.has(id)) continue

@@ -2,7 +2,7 @@ import { el, ms, percent, quantile } from './dom.js'
 
 const WINDOW_MS = 60_000
 const YOUNG_S = 5
-/** [at, requests that have ended, items, cached] of the last minute. */
+/** [at, requests ended, items, cached] of the last minute. */
 const history = []
 
 /** The row of figures at the top: now, and over the last minute. */
@@ -11,7 +11,7 @@ export function showFigures (list, state) {
   const bad = state.requests.filter(one => one.outcome === 'error').reduce((sum, one) => sum + one.count, 0)
   const items = state.nodes.reduce((sum, node) => sum + node.encoded, 0)
   const cached = state.nodes.reduce((sum, node) => sum + node.cached, 0)
-  // Counters that go back are those of a gateway that has been started again.
+  // Counters that decrease belong to a gateway that restarted.
   if (history.length > 0 && (ended < history.at(-1)[1] || items < history.at(-1)[2])) history.length = 0
   history.push([state.at, ended, items, cached])
   while (history.length > 2 && history[0][0] < state.at - WINDOW_MS) history.shift()
@@ -30,11 +30,11 @@ export function showFigures (list, state) {
   )
 }
 
-/** Requests a second, as a page that has just been opened can tell it: by the newest ones. */
+/** Requests a second, estimated from the newest ones for a page that has just been opened. */
 function lately ({ traces, at }, ended) {
   const starts = (traces ?? []).map(trace => Date.parse(trace.start)).filter(start => start > at - YOUNG_S * 1_000)
   if (starts.length === 0) return 0
-  // At a high rate the list is full before it reaches back that far.
+  // At a high rate the list does not reach back a minute.
   const full = starts.length === traces.length && ended > starts.length
   return starts.length / (full ? Math.max(at - Math.min(...starts), 1) / 1_000 : YOUNG_S)
 }

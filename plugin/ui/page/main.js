@@ -17,7 +17,7 @@ let paused = false
 let shown = ''
 let source
 let retry
-/** Which update the list is from, and how many there have been: one that is overtaken says nothing. */
+/** Number of the update that the list shows, and of the newest one: an answer that comes late is dropped. */
 let listed = 0
 let updates = 0
 
@@ -33,7 +33,7 @@ function connect () {
   }
   source.onerror = () => {
     live('off', source.readyState === EventSource.CLOSED ? 'refused' : 'reconnecting')
-    // The browser itself tries again after a lost connection, but not after an answer that was no stream.
+    // The browser reconnects after a lost connection, but not after an answer that is not a stream.
     if (source.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS)
   }
 }
@@ -73,7 +73,7 @@ function nothing () {
   return state.traces.length === 0 ? 'No requests here yet.' : 'No request like that.'
 }
 
-/** The list as it comes with the feed, or as the filter asks for. */
+/** The list of the feed, or the filtered one. */
 async function wanted () {
   if (state.traces === null) return []
   const query = new URLSearchParams()
@@ -119,7 +119,7 @@ $('pause').addEventListener('click', () => {
   $('pause').textContent = paused ? 'Resume' : 'Pause'
   if (!paused && state !== undefined) update().catch(() => {})
 })
-// A page nobody sees asks for nothing.
+// A hidden page sends no requests.
 document.addEventListener('visibilitychange', () => {
   if (document.hidden) disconnect()
   else connect()

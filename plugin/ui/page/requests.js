@@ -1,8 +1,8 @@
 import { count, el, ms, nameOf, quantile } from './dom.js'
 
 /**
- * The list of requests as a listbox: one stop for the Tab key, arrows, Home, End and Page keys move, and moving selects.
- * Rows are kept by trace id, so that a new request at the top does not disturb the one that is read.
+ * The list of requests as a listbox: one Tab stop; arrow, Home, End and Page keys move the selection. Rows are kept by
+ * trace id, so a new request at the top does not move the selection.
  */
 export class RequestList {
   #box
@@ -24,7 +24,7 @@ export class RequestList {
   /** @param nothing what to say when there are none */
   show (traces, nothing) {
     const rows = new Map()
-    // Nine in ten fit their bar: one slow request must not make a dot of every other.
+    // The scale fits nine of ten requests: one slow request must not shrink all other bars to a dot.
     const longest = Math.max(1, quantile(traces.map(trace => trace.durationMs).sort((a, b) => a - b), 0.9) ?? 1)
     for (const trace of traces) {
       const row = this.#rows.get(trace.traceId) ?? el('li', { role: 'option', id: `r${trace.traceId}`, data: { trace: trace.traceId } })
@@ -42,7 +42,7 @@ export class RequestList {
     else this.#place([...rows.values()])
   }
 
-  /** Moves only what has to move: the browser then keeps scroll position and hover. */
+  /** Moves only rows that changed place, so that the browser keeps scroll position and hover. */
   #place (rows) {
     const wanted = new Set(rows)
     for (const child of [...this.#box.children]) if (!wanted.has(child)) child.remove()
@@ -83,7 +83,7 @@ function fill (row, trace, longest) {
   row.setAttribute('aria-label', `${name}, ${plan ?? 'no plan'}, ${state}, ${media(trace)}, ${ms(durationMs)}`)
 }
 
-/** Of one that is running nothing is known yet. */
+/** A running request has no figures yet. */
 function media ({ partial, items }) {
   if (items > 0) return count(items, 'image')
   return partial ? '–' : 'text'

@@ -1,6 +1,6 @@
 import { el, ms, quantile, svg } from './dom.js'
 
-/** The stages charted, whose measure each is, and the colour's role. */
+/** The charted stages: name, title, what is measured. */
 const STAGES = [
   ['request', 'Request', 'whole'],
   ['encode', 'Encode', 'call to an encoder'],
@@ -10,13 +10,13 @@ const STAGES = [
   ['prefill', 'Prefill', 'in the engine'],
   ['decode', 'Decode', 'in the engine']
 ]
-/** Charted only where it happens: there may be no prefill nodes. */
+/** Charted only with prefill nodes. */
 const OPTIONAL = 'handoff'
 const WINDOW_MS = 120_000
 const WIDTH = 240
 const HEIGHT = 56
 
-/** A small chart for each stage: every call a dot, with the median as a line. Logarithmic: stages last 1 ms to 10 s. */
+/** A small chart for each stage: a dot for every call, a line for the median. Logarithmic, because stages last 1 ms to 10 s. */
 export function showStages (box, state) {
   const charted = STAGES.filter(([stage]) => stage !== OPTIONAL || state.stages[stage]?.length > 0)
   box.replaceChildren(...charted.map(([stage, title, note]) => chart(stage, title, note, state.stages[stage] ?? [], state.at)))

@@ -1,4 +1,4 @@
-// Loaded before the first paint, so that a chosen theme does not flash in.
+// Runs before the first paint, so that the page does not flash in another theme.
 (() => {
   const root = document.documentElement
   const ORDER = ['auto', 'light', 'dark']

@@ -2,12 +2,12 @@
 import { bytes, count, el, nameNodes, nameOf, percent, shortId, svg } from './dom.js'
 
 const COLUMNS = [['encoder', 'Encode'], ['prefill', 'Prefill'], ['decode', 'Decode'], ['hybrid', 'Prefill + decode']]
-/** Tokens or calls that fill a node's bar: of encoders vision tokens, of prefill nodes prompt tokens. */
+/** Load that fills a node's bar: vision tokens of encoders, prompt tokens of prefill nodes, else calls. */
 const FULL_TOKENS = { encoder: 4_096, prefill: 16_384 }
 const FULL_CALLS = 16
-/** With more links than that a map is lines, not labels. */
+/** Most links for which the map has labels. */
 const LABELLED = 40
-/** Lanes below the cards for links that pass a column by; what more there are share the last. */
+/** Lanes below the cards for links that skip a column; further links share the last lane. */
 const LANES = 6
 const LANE_PX = 13
 const STATES = { linked: 'linked', linking: 'linking', failed: 'failed', refused: 'refused', none: 'not linked' }
@@ -17,7 +17,7 @@ let redraw = () => {}
 const speeds = new Map()
 const seen = new Map()
 
-/** Nodes in columns by role, with the links over which features and KV blocks move. Rebuilt when nodes come and go, else only its numbers change. */
+/** Nodes in columns by role, and the links over which features and KV blocks move. Rebuilt when nodes come and go; otherwise only the numbers change. */
 export function showTopology (box, state) {
   nameNodes(state.nodes)
   for (const link of state.links) noteSpeed(link, state.at)
@@ -29,7 +29,7 @@ export function showTopology (box, state) {
   for (const node of state.nodes) fill(box, node)
   redraw = () => {
     drawLinks(box, state)
-    // A region that scrolls must be reached by the keyboard; one that does not is a stop for nothing.
+    // A region that scrolls must be a Tab stop; one that does not must not be.
     if (box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0
     else box.removeAttribute('tabindex')
   }
@@ -115,14 +115,14 @@ function wares ({ from }, prefills) {
   return prefills.has(from) ? 'kv' : 'features'
 }
 
-/** From a card's right edge to another's left one: where it ends, its path, and where its label is. */
+/** A link from one card's right edge to another's left edge: its end, its path, and its label's place. */
 function straight (from, to, frame) {
   const [x1, y1, x2, y2] = ends(from, to, frame)
   const bend = Math.max(24, (x2 - x1) / 2)
   return { x2, y2, path: `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`, label: [(x1 + x2) / 2, (y1 + y2) / 2 - 7] }
 }
 
-/** Below the cards between the two: behind a card it would seem to end there, and to begin again. */
+/** A link below the cards in between: behind a card it would look like two links. */
 function around (between, lane, from, to, frame) {
   const [x1, y1, x2, y2] = ends(from, to, frame)
   const left = Math.min(...between.map(place => place.left)) - frame.left

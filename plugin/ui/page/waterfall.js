@@ -5,7 +5,7 @@ const ROLE_OF = [
   ['engine.migrate', 'migrate'], ['engine.preprocess', 'encode'], ['engine.encode', 'encode'], ['epd.encode', 'encode'],
   ['engine.prefill', 'prefill'], ['epd.prefill', 'prefill'], ['engine.decode', 'decode'], ['epd.decode', 'decode'], ['epd.plan', 'plan']
 ]
-/** What is told beside a bar, in this order. Spans come from engines of all kinds: a value may be of any type. */
+/** Attributes shown beside a bar, in this order. Spans come from any engine, so a value may have any type. */
 const FACTS = [
   ['epd.topology', value => value],
   ['epd.node', nameOf],
@@ -22,7 +22,7 @@ const FACTS = [
   ['epd.retries', value => value > 0 ? `${value} retried` : '']
 ]
 
-/** The selected trace: what was decided and why, its pictures, and every span with its place in time. */
+/** The selected trace: its plan and reason, its pictures, and every span on the time axis. */
 export function showWaterfall (box, trace, { capture }) {
   const open = new Set([...box.querySelectorAll('details[open]')].map(row => row.dataset.span))
   const focused = document.activeElement?.closest?.('details')?.dataset.span
@@ -45,7 +45,7 @@ function heading ({ name, traceId, plan, reason, status, durationMs, partial }) 
     el('p', { class: 'id' }, 'trace ', el('code', {}, traceId)))
 }
 
-/** Which encoder served which picture, and what was cached. */
+/** The encoder of each picture, and whether it was cached. */
 function pictures (trace, capture) {
   const encode = trace.spans.findLast(span => span.name === 'epd.encode')
   const encoders = encode?.attributes['epd.encoders']
@@ -78,7 +78,7 @@ function scaleOf ({ spans }) {
   return { zero, total, ticks }
 }
 
-/** Depth first, children in order of their start; a span whose parent is not here stands at the top. */
+/** Depth first, children in order of their start; a span without its parent is a root. */
 function rowsOf (spans) {
   const ids = new Set(spans.map(span => span.spanId))
   const children = Map.groupBy === undefined ? groupBy(spans, parent) : Map.groupBy(spans, parent)
