@@ -1,20 +1,20 @@
 import type { FeatureCache } from '../cache/feature-cache.ts'
 import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
-import type { BatchScheduler, JoinPlan, Plan } from './scheduler/batch-scheduler.ts'
 import { MigrationLoop, type MigrationPath } from './migration/migration-loop.ts'
-import type { Runner } from './runner/runner.ts'
 import type { DecodeResult } from './runner/program.ts'
-import { Sequence, type Outcome, type SequenceInit } from './sequence/sequence.ts'
-import { end, finish, initialState, interrupt, lock, unlock } from './sequence/states.ts'
-import { SequenceTraces } from './sequence/spans.ts'
+import type { Runner } from './runner/runner.ts'
+import type { Batch, BatchScheduler } from './scheduler/batch-scheduler.ts'
 import type { SampledToken } from './sequence/sampling.ts'
+import { Sequence, type Outcome, type SequenceInit } from './sequence/sequence.ts'
+import { SequenceSpans } from './sequence/spans.ts'
+import { end, finish, initialState, interrupt, lock, unlock } from './sequence/states.ts'
 
 export interface LlmEngineOptions {
   readonly scheduler: BatchScheduler
   readonly runner: Pick<Runner, 'prefill' | 'decode' | 'reset'>
   readonly features: FeatureCache
-  /** What sequences bring from other engines: an engine takes features, or keys and values. */
+  /** What sequences get from other engines: an engine takes features, or keys and values. */
   readonly path: MigrationPath
   readonly counters: EngineCounters
   readonly log: EngineLog
@@ -24,11 +24,14 @@ export interface LlmEngineOptions {
   readonly maxPositions: number
 }
 
-/** Glue: sequences come in, the migration loop and the main loop bring them to their end. */
+/**
+ * Runs sequences: `submit` takes them in, the migration loop brings what other engines computed for them, the main loop
+ * computes step after step, and `#retire` lets them out.
+ */
 export class LlmEngine {
   readonly #options: LlmEngineOptions
   readonly #migration: MigrationLoop
-  readonly #traces: SequenceTraces
+  readonly #spans: SequenceSpans
   readonly #live = new Set<Sequence>()
   #lastId = 0
   #wake: (() => void) | undefined
@@ -40,13 +43,106 @@ export class LlmEngine {
 
   constructor (options: LlmEngineOptions) {
     this.#options = options
-    this.#traces = new SequenceTraces(options.counters)
+    this.#spans = new SequenceSpans(options.counters)
     this.#migration = new MigrationLoop({
       path: options.path,
       concurrency: options.migrations,
       onSettled: (sequence, migrated) => migrated ? this.#enqueue(sequence) : this.#retire(sequence)
     })
     this.#loop = this.#run()
+  }
+
+  async #run (): Promise<void> {
+    while (!this.#closed) await this.#step()
+  }
+
+  /**
+   * One step: schedule, run, post-process. Evictions happen while scheduling; migrations run beside the steps; a cancel
+   * that arrives during `#runBatch` takes effect in `#postprocess`, when the sequence is unlocked.
+   */
+  async #step (): Promise<void> {
+    const batch = this.#options.scheduler.schedule()
+    if (batch === undefined) return await this.#woken()
+    const results = await this.#runBatch(batch)
+    this.#postprocess(batch, results)
+  }
+
+  /** One result a sequence for decode and join, none for prefill or when the forward pass failed. */
+  async #runBatch (batch: Batch): Promise<readonly DecodeResult[]> {
+    // Migrated sequences enter the batch with the token that the prefill engine sampled.
+    if (batch.kind === 'join') return batch.sequences.map(sequence => sequence.first as SampledToken)
+    const sequences = batch.kind === 'prefill' ? batch.chunks.map(chunk => chunk.sequence) : batch.sequences
+    for (const sequence of sequences) {
+      this.#spans.running(sequence)
+      lock(sequence)
+    }
+    const { runner, log } = this.#options
+    this.#count(batch)
+    try {
+      if (batch.kind === 'decode') return (await runner.decode(batch.sequences)).value
+      await runner.prefill(batch.chunks)
+    } catch (err) {
+      log.error({ err }, 'forward pass failed')
+      runner.reset()
+      for (const sequence of sequences) fail(sequence, 'The engine failed to compute the request.', err)
+    }
+    return []
+  }
+
+  #count (batch: Exclude<Batch, { kind: 'join' }>): void {
+    this.steps[batch.kind]++
+    if (batch.kind === 'decode') this.steps.decodedTokens += batch.sequences.length
+    else this.steps.prefilledTokens += batch.chunks.reduce((sum, chunk) => sum + chunk.count, 0)
+  }
+
+  #postprocess (batch: Batch, results: readonly DecodeResult[]): void {
+    const { scheduler } = this.#options
+    if (batch.kind === 'prefill') {
+      for (const chunk of batch.chunks) {
+        if (unlock(chunk.sequence)) scheduler.prefilled(chunk)
+        else this.#retire(chunk.sequence)
+      }
+      return
+    }
+    for (const [i, sequence] of batch.sequences.entries()) {
+      const result = results[i]
+      if (batch.kind === 'decode') {
+        if (result !== undefined && 'error' in result) fail(sequence, `the model gave no usable result: ${result.error}`)
+        if (!unlock(sequence)) {
+          this.#retire(sequence)
+          continue
+        }
+        scheduler.decoded(sequence, (result as SampledToken).token)
+      }
+      this.#accept(sequence, result as SampledToken)
+    }
+  }
+
+  /** One more token: counted, passed on, and perhaps the last. */
+  #accept (sequence: Sequence, sampled: SampledToken): void {
+    sequence.first ??= sampled
+    this.#spans.sampled(sequence)
+    const outcome = stopOutcome(sequence, sampled, this.maxLength)
+    if (outcome === undefined) return
+    finish(sequence, outcome)
+    this.#retire(sequence)
+  }
+
+  /** The one exit: frees what the sequence held, then ends its request's part. */
+  #retire (sequence: Sequence): void {
+    if (!this.#live.delete(sequence)) return
+    const { scheduler, features } = this.#options
+    scheduler.remove(sequence)
+    for (const item of sequence.media) {
+      if (item.features !== undefined) features.unref(item.features)
+      item.features = undefined
+    }
+    end(sequence)
+    const outcome = sequence.outcome as Outcome
+    this.#spans.ended(sequence, outcome)
+    sequence.sink.onEnd(sequence, outcome)
+    if (this.#live.size === 0) for (const resolve of this.#onIdle.splice(0)) resolve()
+    this.wake()
   }
 
   /** Sequences that have not ENDED. */
@@ -58,7 +154,7 @@ export class LlmEngine {
     return ++this.#lastId
   }
 
-  /** Longest prompt plus output that can be run here. */
+  /** Longest prompt plus output that can run here. */
   get maxLength (): number {
     return Math.min(this.#options.maxPositions, this.#options.scheduler.maxTokens)
   }
@@ -69,8 +165,8 @@ export class LlmEngine {
   }
 
   /**
-   * Starts a sequence in the state that what it brings asks for. It takes over the references to features it comes with.
-   * Prompt and output must fit in `maxLength`.
+   * Takes over a sequence and the references to features that it comes with. It starts in migration when its features, or
+   * its keys and values, lie in another engine. Prompt and output must fit in `maxLength`.
    */
   submit (init: SequenceInit): Sequence {
     const has = { encoderResult: init.media.some(item => item.source !== undefined), migrationRequest: init.migration !== undefined }
@@ -82,7 +178,7 @@ export class LlmEngine {
     return sequence
   }
 
-  /** Cancels a sequence or lets it fail; at once, or when it leaves the state in which it is read or written. */
+  /** Cancels a sequence or makes it fail: at once, or after the forward pass or transfer that is using its blocks. */
   interrupt (sequence: Sequence, interruption: Extract<Outcome, { kind: 'stopped' | 'aborted' }>): void {
     const done = interrupt(sequence, interruption)
     this.#migration.cancel(sequence)
@@ -94,96 +190,13 @@ export class LlmEngine {
     this.wake()
   }
 
-  /** Blocks were given back from outside: those who wait for room may have it now. */
+  /** There may be work: a sequence was added, or blocks were freed. */
   wake (): void {
     this.#wake?.()
   }
 
-  async #run (): Promise<void> {
-    while (!this.#closed) {
-      const plan = this.#options.scheduler.schedule()
-      if (plan === undefined) await new Promise<void>(resolve => { this.#wake = resolve })
-      else await this.#step(plan)
-    }
-  }
-
-  async #step (plan: Plan): Promise<void> {
-    if (plan.kind === 'join') {
-      for (const sequence of plan.sequences) this.#accept(sequence, sequence.first as SampledToken)
-      return
-    }
-    const sequences = plan.kind === 'prefill' ? plan.chunks.map(chunk => chunk.sequence) : plan.sequences
-    for (const sequence of sequences) {
-      this.#traces.running(sequence)
-      lock(sequence)
-    }
-    let results: DecodeResult[]
-    try {
-      results = await this.#forward(plan)
-    } catch (err) {
-      this.#options.log.error({ err }, 'forward pass failed')
-      this.#options.runner.reset()
-      const error = new EngineError('internal', 'The engine failed to compute the request.', { cause: err })
-      for (const sequence of sequences) sequence.interruption ??= { kind: 'aborted', error }
-      results = []
-    }
-    if (plan.kind === 'prefill') for (const chunk of plan.chunks) this.#afterPrefill(chunk)
-    else plan.sequences.forEach((sequence, i) => this.#afterDecode(sequence, results[i]))
-  }
-
-  async #forward (plan: Exclude<Plan, JoinPlan>): Promise<DecodeResult[]> {
-    const { runner } = this.#options
-    if (plan.kind === 'decode') {
-      this.steps.decode++
-      this.steps.decodedTokens += plan.sequences.length
-      return (await runner.decode(plan.sequences)).value
-    }
-    this.steps.prefill++
-    this.steps.prefilledTokens += plan.chunks.reduce((sum, chunk) => sum + chunk.count, 0)
-    await runner.prefill(plan.chunks)
-    return []
-  }
-
-  #afterPrefill (chunk: Extract<Plan, { kind: 'prefill' }>['chunks'][number]): void {
-    if (unlock(chunk.sequence)) this.#options.scheduler.prefilled(chunk)
-    else this.#retire(chunk.sequence)
-  }
-
-  #afterDecode (sequence: Sequence, result: DecodeResult | undefined): void {
-    if (result !== undefined && 'error' in result) {
-      sequence.interruption ??= { kind: 'aborted', error: new EngineError('internal', `the model gave no usable result: ${result.error}`) }
-    }
-    if (!unlock(sequence)) return this.#retire(sequence)
-    const sampled = result as Exclude<DecodeResult, { error: string }>
-    this.#options.scheduler.decoded(sequence, sampled.token)
-    this.#accept(sequence, sampled)
-  }
-
-  /** One more token, sampled here or (the first of a migrated sequence) by P: told, counted, and perhaps the last. */
-  #accept (sequence: Sequence, sampled: SampledToken): void {
-    sequence.first ??= sampled
-    this.#traces.sampled(sequence)
-    const outcome = stopOutcome(sequence, sampled, this.maxLength)
-    if (outcome === undefined) return
-    finish(sequence, outcome)
-    this.#retire(sequence)
-  }
-
-  /** The one exit: frees what the sequence held, then tells whoever waits for it. */
-  #retire (sequence: Sequence): void {
-    if (!this.#live.delete(sequence)) return
-    const { scheduler, features } = this.#options
-    scheduler.remove(sequence)
-    for (const item of sequence.media) {
-      if (item.features !== undefined) features.unref(item.features)
-      item.features = undefined
-    }
-    end(sequence)
-    const outcome = sequence.outcome as Outcome
-    this.#traces.ended(sequence, outcome)
-    sequence.sink.onEnd(sequence, outcome)
-    if (this.#live.size === 0) for (const resolve of this.#onIdle.splice(0)) resolve()
-    this.wake()
+  async #woken (): Promise<void> {
+    await new Promise<void>(resolve => { this.#wake = resolve })
   }
 
   /** Resolves when no sequence is live. */
@@ -211,7 +224,12 @@ export class LlmEngine {
   }
 }
 
-/** Whether the token just sampled ends the sequence. A token that ends it by id is not shown to the sink: it is no text. */
+/** A locked sequence failed; the first reason counts. It takes effect when the sequence is unlocked. */
+function fail (sequence: Sequence, message: string, cause?: unknown): void {
+  sequence.interruption ??= { kind: 'aborted', error: new EngineError('internal', message, { cause }) }
+}
+
+/** Whether the token just sampled ends the sequence. A token that ends it by id is no text, so the sink does not get it. */
 function stopOutcome (sequence: Sequence, sampled: SampledToken, maxLength: number): Extract<Outcome, { kind: 'stop' | 'length' }> | undefined {
   const { ignoreEos, eosIds, stopIds } = sequence.sampling
   if (!ignoreEos && eosIds.includes(sampled.token)) return { kind: 'stop', reason: 'eos' }

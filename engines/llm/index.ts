@@ -21,7 +21,7 @@ import type { Runner } from './runner/runner.ts'
 import { kvBlockElements, type RunnerShape } from './runner/shape.ts'
 import {
   DEFAULT_KV_BYTES, DEFAULT_MAX_PREFILL_TOKENS, DEFAULT_MAX_QUEUE, featurePool, MIGRATIONS, openP2P, openRuntime, PULL_TIMEOUT_MS, ROOM_TIMEOUT_MS, runnerShape
-} from './runtime.ts'
+} from './setup.ts'
 import { Scheduler } from './scheduler/scheduler.ts'
 
 export { LlmService, type LlmRuntime } from './api/llm-service.ts'
@@ -29,7 +29,7 @@ export { LlmService, type LlmRuntime } from './api/llm-service.ts'
 export const DEFAULT_MAX_BATCH_SIZE = 32
 export const DEFAULT_BLOCK_TOKENS = 16
 
-/** What only tests and measurements set. */
+/** Set by tests and measurements only. */
 export interface LlmTuning {
   /** Prompt tokens of one prefill step. @default 256 */
   readonly maxPrefillTokens?: number
@@ -46,12 +46,12 @@ function kvPool (options: EngineOptions, shape: RunnerShape, model: LoadedModel)
   return new BlockPool({ name: 'kv', numBlocks, blockBytes })
 }
 
-/** A decode engine never has features; its session worker is given one block to look at. */
+/** A decode engine has no features; its session worker still needs a pool, of one block. */
 function featuresOf (options: EngineOptions, model: LoadedModel): FeatureCache {
   return new FeatureCache(featurePool(options.role === 'decode' ? { ...options, featureBlocks: 1 } : options, model))
 }
 
-/** How sequences of this role bring what was computed elsewhere: a decode engine keys and values, the others features. */
+/** What sequences of this role get from other engines: keys and values in a decode engine, features in the others. */
 function migrationPath (role: LlmRole, features: FeatureCache, scheduler: Scheduler, link: BlockLinkOptions, sizes: { blockTokens: number, rowBytes: number, roomTimeoutMs: number }): MigrationPath {
   if (role === 'decode') return new KvMigration({ ...link, ...sizes, reserve: async (sequence, options) => await scheduler.reserve(sequence, options) })
   return new FeatureMigration(new FeatureFetcher({ ...link, ...sizes, features, blockTokens: FEATURE_BLOCK_TOKENS }))
@@ -64,8 +64,8 @@ function llmRole ({ role }: EngineOptions): LlmRole {
 }
 
 /**
- * An LLM engine over a model folder, of role hybrid, prefill or decode. Resolves when it can be asked about; `ready` when
- * it can generate. With `vision: false`, and always with role decode, the vision encoder's file is never opened and may
+ * An LLM engine over a model folder, of role hybrid, prefill or decode. Resolves when `info` and `gauges` work; it can
+ * generate when its `ready` resolves. With `vision: false`, and always with role decode, the vision encoder's file is never opened and may
  * be missing.
  * @throws ModelError naming the file that is missing or wrong; EngineError `unsupported` for a role it does not have.
  */

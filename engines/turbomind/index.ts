@@ -10,12 +10,12 @@ import type { Runner } from '../llm/runner/runner.ts'
 import { kvBlockElements } from '../llm/runner/shape.ts'
 import {
   DEFAULT_KV_BYTES, DEFAULT_MAX_PREFILL_TOKENS, DEFAULT_MAX_QUEUE, featurePool, MIGRATIONS, openP2P, openRuntime, PULL_TIMEOUT_MS, ROOM_TIMEOUT_MS, runnerShape
-} from '../llm/runtime.ts'
+} from '../llm/setup.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, loadModel, type LoadedModel } from '../models/index.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { parseDevice } from '../runtime/index.ts'
 import { EmbeddingTable } from './input-embeddings.ts'
-import { FeatureShim } from './shim/feature-shim.ts'
+import { FeatureShim } from './feature-shim.ts'
 import { SlotScheduler } from './slot-scheduler.ts'
 import { SlotTable } from './slot-table.ts'
 import { TurbomindEngine } from './turbomind-engine.ts'
@@ -24,7 +24,7 @@ export const DEFAULT_SLOTS = 16
 /** A session may be at least this long unless said otherwise, whatever memory that takes. */
 const MIN_SESSION_LEN = 2048
 
-/** What only tests and measurements set. */
+/** Set by tests and measurements only. */
 export interface TurbomindTuning {
   /** Idle slots keep their keys and values. @default true */
   readonly keepSessions?: boolean
@@ -40,14 +40,14 @@ function sessionLenOf (options: EngineOptions, model: LoadedModel, slots: number
   return Math.min(maxPositions, Math.max(MIN_SESSION_LEN, Math.floor(DEFAULT_KV_BYTES / slots / tokenBytes)))
 }
 
-/** Where pulls land, and where this engine's own vision encoder, if it has one, keeps its output. */
+/** Where pulls are written, and where this engine's own vision encoder, if it has one, keeps its output. */
 function stagingPool (options: EngineOptions, model: LoadedModel): BlockPool {
   if (options.vision) return featurePool(options, model)
   const { blockBytes } = featureBlockShape(model)
   return new BlockPool({ name: 'feature', numBlocks: options.featureBlocks ?? MIGRATIONS * featureBlocksFor(model.maxTokensPerItem), blockBytes })
 }
 
-/** The persistent batch, and the pool its slots lie in: a slot is a block as long as a session, so keys and values of a sequence lie in one piece. */
+/** The persistent batch and its pool. A slot is a block as long as a session, so the keys and values of a sequence are contiguous. */
 function persistentBatch (options: EngineOptions, model: LoadedModel, keepSessions: boolean): { scheduler: SlotScheduler, pool: BlockPool, maxBatchSize: number } {
   const maxBatchSize = options.maxBatchSize ?? Math.min(DEFAULT_SLOTS, options.kvBlocks ?? DEFAULT_SLOTS)
   const numBlocks = options.kvBlocks ?? maxBatchSize
@@ -60,7 +60,7 @@ function persistentBatch (options: EngineOptions, model: LoadedModel, keepSessio
 
 /**
  * A TurboMind-like engine over a model folder: a persistent batch of slots, each with a contiguous KV region for a whole
- * session. Of role hybrid only. Resolves when it can be asked about; `ready` when it can generate.
+ * session. Of role hybrid only. Resolves when `info` and `gauges` work; it can generate when its `ready` resolves.
  * @throws ModelError naming the file that is missing or wrong; EngineError `unsupported` for a role it does not have.
  */
 export async function createTurbomindEngine (options: EngineOptions, tuning: TurbomindTuning = {}): Promise<LlmService> {

@@ -1,10 +1,12 @@
+import type { BlockPool } from '../cache/block-pool.ts'
 import { bytesOf, elementsOver, type Elements, type ElementType } from '../llm/runner/elements.ts'
 import type { FeatureRows } from '../llm/runner/prefill.ts'
-import type { Sequence, SequenceMedia, PrefillChunk } from '../llm/sequence/sequence.ts'
+import type { SequenceMedia } from '../llm/sequence/prompt.ts'
+import type { PrefillChunk, Sequence } from '../llm/sequence/sequence.ts'
 
 /**
- * Media of a prompt as LMDeploy's TurboMind takes them from Python (`async_stream_infer`): `input_embeddings[i]`, a
- * tensor of [end - begin, hidden], stands in the place of tokens `[begin, end)` = `input_embedding_ranges[i]`.
+ * Media of a prompt in the form that LMDeploy's TurboMind takes from Python (`async_stream_infer`): `input_embeddings[i]`, a
+ * tensor of [end - begin, hidden], replaces the embeddings of tokens `[begin, end)` = `input_embedding_ranges[i]`.
  */
 export interface InputEmbeddings {
   readonly input_embeddings: readonly Elements[]
@@ -16,10 +18,20 @@ export function newTensor (rows: number, hiddenSize: number, dtype: ElementType)
   return elementsOver(dtype, new SharedArrayBuffer(rows * hiddenSize * bytesOf(dtype)))
 }
 
-/** The tensors of the sequences under way: the shim puts them in, the engine reads them by token ranges. */
+/** Copies the `rows` rows that begin in `blocks` of a feature pool to a plain tensor. */
+export function copyToTensor (pool: BlockPool, blocks: readonly number[], rows: number, hiddenSize: number, dtype: ElementType): Elements {
+  const tensor = newTensor(rows, hiddenSize, dtype)
+  const bytes = new Uint8Array(tensor.buffer, tensor.byteOffset, tensor.byteLength)
+  for (let at = 0, b = 0; at < bytes.length; at += pool.blockBytes, b++) {
+    bytes.set(pool.bytes(blocks[b] as number).subarray(0, bytes.length - at), at)
+  }
+  return tensor
+}
+
+/** The tensors of live sequences: the shim puts them in, the engine reads them by token ranges. */
 export class EmbeddingTable {
   readonly #hiddenSize: number
-  /** As long as its sequence is remembered by anybody, and no longer. */
+  /** Weak: a tensor is freed with its sequence. */
   readonly #tensors = new WeakMap<SequenceMedia, Elements>()
   readonly #inputs = new WeakMap<Sequence, InputEmbeddings>()
 
@@ -33,7 +45,7 @@ export class EmbeddingTable {
     this.#tensors.set(media, tensor)
   }
 
-  /** What TurboMind would be called with. @throws when a tensor is not here yet. */
+  /** The arguments that TurboMind would get. @throws when a tensor is missing. */
   inputsOf (sequence: Sequence): InputEmbeddings {
     let inputs = this.#inputs.get(sequence)
     if (inputs === undefined) this.#inputs.set(sequence, inputs = this.#build(sequence))

@@ -1,6 +1,6 @@
 import type { Sequence } from '../llm/sequence/sequence.ts'
 
-/** A stretch of tokens that stand for a media item: what they mean is its content. */
+/** Tokens that stand for rows of a media item; their meaning is its content. */
 interface MediaMark {
   readonly start: number
   readonly length: number
@@ -8,11 +8,11 @@ interface MediaMark {
   readonly contentHash: string
 }
 
-/** What the keys and values in a slot were computed from. */
+/** What the keys and values in an idle slot were computed from. */
 export interface KeptTokens {
   readonly tokens: readonly number[]
   readonly marks: readonly MediaMark[]
-  /** Of another tenant nothing is ever reused. */
+  /** Tenants share nothing. */
   readonly cacheSalt: string
 }
 
@@ -29,7 +29,7 @@ function same (a: MediaMark, b: MediaMark): boolean {
   return a.start === b.start && a.length === b.length && a.offset === b.offset && a.contentHash === b.contentHash
 }
 
-/** How many leading tokens of a sequence mean the same as what is kept; its last token is never counted, as a step has to compute it. */
+/** How many leading tokens of a sequence have the same meaning as those kept, without its last token, which a step has to compute. */
 export function commonPrefix (kept: KeptTokens, sequence: Sequence): number {
   if (kept.cacheSalt !== sequence.cacheSalt) return 0
   let end = Math.min(kept.tokens.length, sequence.length - 1)

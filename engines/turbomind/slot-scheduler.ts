@@ -1,6 +1,5 @@
-import type { BatchScheduler, Plan } from '../llm/scheduler/batch-scheduler.ts'
+import { prefillChunks, type Batch, type BatchScheduler } from '../llm/scheduler/batch-scheduler.ts'
 import type { BlockStats } from '../llm/blocks/block-manager.ts'
-import { prefillChunks } from '../llm/scheduler/prefill-chunks.ts'
 import type { Sequence, PrefillChunk } from '../llm/sequence/sequence.ts'
 import { admit } from '../llm/sequence/states.ts'
 import type { SlotTable } from './slot-table.ts'
@@ -8,7 +7,7 @@ import type { SlotTable } from './slot-table.ts'
 export interface SlotSchedulerOptions {
   /** Tokens a slot has room for. */
   readonly sessionLen: number
-  /** Most sequences that are RUNNING; further slots only keep idle ones. */
+  /** Most sequences that are RUNNING; further slots keep idle sessions only. */
   readonly maxBatchSize: number
   /** LMDeploy's `max_prefill_token_num`: most prompt tokens of one step, so that a long prompt does not hold up those that decode. */
   readonly maxPrefillTokens: number
@@ -16,8 +15,8 @@ export interface SlotSchedulerOptions {
 
 /**
  * The persistent batch: sequences join it in order of arrival when there is a slot, and leave it between any two steps.
- * Having a slot is having room for the whole session, so nobody is ever put out again. Prefill and decode steps
- * alternate while there is work for both.
+ * A slot has room for the whole session, so no running sequence is ever evicted. Prefill and decode steps alternate while
+ * there is work for both.
  */
 export class SlotScheduler implements BatchScheduler {
   readonly slots: SlotTable
@@ -57,7 +56,7 @@ export class SlotScheduler implements BatchScheduler {
   }
 
   add (sequence: Sequence): void {
-    // Ids are given out in order of arrival: one whose features took their time goes back to its place.
+    // Ids count up in order of arrival; a sequence that had to wait for its features still gets its place in it.
     const after = this.#waiting.findIndex(other => other.id > sequence.id)
     this.#waiting.splice(after < 0 ? this.#waiting.length : after, 0, sequence)
   }
@@ -73,7 +72,7 @@ export class SlotScheduler implements BatchScheduler {
     sequence.computed = 0
   }
 
-  schedule (): Plan | undefined {
+  schedule (): Batch | undefined {
     this.#join()
     const decoding = this.#running.filter(sequence => sequence.prefillLeft === 0)
     if (!(decoding.length > 0 && this.#lastWasPrefill)) {
@@ -92,7 +91,7 @@ export class SlotScheduler implements BatchScheduler {
       const sequence = this.#waiting.shift()
       if (sequence === undefined) return
       const place = this.slots.take(sequence)
-      if (place === undefined) throw new Error('a slot was promised and is not there')
+      if (place === undefined) throw new Error('the slot table has room but no slot')
       sequence.blocks = [place.slot]
       sequence.computed = sequence.cachedTokens = place.reused
       sequence.times.admitted = performance.now()

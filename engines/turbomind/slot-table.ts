@@ -19,7 +19,7 @@ export class SlotTable {
   readonly #keep: boolean
   /** Slot -> what it keeps, least recently used first (a Map iterates in insertion order). */
   readonly #idle = new Map<number, KeptTokens>()
-  /** Times an idle slot lost what it kept to a sequence that had no use for it. */
+  /** Times an idle slot was given to a sequence that reuses nothing of it. */
   evictions = 0
 
   /** `keep: false`: a slot is free when its sequence has ended. */
@@ -32,12 +32,12 @@ export class SlotTable {
     return { total: this.pool.total, free: this.pool.free, cached: this.#idle.size }
   }
 
-  /** Is there a slot for one more sequence? */
+  /** There is a slot for one more sequence. */
   get hasRoom (): boolean {
     return this.pool.free + this.#idle.size > 0
   }
 
-  /** A slot: the idle one that saves most, else a free one, else the idle one that was used least recently. Undefined when all are in use. */
+  /** The idle slot with the longest reusable prefix, else a free one, else the least recently used idle one. Undefined when all are in use. */
   take (sequence: Sequence): Place | undefined {
     const best = this.#bestMatch(sequence)
     if (best !== undefined) {
@@ -53,7 +53,7 @@ export class SlotTable {
     return { slot: oldest, reused: 0 }
   }
 
-  /** A continued conversation loses nothing. One that only shares its beginning must not cost another one more than it saves. */
+  /** Overwriting an idle slot must save at least as many tokens as it discards. */
   #bestMatch (sequence: Sequence): Place | undefined {
     let best: Place | undefined
     for (const [slot, kept] of this.#idle) {
@@ -63,14 +63,14 @@ export class SlotTable {
     return best
   }
 
-  /** The sequence has ended: its slot keeps what was computed, or is free when that is nothing, or not to be relied on. */
+  /** The sequence has ended: its slot becomes idle, or free when nothing was computed or the sequence failed. */
   giveBack (slot: number, sequence: Sequence): void {
     if (this.#idle.has(slot) || !this.pool.isAllocated(slot)) throw new Error(`slot ${slot} is not in use`)
     if (this.#keep && sequence.computed > 0 && sequence.outcome?.kind !== 'aborted') this.#idle.set(slot, keptTokens(sequence))
     else this.pool.release([slot])
   }
 
-  /** Forgets what idle slots keep. */
+  /** Frees the idle slots. */
   clear (): void {
     this.pool.release([...this.#idle.keys()])
     this.#idle.clear()

@@ -1,8 +1,7 @@
 import { LlmEngine, type LlmEngineOptions } from '../llm/engine.ts'
 import type { ElementType } from '../llm/runner/elements.ts'
 import type { Sequence, SequenceInit } from '../llm/sequence/sequence.ts'
-import { newTensor, type EmbeddingTable } from './input-embeddings.ts'
-import { copyOut } from './shim/copy-out.ts'
+import { copyToTensor, type EmbeddingTable } from './input-embeddings.ts'
 
 export interface TurbomindEngineOptions extends LlmEngineOptions {
   readonly embeddings: EmbeddingTable
@@ -11,9 +10,8 @@ export interface TurbomindEngineOptions extends LlmEngineOptions {
 }
 
 /**
- * The loops of the PyTorch-like engine over a persistent batch of slots. It holds no feature blocks: what this engine's
- * own vision encoder made is copied to a plain tensor before the sequence starts, as LMDeploy's ImageEncoder hands
- * features to TurboMind.
+ * The loops of the PyTorch-like engine over a persistent batch of slots. It holds no feature blocks: the output of its own
+ * vision encoder is copied to a plain tensor before the sequence starts, as LMDeploy's ImageEncoder does for TurboMind.
  */
 export class TurbomindEngine extends LlmEngine {
   readonly #own: TurbomindEngineOptions
@@ -27,9 +25,7 @@ export class TurbomindEngine extends LlmEngine {
     const { features, embeddings, hiddenSize, dtype } = this.#own
     for (const media of init.media) {
       if (media.features === undefined) continue
-      const tensor = newTensor(media.numTokens, hiddenSize, dtype)
-      copyOut(features.pool, media.features.blocks, tensor)
-      embeddings.put(media, tensor)
+      embeddings.put(media, copyToTensor(features.pool, media.features.blocks, media.numTokens, hiddenSize, dtype))
       features.unref(media.features)
       media.features = undefined
     }

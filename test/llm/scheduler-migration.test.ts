@@ -13,8 +13,8 @@ t.test('a migrated sequence runs with its prompt computed and P\'s token first; 
   while (s.evictions === 0) t.equal(step(s)?.kind, 'decode')
   t.match(b, { state: 'WAITING', blocks: [], evictions: 1 }, 'the newest')
   const { length } = b
-  t.equal(b.spilled?.blocks.length, Math.ceil((length - 1) / BLOCK), 'the blocks in use and no others')
-  t.equal(s.stats.spilled, b.spilled?.blocks.length)
+  t.equal(b.spilled?.length, Math.ceil((length - 1) / BLOCK), 'the blocks in use and no others')
+  t.equal(s.stats.spilled, b.spilled?.length)
   for (const block of count(0, 6)) if (!a.blocks.includes(block)) s.blocks.pool.bytes(block).fill(255)
   finish(a, { kind: 'length' })
   s.remove(a)

@@ -41,7 +41,7 @@ t.test('without caching nothing outlives its last reference', async t => {
 
 t.test('a block hash covers what came before, the ids, and what the media are', async t => {
   const span = (contentHash: string): Pick<Sequence, 'spans' | 'media'> => ({
-    spans: [{ item: 0, start: 2, length: 4, offset: 0 }], media: [{ contentHash, numTokens: 4, source: undefined, features: undefined }]
+    spans: [{ item: 0, start: 2, length: 4, offset: 0 }], media: [{ contentHash, numTokens: 4, grid: [] }]
   })
   const none = { spans: [], media: [] }
   const tokens = count(0, 8)

@@ -16,7 +16,7 @@ export function sequence (prompt: readonly number[], init: Partial<SequenceInit>
   return new Sequence({
     id: ++lastId,
     requestId: 'r',
-    prompt,
+    tokens: prompt,
     positions: { axes: 1, values: Int32Array.from(prompt.keys()), next: prompt.length },
     spans: [],
     media: [],

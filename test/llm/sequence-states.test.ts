@@ -8,7 +8,7 @@ function sequence (state: SequenceState): Sequence {
   return new Sequence({
     id: 1,
     requestId: 'r',
-    prompt: [1, 2, 3],
+    tokens: [1, 2, 3],
     positions: { axes: 1, values: Int32Array.of(0, 1, 2), next: 3 },
     spans: [],
     media: [],

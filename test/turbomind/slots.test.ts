@@ -14,7 +14,7 @@ function sequence (prompt: readonly number[], init: Partial<SequenceInit> = {}):
   return new Sequence({
     id: ++lastId,
     requestId: 'r',
-    prompt,
+    tokens: prompt,
     positions: { axes: 1, values: Int32Array.from(prompt.keys()), next: prompt.length },
     spans: [],
     media: [],
@@ -136,7 +136,7 @@ t.test('an idle slot keeps its keys and values: the next turn of the conversatio
 
 t.test('a slot is reused for the same media, the same tenant and no less than it would lose', async t => {
   const picture = (hash: string): Partial<SequenceInit> => ({
-    spans: [{ item: 0, start: 4, length: 8, offset: 0 }], media: [{ contentHash: hash, numTokens: 8, source: undefined, features: undefined }]
+    spans: [{ item: 0, start: 4, length: 8, offset: 0 }], media: [{ contentHash: hash, numTokens: 8, grid: [] }]
   })
   const prompt = [...count(0, 4), ...count(0, 8).map(() => 99), ...count(20, 28)]
   const cachedAfter = (firstInit: Partial<SequenceInit>, second: Sequence, keep = true): number | undefined => {
@@ -212,7 +212,7 @@ t.test('any order of arrivals and cancellations: no request waits for ever, and 
 
 t.test('embeddings are named by ranges of token positions, and a chunk gets its part of them', async t => {
   const table = new EmbeddingTable(2)
-  const media = [5, 3].map((numTokens, i) => ({ contentHash: String(i), numTokens, source: undefined, features: undefined }))
+  const media = [5, 3].map((numTokens, i) => ({ contentHash: String(i), numTokens, grid: [] }))
   const one = sequence(count(0, 20), { media, spans: [{ item: 0, start: 2, length: 3, offset: 0 }, { item: 0, start: 7, length: 2, offset: 3 }, { item: 1, start: 10, length: 3, offset: 0 }] })
   t.throws(() => table.inputsOf(one), /item 0 are not here/)
   for (const item of media) {

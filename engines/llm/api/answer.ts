@@ -17,7 +17,7 @@ export function answerHead (prefix: string, model: LoadedModel): AnswerHead {
 
 const DONE = 'data: [DONE]\n\n'
 
-/** Server-sent events; what happened since the last read goes out in one piece. */
+/** Server-sent events; all events since the last read go out in one chunk. */
 async function * stream (generation: Generation, shape: AnswerShape, includeUsage: boolean): AsyncGenerator<Buffer> {
   const opened = new Set<number>()
   for await (const events of generation.events()) {
@@ -48,7 +48,7 @@ async function collect (generation: Generation, shape: AnswerShape): Promise<obj
   return shape.whole(choices, generation.usage())
 }
 
-/** The answer to a request whose sequences have been submitted. @throws what they fail with before the first token. */
+/** The answer of submitted sequences. @throws what they fail with before the first token. */
 export async function answer (generation: Generation, shape: AnswerShape, options: { stream: boolean, includeUsage: boolean }): Promise<ChatAnswer> {
   if (!options.stream) return { status: 200, json: await collect(generation, shape) }
   await generation.started()

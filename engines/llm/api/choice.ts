@@ -1,9 +1,9 @@
-import type { Detokenizer } from '../text/detokenizer.ts'
-import type { Outcome, Sequence, SequenceSink } from '../sequence/sequence.ts'
-import { StopStrings } from '../text/stop-strings.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
+import type { Outcome, Sequence, SequenceSink } from '../sequence/sequence.ts'
+import type { Detokenizer } from '../text/detokenizer.ts'
+import { StopStrings } from '../text/stop-strings.ts'
 
-/** What happened to one choice. `text` may be empty when the token's character is not complete yet. */
+/** One step of a choice. `text` is empty while the token's character is incomplete, or may begin a stop string. */
 export type ChoiceEvent =
   | { readonly type: 'token', readonly index: number, readonly text: string, readonly token: SampledToken }
   | { readonly type: 'end', readonly index: number, readonly text: string, readonly outcome: Outcome }
@@ -46,4 +46,26 @@ export class Choice implements SequenceSink {
 /** OpenAI's finish reason; undefined when the choice failed or was cancelled. */
 export function finishReason (outcome: Outcome): 'stop' | 'length' | undefined {
   return outcome.kind === 'stop' || outcome.kind === 'length' ? outcome.kind : undefined
+}
+
+/** Choice events on their way to one reader. Bounded by what the request may generate. */
+export class EventQueue {
+  #events: ChoiceEvent[] = []
+  #wake: (() => void) | undefined
+
+  push (event: ChoiceEvent): void {
+    this.#events.push(event)
+    this.#wake?.()
+  }
+
+  /** All events since the last call; waits for at least one. */
+  async take (): Promise<ChoiceEvent[]> {
+    if (this.#events.length === 0) {
+      await new Promise<void>(resolve => { this.#wake = resolve })
+      this.#wake = undefined
+    }
+    const events = this.#events
+    this.#events = []
+    return events
+  }
 }

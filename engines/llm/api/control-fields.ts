@@ -1,15 +1,14 @@
 /** The control fields of disaggregation: what a gateway adds to a client's body, by the role of the engine it sends it to. */
 import type { EngineRole } from '../../service/engine-service.ts'
-import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import { parseMigrationRequest } from './migration-request.ts'
-import { isEmpty, readBoolean, refuse, type Body } from './fields.ts'
-import type { MigrationRequest } from '../sequence/remote.ts'
+import { isEmpty, readBoolean, refuse, unsupported, type Json } from './fields.ts'
+import type { MigrationRequest } from '../sequence/prompt.ts'
 
 /** Roles of an engine that has a decoder. */
 export type LlmRole = Exclude<EngineRole, 'encoder'>
 
-/** What requests are read for. */
+/** The engine that reads the request. */
 export interface RequestTarget {
   readonly role: LlmRole
   readonly model: LoadedModel
@@ -20,19 +19,15 @@ export interface RequestTarget {
 export interface ControlFields {
   /** P: keep the KV blocks under a lease and answer a migration request. */
   readonly preserve: boolean
-  /** D: what P answered. */
+  /** D: the migration request that P answered. */
   readonly migration: MigrationRequest | undefined
-}
-
-function unsupported (param: string, message: string): never {
-  throw new EngineError('unsupported', message, { param })
 }
 
 /**
  * `logprobs`: the request asks for log probabilities.
  * @throws EngineError naming the field that is wrong, or that this role does not take.
  */
-export function readControl (body: Body, { role, model, blockTokens }: RequestTarget, logprobs: boolean): ControlFields {
+export function readControl (body: Json, { role, model, blockTokens }: RequestTarget, logprobs: boolean): ControlFields {
   const { encoder_result: encoderResult, migration_request: migrationRequest } = body
   if (!isEmpty(encoderResult) && !isEmpty(migrationRequest)) refuse('migration_request', '"encoder_result" and "migration_request" exclude each other')
   const preserve = readPreserve(body, role)
@@ -47,8 +42,8 @@ export function readControl (body: Body, { role, model, blockTokens }: RequestTa
   return { preserve, migration: parseMigrationRequest(migrationRequest, { model, blockTokens, logprobs }) }
 }
 
-/** LMDeploy's two switches. One without the other would keep blocks nobody hears of, or name blocks that are not kept. */
-function readPreserve (body: Body, role: LlmRole): boolean {
+/** LMDeploy's two switches. Only one of them would keep blocks without an answer that names them, or name blocks that are not kept. */
+function readPreserve (body: Json, role: LlmRole): boolean {
   const withCache = readBoolean(body, 'with_cache', false)
   const preserve = readBoolean(body, 'preserve_cache', false)
   if (!withCache && !preserve) return false

@@ -2,11 +2,10 @@ import { EngineError } from '../../service/errors.ts'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { ChatCall } from '../../service/engine-service.ts'
 import type { LlmEngine } from '../engine.ts'
+import type { Prompt } from '../sequence/prompt.ts'
 import type { SequenceInit } from '../sequence/sequence.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
-import { Choice, type ChoiceEvent } from './choice.ts'
-import { EventQueue } from './event-queue.ts'
-import type { Prompt } from './prompt.ts'
+import { Choice, EventQueue, type ChoiceEvent } from './choice.ts'
 import type { GenerationParams } from './sampling.ts'
 
 export interface GenerationParts {
@@ -30,15 +29,15 @@ export class Generation {
   readonly #prompts: readonly Prompt[]
   readonly #params: GenerationParams
   readonly #engine: LlmEngine
-  readonly #queue = new EventQueue<ChoiceEvent>()
-  /** Choices whose end was not read yet, and choices that have not ended. */
+  readonly #queue = new EventQueue()
+  /** Choices whose end has not been read, and choices that have not ended. */
   #left: number
   #live: number
   #first: ChoiceEvent[] | undefined
   readonly #onEnded: () => void
 
   /**
-   * Submits the sequences; the references to features that `prompts` come with are theirs from here on.
+   * Submits the sequences, which take over the references to features in `prompts`.
    * `onEnded` is called once, when no sequence is live any more.
    */
   constructor (parts: GenerationParts, call: ChatCall, prompts: readonly Prompt[], params: GenerationParams, onEnded: () => void) {
@@ -47,9 +46,9 @@ export class Generation {
     this.#engine = parts.engine
     this.#left = this.#live = prompts.length * params.n
     this.#onEnded = onEnded
-    // A sibling needs a reference of its own before the first one can end.
-    for (const prompt of prompts) {
-      for (const { entry } of prompt.media) if (entry !== undefined) for (let i = 1; i < params.n; i++) parts.features.ref(entry)
+    // Each of the n choices holds a reference; all are taken before the first choice can end.
+    for (const { media } of prompts) {
+      for (const { features } of media) if (features !== undefined) for (let i = 1; i < params.n; i++) parts.features.ref(features)
     }
     for (const prompt of prompts) for (let i = 0; i < params.n; i++) this.#submit(parts, call, prompt, i)
   }
@@ -61,16 +60,14 @@ export class Generation {
     })
     this.choices.push(choice)
     choice.sequence = engine.submit({
+      ...prompt,
+      // Each choice holds and releases its own references.
+      media: prompt.media.map(item => ({ ...item })),
       id: engine.nextId(),
       requestId: call.requestId,
-      prompt: prompt.ids,
-      positions: prompt.positions,
-      spans: prompt.spans,
-      media: prompt.media.map(({ contentHash, numTokens, source, entry }) => ({ contentHash, numTokens, source, features: entry })),
       cacheSalt: `tenant:${call.tenant ?? ''}`,
       sampling: { ...sampling, seed: (sampling.seed + i) >>> 0 },
-      maxTokens: Math.min(maxTokens ?? Infinity, engine.maxLength - prompt.ids.length),
-      migration: prompt.migration,
+      maxTokens: Math.min(maxTokens ?? Infinity, engine.maxLength - prompt.tokens.length),
       keep,
       context: call.context,
       sink: choice
@@ -82,7 +79,7 @@ export class Generation {
     if (event.type === 'end' && --this.#live === 0) this.#onEnded()
   }
 
-  /** Waits until the client may be told that it goes well; what fails before that can still be an HTTP status. */
+  /** Waits for the first token. A failure before that can still become an HTTP status. */
   async started (): Promise<void> {
     const events = await this.#queue.take()
     for (const event of events) if (event.type === 'end') this.#throwIfFailed(event)
@@ -121,9 +118,9 @@ export class Generation {
   }
 
   usage (): Usage {
-    const promptTokens = this.#prompts.reduce((sum, prompt) => sum + prompt.ids.length, 0)
+    const promptTokens = this.#prompts.reduce((sum, prompt) => sum + prompt.tokens.length, 0)
     const completionTokens = this.choices.reduce((sum, choice) => sum + (choice.sequence?.generated ?? 0), 0)
-    // What siblings share with the first of them is no cache hit of the request.
+    // Prefix blocks that the other choices share with the first are no cache hits of the request.
     const firsts = this.choices.filter((_, i) => i % this.#params.n === 0)
     return {
       prompt_tokens: promptTokens,
@@ -131,7 +128,7 @@ export class Generation {
       total_tokens: promptTokens + completionTokens,
       prompt_tokens_details: {
         cached_tokens: firsts.reduce((sum, choice) => sum + (choice.sequence?.cachedTokens ?? 0), 0),
-        image_tokens: this.#prompts.reduce((sum, prompt) => sum + prompt.imageTokens, 0)
+        image_tokens: this.#prompts.flatMap(prompt => prompt.media).reduce((sum, item) => sum + item.numTokens, 0)
       }
     }
   }

@@ -1,20 +1,12 @@
+import { MIGRATION_PROTOCOL } from '../../../adapters/wire/distserve.ts'
+import type { HandoffWire, MigrationRequestWire } from '../../../adapters/wire/results.ts'
 import type { Lease } from '../../cache/index.ts'
-import type { ChatCall } from '../../service/engine-service.ts'
 import type { LeaseGrants } from '../../cache/lease-grants.ts'
+import type { ChatCall } from '../../service/engine-service.ts'
 import type { LlmEngine } from '../engine.ts'
-import type { MigrationRequestWire } from './migration-request.ts'
-import type { KeptBlocks, Sequence } from '../sequence/sequence.ts'
-import { PROTOCOL_TCP } from './wire-fields.ts'
-import { finite } from './logprobs.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
-
-/** What P's answer has beside the completion: LMDeploy's members, and all that D needs. */
-export interface HandoffWire {
-  readonly cache_block_ids: readonly number[]
-  readonly remote_token_ids: readonly number[]
-  readonly cache_session_id: number
-  readonly migration_request: MigrationRequestWire
-}
+import type { KeptBlocks, Sequence } from '../sequence/sequence.ts'
+import { finite } from './logprobs.ts'
 
 export interface HandoffParts {
   readonly engineId: string
@@ -22,18 +14,18 @@ export interface HandoffParts {
   readonly engine: Pick<LlmEngine, 'wake'>
 }
 
-/** Leaves the KV blocks of a finished sequence under a lease and says what another engine needs to go on from there. */
+/** P -> D at P: puts the KV blocks of a finished sequence under a lease, and answers the migration request. */
 export class Handoff {
   readonly #parts: HandoffParts
   readonly #call: ChatCall
-  #left: { readonly sequence: Sequence, readonly lease: Lease } | undefined
+  #finished: { readonly sequence: Sequence, readonly lease: Lease } | undefined
 
   constructor (parts: HandoffParts, call: ChatCall) {
     this.#parts = parts
     this.#call = call
   }
 
-  /** The sequence has ended well; its blocks are the lease's from here on. */
+  /** Called when the sequence has completed; the lease owns its blocks from here on. */
   readonly keep = (sequence: Sequence, kept: KeptBlocks): void => {
     const { grants, engine } = this.#parts
     const free = (): void => {
@@ -41,20 +33,20 @@ export class Handoff {
       engine.wake()
     }
     const [lease] = grants.open(this.#call, [{ pool: 'kv', blocks: kept.blocks, free }])
-    this.#left = { sequence, lease: lease as Lease }
+    this.#finished = { sequence, lease: lease as Lease }
   }
 
-  /** For the answer; only after the sequence has ended well. */
+  /** Members to add to the answer; only after the sequence has completed. */
   answer (): HandoffWire {
-    if (this.#left === undefined) throw new Error('the sequence has left nothing')
-    const { sequence, lease: { id, sessionId, blocks } } = this.#left
+    if (this.#finished === undefined) throw new Error('the sequence has not completed')
+    const { sequence, lease: { id, sessionId, blocks } } = this.#finished
     const first = sequence.first as SampledToken
     return {
       cache_block_ids: blocks,
       remote_token_ids: [first.token],
       cache_session_id: sessionId,
       migration_request: {
-        protocol: PROTOCOL_TCP,
+        protocol: MIGRATION_PROTOCOL.tcp,
         remote_engine_id: this.#parts.engineId,
         epoch: this.#parts.grants.epoch,
         lease: id,

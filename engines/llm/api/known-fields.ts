@@ -1,36 +1,29 @@
-/** Which members a request may have. What a caller sends and we neither do nor may ignore is an error, never a silence. */
-import { EngineError } from '../../service/errors.ts'
-import { isEmpty, isObject, type Body } from './fields.ts'
+/** Which members a request may have. A member that is neither supported nor harmless is refused, never ignored. */
+import { CONTROL_FIELDS, TENANT_FIELD } from '../../../adapters/wire/results.ts'
+import { isEmpty, isObject, unsupported, type Json } from './fields.ts'
 
 const SAMPLING = [
   'model', 'n', 'seed', 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty', 'presence_penalty', 'frequency_penalty', 'logit_bias',
   'max_tokens', 'max_completion_tokens', 'min_tokens', 'min_new_tokens', 'stop', 'stop_token_ids', 'include_stop_str_in_output', 'ignore_eos',
-  'skip_special_tokens', 'logprobs', 'stream', 'stream_options', 'session_id', 'epd_tenant'
+  'skip_special_tokens', 'logprobs', 'stream', 'stream_options', 'session_id', TENANT_FIELD
 ]
 
-/** Hints that change nothing about the answer. */
+/** Accepted and ignored: they do not change the answer. */
 const IGNORED = [
   'user', 'metadata', 'store', 'service_tier', 'safety_identifier', 'prompt_cache_key', 'prompt_cache_retention', 'prediction', 'reasoning_effort', 'verbosity',
   'parallel_tool_calls', 'spaces_between_special_tokens', 'do_preprocess', 'enable_thinking', 'priority', 'request_id'
 ]
-
-/** Control fields of disaggregation; the gateway strips them from what clients send. */
-const CONTROL = ['encoder_result', 'migration_request', 'with_cache', 'preserve_cache']
 
 const CHAT = [
   'messages', 'top_logprobs', 'response_format', 'tools', 'tool_choice', 'functions', 'function_call', 'modalities', 'audio', 'web_search_options',
   'mm_processor_kwargs', 'media_io_kwargs', 'chat_template_kwargs', 'return_token_ids', 'return_logprob', 'return_routed_experts'
 ]
 
-export const CHAT_FIELDS: ReadonlySet<string> = new Set([...SAMPLING, ...IGNORED, ...CONTROL, ...CHAT])
-export const COMPLETION_FIELDS: ReadonlySet<string> = new Set([...SAMPLING, ...IGNORED, ...CONTROL, 'prompt', 'suffix', 'echo', 'best_of'])
+export const CHAT_FIELDS: ReadonlySet<string> = new Set([...SAMPLING, ...IGNORED, ...CONTROL_FIELDS, ...CHAT])
+export const COMPLETION_FIELDS: ReadonlySet<string> = new Set([...SAMPLING, ...IGNORED, ...CONTROL_FIELDS, 'prompt', 'suffix', 'echo', 'best_of'])
 
-function unsupported (param: string, message: string): never {
-  throw new EngineError('unsupported', message, { param })
-}
-
-/** Refuses what this engine can't do when it is really asked for. */
-export function refuseUnsupported (body: Body): void {
+/** Refuses known members that this engine does not support, unless their value asks for nothing. */
+export function refuseUnsupported (body: Json): void {
   const format = body.response_format
   if (!isEmpty(format) && (!isObject(format) || format.type !== 'text')) unsupported('response_format', '"response_format" must be { "type": "text" }: constrained output is not supported')
   for (const key of ['tools', 'functions', 'audio', 'web_search_options', 'return_token_ids', 'return_logprob', 'return_routed_experts', 'echo']) {

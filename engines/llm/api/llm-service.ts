@@ -14,7 +14,7 @@ import type { LlmRole, RequestTarget } from './control-fields.ts'
 import { Handoff } from './handoff.ts'
 import { readCall, readChat, readCompletion, type ParsedRequest } from './request.ts'
 import { Generation } from './generation.ts'
-import { PromptBuilder } from './prompt-builder.ts'
+import { buildPrompts } from './prompt-builder.ts'
 import { chatShape, completionShape } from './shape.ts'
 import type { BatchScheduler } from '../scheduler/batch-scheduler.ts'
 import type { ChatTemplate } from '../text/chat-template.ts'
@@ -23,7 +23,7 @@ import type { Runner } from '../runner/runner.ts'
 import { SEQUENCE_STATES } from '../sequence/states.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
 
-/** What a running engine is made of; built while `ready` is pending. */
+/** The parts of a running engine; built while `ready` is pending. */
 export interface LlmRuntime {
   readonly engine: LlmEngine
   readonly runner: Runner
@@ -50,19 +50,19 @@ export interface LlmServiceParts {
   readonly counters: EngineCounters
   readonly log: EngineLog
   readonly blockTokens: number
-  /** Requests' sequences that run or wait before `busy`. */
+  /** Most sequences that run or wait; further ones are refused as `busy`. */
   readonly maxLive: number
   readonly info: Pick<EngineInfo, 'feature' | 'kv'>
   readonly runtime: Promise<LlmRuntime>
 }
 
-/** A call between its arrival and the end of its last sequence. */
-interface Flight {
+/** A request from its arrival to the end of its last sequence. */
+interface OpenRequest {
   readonly stop: AbortController
   readonly sessionId: number | undefined
 }
 
-/** What links carry, by role; a name tells the kind of blocks and the protocol. */
+/** What links carry, by role, as `<kind of blocks>:<protocol>/<version>`. */
 const FEATURES = 'features:epd-zmq/1'
 const KV = 'kv:epd-zmq/1'
 const CARRIED: Readonly<Record<LlmRole, Pick<EngineInfo, 'produces' | 'accepts'>>> = {
@@ -84,7 +84,7 @@ export class LlmService implements EngineService {
   readonly #grants: LeaseGrants
   readonly #target: RequestTarget
   #runtime: LlmRuntime | undefined
-  readonly #flights = new Map<string, Flight>()
+  readonly #open = new Map<string, OpenRequest>()
   #closing: Promise<void> | undefined
 
   constructor (parts: LlmServiceParts) {
@@ -102,7 +102,7 @@ export class LlmService implements EngineService {
     this.ready.catch(() => {})
   }
 
-  /** The parts that run, for tests and figures; undefined until `ready`. */
+  /** The running parts, for tests and measurements; undefined until `ready`. */
   get runtime (): LlmRuntime | undefined {
     return this.#runtime
   }
@@ -166,17 +166,17 @@ export class LlmService implements EngineService {
     const { body, sessionId } = readCall(call.body, this.model)
     const request = read(body)
     const runtime = this.#runtime ?? await this.#parts.runtime
-    const stop = this.#open(call, sessionId)
+    const stop = this.#register(call, sessionId)
     const handoff = request.preserve ? new Handoff({ engineId: this.#parts.engineId, grants: this.#grants, engine: runtime.engine }, call) : undefined
     let generation: Generation
     try {
       this.#admit(runtime, request)
-      const builder = new PromptBuilder({ ...runtime, model: this.model, features: this.#parts.features, staging: this.#parts.staging })
-      const prompts = await builder.build(request, { signal: stop.signal, context: call.context, tenant: call.tenant })
-      const parts = { engine: runtime.engine, features: this.#parts.features, tokenizer: runtime.tokenizer, keep: handoff?.keep }
-      generation = new Generation(parts, call, prompts, request.params, () => this.#flights.delete(call.requestId))
+      const { features, staging } = this.#parts
+      const prompts = await buildPrompts(request, { ...runtime, model: this.model, features, staging }, { signal: stop.signal, context: call.context, tenant: call.tenant })
+      const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, keep: handoff?.keep }
+      generation = new Generation(parts, call, prompts, request.params, () => this.#open.delete(call.requestId))
     } catch (err) {
-      this.#flights.delete(call.requestId)
+      this.#open.delete(call.requestId)
       throw err
     }
     const onAbort = (): void => generation.cancel(stop.signal.reason as Error)
@@ -188,18 +188,18 @@ export class LlmService implements EngineService {
     return handoff !== undefined && 'json' in answered ? { ...answered, json: { ...answered.json as object, ...handoff.answer() } } : answered
   }
 
-  /** Registers a call; its signal aborts with an EngineError whoever aborts it. */
-  #open (call: ChatCall, sessionId: number | undefined): AbortController {
+  /** Registers a call. The controller's signal aborts with an EngineError, also when the client closed the request. */
+  #register (call: ChatCall, sessionId: number | undefined): AbortController {
     const { requestId, signal } = call
-    if (this.#flights.has(requestId)) throw new EngineError('invalid_request', `the request id ${requestId} is in use`)
-    if (sessionId !== undefined && [...this.#flights.values()].some(flight => flight.sessionId === sessionId)) {
+    if (this.#open.has(requestId)) throw new EngineError('invalid_request', `the request id ${requestId} is in use`)
+    if (sessionId !== undefined && [...this.#open.values()].some(request => request.sessionId === sessionId)) {
       throw new EngineError('invalid_request', `The session_id ${sessionId} is occupied.`, { param: 'session_id' })
     }
     const stop = new AbortController()
     const onAbort = (): void => stop.abort(EngineError.is(signal.reason) ? signal.reason : new EngineError('cancelled', 'the client closed the request'))
     if (signal.aborted) onAbort()
     else signal.addEventListener('abort', onAbort, { once: true })
-    this.#flights.set(requestId, { stop, sessionId })
+    this.#open.set(requestId, { stop, sessionId })
     return stop
   }
 
@@ -212,15 +212,15 @@ export class LlmService implements EngineService {
     }
   }
 
-  /** Also a request that was answered: whoever aborts it has not read the answer, and does not know its lease. */
+  /** Also ends the leases of a request that was answered: a caller that aborts it has not read the answer. */
   abort (requestId: string): boolean {
-    const flight = this.#flights.get(requestId)
-    flight?.stop.abort(new EngineError('cancelled', 'the request was aborted'))
-    return this.#grants.release(requestId) || flight !== undefined
+    const request = this.#open.get(requestId)
+    request?.stop.abort(new EngineError('cancelled', 'the request was aborted'))
+    return this.#grants.release(requestId) || request !== undefined
   }
 
   abortSession (sessionId: number): boolean {
-    const found = [...this.#flights].find(([, flight]) => flight.sessionId === sessionId)
+    const found = [...this.#open].find(([, request]) => request.sessionId === sessionId)
     return found !== undefined && this.abort(found[0])
   }
 
@@ -240,7 +240,7 @@ export class LlmService implements EngineService {
 
   async #close (): Promise<void> {
     const error = new EngineError('draining', 'the engine is shutting down')
-    for (const { stop } of this.#flights.values()) stop.abort(error)
+    for (const { stop } of this.#open.values()) stop.abort(error)
     const runtime = await this.#parts.runtime.catch(() => undefined)
     await runtime?.engine.close()
     await Promise.all([runtime?.runner.close(), runtime?.vision?.close()])

@@ -1,29 +1,10 @@
 import { DEFAULT_MAX_ITEMS } from '../../encoder/media-parts.ts'
-import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel, MediaSpan } from '../../models/family.ts'
-import { count, dict, integers, list, PROTOCOL_TCP, reject, remoteBlocks, text, type Dict } from './wire-fields.ts'
+import type { MigrationRequest, SequenceMedia } from '../sequence/prompt.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
-import type { MigratedMedia, MigrationRequest } from '../sequence/remote.ts'
+import { readObject, refuse, requireInteger, requireIntegers, requireList, requireRemoteBlocks, requireText, type Json } from './fields.ts'
 
-/** LMDeploy's members, then ours; snake_case, as it travels. */
-export interface MigrationRequestWire {
-  readonly protocol: typeof PROTOCOL_TCP
-  readonly remote_engine_id: string
-  readonly epoch: number
-  readonly lease: string
-  readonly remote_session_id: number
-  readonly remote_block_ids: readonly number[]
-  readonly remote_token_id: number
-  readonly is_dummy_prefill: false
-  readonly token_ids: readonly number[]
-  readonly next_position: number
-  readonly media: ReadonlyArray<{ readonly content_hash: string, readonly num_tokens: number }>
-  readonly media_spans: readonly MediaSpan[]
-  readonly cached_tokens: number
-  readonly first_token?: { readonly logprob: number, readonly top: ReadonlyArray<{ readonly token: number, readonly logprob: number }> }
-}
-
-const PARAM = 'migration_request'
+const PATH = 'migration_request'
 /** As many alternatives as a request may ask for. */
 const MAX_TOP = 20
 
@@ -35,70 +16,68 @@ export interface MigrationLimits {
   readonly logprobs: boolean
 }
 
-/** @throws EngineError `invalid_request` naming the member at fault. */
+/**
+ * Reads MigrationRequestWire (adapters/wire/results.ts).
+ * @throws EngineError `invalid_request` naming the member at fault.
+ */
 export function parseMigrationRequest (value: unknown, { model, blockTokens, logprobs }: MigrationLimits): MigrationRequest {
-  const entry = dict(value, 'a migration request', PARAM)
+  const entry = readObject(value, PATH, 'a migration request')
   const { vocab, maxPositions } = model.text
-  if (entry.is_dummy_prefill !== undefined && entry.is_dummy_prefill !== false) reject('"is_dummy_prefill" must be false: there would be nothing to pull', `${PARAM}.is_dummy_prefill`)
-  const tokens = integers(entry, 'token_ids', PARAM, { length: maxPositions, max: vocab - 1 })
-  if (tokens.length === 0) reject('"token_ids" must not be empty', `${PARAM}.token_ids`)
-  count(entry, 'remote_session_id', PARAM)
-  const remote = remoteBlocks(entry, PARAM)
+  if (entry.is_dummy_prefill !== undefined && entry.is_dummy_prefill !== false) refuse(`${PATH}.is_dummy_prefill`, '"is_dummy_prefill" must be false: there would be nothing to pull')
+  const tokens = requireIntegers(entry, 'token_ids', PATH, { length: maxPositions, max: vocab - 1 })
+  if (tokens.length === 0) refuse(`${PATH}.token_ids`, '"token_ids" must not be empty')
+  requireInteger(entry, 'remote_session_id', PATH)
+  const remote = requireRemoteBlocks(entry, PATH)
   const needed = Math.ceil(tokens.length / blockTokens)
   if (remote.blocks.length !== needed || new Set(remote.blocks).size !== needed) {
-    reject(`${tokens.length} tokens take ${needed} KV blocks of ${blockTokens}, ${remote.blocks.length} are named`, `${PARAM}.remote_block_ids`)
+    refuse(`${PATH}.remote_block_ids`, `${tokens.length} tokens take ${needed} KV blocks of ${blockTokens}, ${remote.blocks.length} are named`)
   }
-  const media = list(entry, 'media', PARAM, DEFAULT_MAX_ITEMS, (item, param) => readMedia(dict(item, 'a media item', param), param, maxPositions))
+  const media = requireList(entry, 'media', PATH, DEFAULT_MAX_ITEMS, (item, path) => readMedia(readObject(item, path, 'a media item'), path, maxPositions))
   return {
     ...remote,
     tokens,
-    next: count(entry, 'next_position', PARAM, { min: 1, max: tokens.length }),
+    next: requireInteger(entry, 'next_position', PATH, { min: 1, max: tokens.length }),
     media,
     spans: readSpans(entry, media, tokens.length),
-    cachedTokens: count(entry, 'cached_tokens', PARAM, { max: tokens.length }),
-    first: { token: count(entry, 'remote_token_id', PARAM, { max: vocab - 1 }), ...(logprobs ? readLogprobs(entry, vocab) : {}) }
+    cachedTokens: requireInteger(entry, 'cached_tokens', PATH, { max: tokens.length }),
+    first: { token: requireInteger(entry, 'remote_token_id', PATH, { max: vocab - 1 }), ...(logprobs ? readLogprobs(entry, vocab) : {}) }
   }
 }
 
-function readMedia (item: Dict, param: string, max: number): MigratedMedia {
-  return { contentHash: text(item, 'content_hash', param), numTokens: count(item, 'num_tokens', param, { min: 1, max }) }
+/** The features stay with P; the content hash is part of the prefix hashes. */
+function readMedia (item: Json, path: string, max: number): SequenceMedia {
+  return { contentHash: requireText(item, 'content_hash', path), numTokens: requireInteger(item, 'num_tokens', path, { min: 1, max }), grid: [] }
 }
 
-/** Spans lie inside the prompt, one after the other, and inside their items. */
-function readSpans (entry: Dict, media: readonly MigratedMedia[], length: number): MediaSpan[] {
+/** Spans lie inside the prompt, in order, without overlap, and inside their items. */
+function readSpans (entry: Json, media: readonly SequenceMedia[], length: number): MediaSpan[] {
   let end = 0
-  return list(entry, 'media_spans', PARAM, length, (value, param) => {
-    const span = dict(value, 'a media span', param)
-    const item = count(span, 'item', param)
+  return requireList(entry, 'media_spans', PATH, length, (value, path) => {
+    const span = readObject(value, path, 'a media span')
+    const item = requireInteger(span, 'item', path)
     const of = media[item]
-    if (of === undefined) reject(`"item" is ${item}, there are ${media.length} media items`, `${param}.item`)
-    const start = count(span, 'start', param, { min: end, max: length - 1 })
-    const size = count(span, 'length', param, { min: 1, max: length - start })
-    const offset = count(span, 'offset', param)
-    if (offset + size > of.numTokens) reject(`rows ${offset} to ${offset + size} are not in an item of ${of.numTokens} tokens`, `${param}.offset`)
+    if (of === undefined) refuse(`${path}.item`, `"item" is ${item}, there are ${media.length} media items`)
+    const start = requireInteger(span, 'start', path, { min: end, max: length - 1 })
+    const size = requireInteger(span, 'length', path, { min: 1, max: length - start })
+    const offset = requireInteger(span, 'offset', path)
+    if (offset + size > of.numTokens) refuse(`${path}.offset`, `rows ${offset} to ${offset + size} are not in an item of ${of.numTokens} tokens`)
     end = start + size
     return { item, start, length: size, offset }
   })
 }
 
-function readLogprobs (entry: Dict, vocab: number): Pick<SampledToken, 'logprob' | 'top'> {
-  const param = `${PARAM}.first_token`
-  const first = dict(entry.first_token, 'the request asks for log probabilities, so "first_token"', param)
-  const top = list(first, 'top', param, MAX_TOP, (value, at) => {
-    const candidate = dict(value, 'a candidate', at)
-    return { token: count(candidate, 'token', at, { max: vocab - 1 }), logprob: readLogprob(candidate, at) }
+function readLogprobs (entry: Json, vocab: number): Pick<SampledToken, 'logprob' | 'top'> {
+  const path = `${PATH}.first_token`
+  const first = readObject(entry.first_token, path, 'the request asks for log probabilities, so "first_token"')
+  const top = requireList(first, 'top', path, MAX_TOP, (value, at) => {
+    const candidate = readObject(value, at, 'a candidate')
+    return { token: requireInteger(candidate, 'token', at, { max: vocab - 1 }), logprob: readLogprob(candidate, at) }
   })
-  return { logprob: readLogprob(first, param), top }
+  return { logprob: readLogprob(first, path), top }
 }
 
-function readLogprob (entry: Dict, param: string): number {
+function readLogprob (entry: Json, path: string): number {
   const { logprob } = entry
-  if (typeof logprob !== 'number' || !Number.isFinite(logprob)) reject('"logprob" must be a number', `${param}.logprob`)
+  if (typeof logprob !== 'number' || !Number.isFinite(logprob)) refuse(`${path}.logprob`, '"logprob" must be a number')
   return logprob
-}
-
-/** The prompt of a migration request must leave room for what is to be generated here. */
-export function checkLength ({ tokens }: MigrationRequest, maxLength: number): void {
-  if (tokens.length < maxLength) return
-  throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; the migrated prompt alone has ${tokens.length}`, { param: `${PARAM}.token_ids` })
 }

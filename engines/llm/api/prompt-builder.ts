@@ -1,17 +1,18 @@
+/** From a checked request to prompts: template, tokens, media. */
 import type { Context } from '@opentelemetry/api'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { VisionRunner } from '../../encoder/vision.ts'
-import { EngineError } from '../../service/errors.ts'
 import { featureBlocksFor, type LoadedModel } from '../../models/family.ts'
-import type { ChatTemplate } from '../text/chat-template.ts'
+import { EngineError } from '../../service/errors.ts'
 import type { LlmEngine } from '../engine.ts'
-import type { Tokenizer } from '../text/tokenizer.ts'
-import { readPrompts } from './completion-prompts.ts'
-import { encodeText } from '../text/encode-text.ts'
-import { layOutPrompt, migratedPrompt, type Prompt, type PromptMedia } from './prompt.ts'
+import type { MigrationRequest, Prompt, SequenceMedia } from '../sequence/prompt.ts'
+import type { ChatTemplate } from '../text/chat-template.ts'
+import { encodeText, type Tokenizer } from '../text/tokenizer.ts'
+import { refuse } from './fields.ts'
+import { readPrompts } from './input.ts'
 import type { ParsedRequest } from './request.ts'
 
-export interface PromptBuilderParts {
+export interface PromptParts {
   readonly model: LoadedModel
   readonly tokenizer: Tokenizer
   readonly template: ChatTemplate
@@ -22,7 +23,7 @@ export interface PromptBuilderParts {
   readonly staging: boolean
 }
 
-export interface BuildCall {
+export interface PromptCall {
   readonly signal: AbortSignal
   readonly context: Context
   readonly tenant: string | undefined
@@ -30,58 +31,76 @@ export interface BuildCall {
 
 type ChatInput = Extract<ParsedRequest['input'], { kind: 'chat' }>
 
-/** From a checked request to prompts: template, tokens, media. Features this engine encodes come with one reference each. */
-export class PromptBuilder {
-  readonly #parts: PromptBuilderParts
+/** The prompts of a request. Media items that this engine encodes come with one reference each to their features. */
+export async function buildPrompts ({ input }: ParsedRequest, parts: PromptParts, call: PromptCall): Promise<Prompt[]> {
+  const { model, tokenizer, engine: { maxLength } } = parts
+  if (input.kind === 'chat') return [await chatPrompt(input, parts, call)]
+  if (input.kind === 'migrated') return [migratedPrompt(input.migration, maxLength)]
+  return readPrompts(input.body, model.text.vocab, text => encodeText(tokenizer, text, maxLength, 'prompt')).map(ids => layOutPrompt(ids, [], model, maxLength, 'prompt'))
+}
 
-  constructor (parts: PromptBuilderParts) {
-    this.#parts = parts
+async function chatPrompt (input: ChatInput, parts: PromptParts, call: PromptCall): Promise<Prompt> {
+  const { model, tokenizer, template, features, engine: { maxLength } } = parts
+  // Errors in the text show before any picture is fetched.
+  const tokens = encodeText(tokenizer, template.render(input.messages, input.kwargs), maxLength, 'messages')
+  const media = await mediaOf(input, parts, call)
+  try {
+    call.signal.throwIfAborted()
+    return layOutPrompt(tokens, media, model, maxLength, 'messages')
+  } catch (err) {
+    for (const item of media) if (item.features !== undefined) features.unref(item.features)
+    throw err
   }
+}
 
-  async build (request: ParsedRequest, call: BuildCall): Promise<Prompt[]> {
-    const { model, tokenizer, engine } = this.#parts
-    const { input } = request
-    if (input.kind === 'chat') return [await this.#chat(input, call)]
-    if (input.kind === 'migrated') return [migratedPrompt(input.migration, engine.maxLength)]
-    return readPrompts(input.body, model.text.vocab, text => encodeText(tokenizer, text, engine.maxLength, 'prompt')).map(ids => layOutPrompt(ids, [], model, engine.maxLength, 'prompt'))
+async function mediaOf ({ items, results }: ChatInput, parts: PromptParts, call: PromptCall): Promise<readonly SequenceMedia[]> {
+  if (items.length === 0) return []
+  if (results.length > 0) {
+    checkRoom(results, parts)
+    return results
   }
+  const { vision } = parts
+  if (vision === undefined) {
+    throw new EngineError('unsupported', 'this engine has no vision encoder: it takes pictures only as encoder results', { param: items[0]?.param })
+  }
+  const encoded = await vision.encode({ items, ...call })
+  return encoded.map(({ hash, numTokens, grid, entry }) => ({ contentHash: hash, numTokens, grid, features: entry }))
+}
 
-  async #chat (input: ChatInput, call: BuildCall): Promise<Prompt> {
-    const { model, tokenizer, template, features, engine } = this.#parts
-    // What is wrong with the text shows before any picture is fetched.
-    const tokens = encodeText(tokenizer, template.render(input.messages, input.kwargs), engine.maxLength, 'messages')
-    const media = await this.#media(input, call)
-    try {
-      call.signal.throwIfAborted()
-      return layOutPrompt(tokens, media, model, engine.maxLength, 'messages')
-    } catch (err) {
-      for (const { entry } of media) if (entry !== undefined) features.unref(entry)
-      throw err
-    }
-  }
+/** Refuses media that can never fit: all features of a request lie in the pool at once, or one item's where they only pass through. */
+function checkRoom (media: readonly SequenceMedia[], { features: { pool: { total } }, staging }: PromptParts): void {
+  const distinct = new Map(media.map(item => [item.contentHash, featureBlocksFor(item.numTokens)]))
+  const needed = [...distinct.values()].reduce((sum, blocks) => staging ? Math.max(sum, blocks) : sum + blocks, 0)
+  if (needed > total) refuse('encoder_result', `the media take ${needed} feature blocks, this engine has ${total}`)
+}
 
-  async #media ({ items, results }: ChatInput, call: BuildCall): Promise<PromptMedia[]> {
-    if (items.length === 0) return []
-    if (results.length > 0) {
-      const media = results.map(source => ({ contentHash: source.contentHash, numTokens: source.numTokens, grid: source.grid, source }))
-      this.#checkRoom(media)
-      return media
-    }
-    const { vision } = this.#parts
-    if (vision === undefined) {
-      throw new EngineError('unsupported', 'this engine has no vision encoder: it takes pictures only as encoder results', { param: items[0]?.param })
-    }
-    const encoded = await vision.encode({ items, ...call })
-    return encoded.map(({ hash, numTokens, grid, entry }) => ({ contentHash: hash, numTokens, grid, entry }))
+/**
+ * Expands each media placeholder to the item's tokens, and checks that there is room for at least one token of output.
+ * @throws EngineError `context_length_exceeded` or `invalid_request`.
+ */
+function layOutPrompt (text: readonly number[], media: readonly SequenceMedia[], model: LoadedModel, maxLength: number, param: string): Prompt {
+  let layout: ReturnType<LoadedModel['layoutPrompt']>
+  try {
+    layout = model.layoutPrompt(text, media)
+  } catch (err) {
+    // The placeholder stands in the client's text; which of them stands for a picture would be a guess.
+    throw new EngineError('invalid_request', `the text must not contain the model's media placeholder ${model.imageToken}: ${(err as Error).message}`, { param, cause: err })
   }
+  const { ids: tokens, mediaSpans: spans } = layout
+  if (tokens.length === 0) refuse(param, 'the prompt is empty')
+  if (tokens.length >= maxLength) {
+    throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; the prompt alone has ${tokens.length}`, { param })
+  }
+  const last = spans.at(-1)
+  if (last !== undefined && last.start + last.length === tokens.length) refuse(param, 'the prompt must not end with media')
+  return { tokens, positions: model.positions(tokens, spans, media), spans, media }
+}
 
-  /** What can never fit must not wait for it: all features of a request lie in the pool at once, or one item's where they only pass through. */
-  #checkRoom (media: readonly PromptMedia[]): void {
-    const distinct = new Map(media.map(item => [item.contentHash, featureBlocksFor(item.numTokens)]))
-    const { features: { pool: { total } }, staging } = this.#parts
-    const needed = [...distinct.values()].reduce((sum, blocks) => staging ? Math.max(sum, blocks) : sum + blocks, 0)
-    if (needed > total) {
-      throw new EngineError('invalid_request', `the media take ${needed} feature blocks, this engine has ${total}`, { param: 'encoder_result' })
-    }
+/** The prompt of a migration request. This engine computes nothing of it, so it needs only the next position. */
+function migratedPrompt (migration: MigrationRequest, maxLength: number): Prompt {
+  const { tokens, next, spans, media } = migration
+  if (tokens.length >= maxLength) {
+    throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; the migrated prompt alone has ${tokens.length}`, { param: 'migration_request.token_ids' })
   }
+  return { tokens, positions: { axes: 1, values: new Int32Array(0), next }, spans, media, migration }
 }

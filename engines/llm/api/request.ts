@@ -1,31 +1,30 @@
 import { collectMedia, type MediaItem } from '../../encoder/media-parts.ts'
-import { EngineError } from '../../service/errors.ts'
 import type { LoadedModel } from '../../models/family.ts'
+import { EngineError } from '../../service/errors.ts'
+import type { MigrationRequest, RemoteMedia } from '../sequence/prompt.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
-import { matchEncoderResults } from './encoder-result.ts'
-import { countPrompts } from './completion-prompts.ts'
 import { readControl, type RequestTarget } from './control-fields.ts'
-import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, refuseUnknown, type Body } from './fields.ts'
+import { matchEncoderResults } from './encoder-result.ts'
+import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, refuseUnknown, unsupported, type Json } from './fields.ts'
+import { countPrompts, readMessages } from './input.ts'
 import { CHAT_FIELDS, COMPLETION_FIELDS, refuseUnsupported } from './known-fields.ts'
-import { readMessages } from './messages.ts'
 import { readGeneration, type GenerationParams } from './sampling.ts'
-import type { EncoderResultEntry, MigrationRequest } from '../sequence/remote.ts'
 
-/** A request as it was asked for, checked; no text tokenised, nothing fetched. */
+/** A request after its checks; no text is tokenised yet and no picture fetched. */
 export interface ParsedRequest {
   readonly params: GenerationParams
-  /** Prompts in it. */
+  /** How many prompts it has. */
   readonly texts: number
-  /** Its KV blocks are to be kept, and a migration request to be answered. */
+  /** Put the KV blocks under a lease and answer a migration request. */
   readonly preserve: boolean
   readonly input:
-    | { readonly kind: 'chat', readonly messages: readonly TemplateMessage[], readonly kwargs: Body, readonly items: readonly MediaItem[], readonly results: readonly EncoderResultEntry[] }
-    | { readonly kind: 'completion', readonly body: Body }
+    | { readonly kind: 'chat', readonly messages: readonly TemplateMessage[], readonly kwargs: Json, readonly items: readonly MediaItem[], readonly results: readonly RemoteMedia[] }
+    | { readonly kind: 'completion', readonly body: Json }
     | { readonly kind: 'migrated', readonly migration: MigrationRequest }
 }
 
-/** What every request has: an object, our model, perhaps LMDeploy's session id. */
-export function readCall (value: unknown, model: LoadedModel): { body: Body, sessionId: number | undefined } {
+/** Checks what all requests have: an object, this engine's model, perhaps a tenant and LMDeploy's session id. */
+export function readCall (value: unknown, model: LoadedModel): { body: Json, sessionId: number | undefined } {
   if (!isObject(value)) throw new EngineError('invalid_request', 'the body must be a JSON object')
   const name = value.model ?? model.name
   if (typeof name !== 'string') refuse('model', '"model" must be a string')
@@ -36,7 +35,7 @@ export function readCall (value: unknown, model: LoadedModel): { body: Body, ses
 }
 
 /** @throws EngineError naming the field at fault. */
-export function readChat (body: Body, target: RequestTarget): ParsedRequest {
+export function readChat (body: Json, target: RequestTarget): ParsedRequest {
   refuseUnknown(body, CHAT_FIELDS)
   refuseUnsupported(body)
   const logprobs = readBoolean(body, 'logprobs', false)
@@ -44,7 +43,7 @@ export function readChat (body: Body, target: RequestTarget): ParsedRequest {
   if (top !== undefined && !logprobs) refuse('top_logprobs', '"top_logprobs" is only allowed when "logprobs" is true')
   const { preserve, migration } = readControl(body, target, logprobs)
   const params = readParams(body, target, logprobs ? top ?? 0 : undefined)
-  // What the client wrote was read by P, pictures and all.
+  // P has read the client's messages and pictures.
   if (migration !== undefined) return { params, texts: 1, preserve, input: { kind: 'migrated', migration } }
   const items = collectMedia(body)
   if (target.role === 'decode' && items.length > 0) {
@@ -56,12 +55,12 @@ export function readChat (body: Body, target: RequestTarget): ParsedRequest {
 }
 
 /** @throws EngineError naming the field at fault. */
-export function readCompletion (body: Body, target: RequestTarget): ParsedRequest {
+export function readCompletion (body: Json, target: RequestTarget): ParsedRequest {
   refuseUnknown(body, COMPLETION_FIELDS)
   refuseUnsupported(body)
   const top = readInteger(body, 'logprobs', { min: 0, max: 5, fallback: undefined })
   const { preserve, migration } = readControl(body, target, top !== undefined)
-  if (!isEmpty(body.encoder_result)) throw new EngineError('unsupported', 'completions take no media', { param: 'encoder_result' })
+  if (!isEmpty(body.encoder_result)) unsupported('encoder_result', 'completions take no media')
   const params = readParams(body, target, top)
   if (migration !== undefined) return { params, texts: 1, preserve, input: { kind: 'migrated', migration } }
   const texts = countPrompts(body)
@@ -69,8 +68,8 @@ export function readCompletion (body: Body, target: RequestTarget): ParsedReques
   return { params, texts, preserve, input: { kind: 'completion', body } }
 }
 
-/** A prefill engine stops after its first token, whatever was asked for. */
-function readParams (body: Body, { role, model }: RequestTarget, topLogprobs: number | undefined): GenerationParams {
+/** A prefill engine stops after its first token, whatever the request says. */
+function readParams (body: Json, { role, model }: RequestTarget, topLogprobs: number | undefined): GenerationParams {
   const params = readGeneration(body, model, topLogprobs)
   return role === 'prefill' ? { ...params, maxTokens: 1 } : params
 }

@@ -1,7 +1,7 @@
 import { randomInt } from 'node:crypto'
 import type { LoadedModel } from '../../models/family.ts'
 import type { SamplingParams } from '../sequence/sampling.ts'
-import { isObject, readBoolean, readInteger, readNumber, readStrings, refuse, type Body } from './fields.ts'
+import { isObject, readBoolean, readInteger, readNumber, readStrings, refuse, type Json } from './fields.ts'
 
 /** How many choices, and how each is made and cut. */
 export interface GenerationParams {
@@ -20,7 +20,7 @@ export interface GenerationParams {
 const MAX_CHOICES = 128
 const MAX_STOPS = 16
 
-function readLogitBias (body: Body, vocab: number): Array<[number, number]> {
+function readLogitBias (body: Json, vocab: number): Array<[number, number]> {
   const value = body.logit_bias ?? {}
   if (!isObject(value)) refuse('logit_bias', '"logit_bias" must map token ids to numbers')
   return Object.entries(value).map(([key, bias]) => {
@@ -31,15 +31,15 @@ function readLogitBias (body: Body, vocab: number): Array<[number, number]> {
   })
 }
 
-function readStopIds (body: Body, vocab: number): number[] {
+function readStopIds (body: Json, vocab: number): number[] {
   const value = body.stop_token_ids ?? []
   const valid = Array.isArray(value) && value.length <= 64 && value.every(id => Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < vocab)
   if (!valid) refuse('stop_token_ids', `"stop_token_ids" must be a list of token ids below ${vocab}`)
   return value as number[]
 }
 
-/** Temperature when the request names none: the model's own recommendation, as its generation_config.json gives it. */
-function defaults (generation: Body): { temperature: number, topP: number, topK: number } {
+/** Defaults from the model's generation_config.json. */
+function defaults (generation: Json): { temperature: number, topP: number, topK: number } {
   const number = (key: string, fallback: number): number => typeof generation[key] === 'number' ? generation[key] : fallback
   return {
     temperature: generation.do_sample === false ? 0 : number('temperature', 1),
@@ -48,7 +48,7 @@ function defaults (generation: Body): { temperature: number, topP: number, topK:
   }
 }
 
-function readSampling (body: Body, model: LoadedModel, topLogprobs: number | undefined): SamplingParams {
+function readSampling (body: Json, model: LoadedModel, topLogprobs: number | undefined): SamplingParams {
   const { vocab, eosIds } = model.text
   const own = defaults(model.generationConfig)
   const seed = readInteger(body, 'seed', { min: -(2 ** 53 - 1), max: 2 ** 53 - 1, fallback: undefined })
@@ -72,7 +72,7 @@ function readSampling (body: Body, model: LoadedModel, topLogprobs: number | und
   }
 }
 
-function readStreaming (body: Body): { stream: boolean, includeUsage: boolean } {
+function readStreaming (body: Json): { stream: boolean, includeUsage: boolean } {
   const stream = readBoolean(body, 'stream', false)
   const options = body.stream_options ?? undefined
   if (options === undefined) return { stream, includeUsage: false }
@@ -85,8 +85,8 @@ function readStreaming (body: Body): { stream: boolean, includeUsage: boolean } 
  * What chat and completions have in common. `topLogprobs`: undefined without log probabilities.
  * @throws EngineError `invalid_request` naming the field.
  */
-export function readGeneration (body: Body, model: LoadedModel, topLogprobs: number | undefined): GenerationParams {
-  // Zero tokens are nothing one could stream or end for a reason.
+export function readGeneration (body: Json, model: LoadedModel, topLogprobs: number | undefined): GenerationParams {
+  // With zero tokens there would be no finish reason.
   const limit = { min: 1, max: Number.MAX_SAFE_INTEGER, fallback: undefined }
   const configured = model.generationConfig.max_new_tokens
   return {

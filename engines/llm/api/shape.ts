@@ -5,7 +5,7 @@ import type { Usage } from './generation.ts'
 import { chatLogprob, CompletionLogprobs, type ChatLogprob } from './logprobs.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
 
-/** What every object of one answer begins with. */
+/** Members that all objects of one answer have in common. */
 export interface AnswerHead {
   readonly id: string
   readonly created: number
@@ -13,21 +13,21 @@ export interface AnswerHead {
   readonly system_fingerprint: string
 }
 
-/** How an answer looks: the one thing in which /v1/chat/completions and /v1/completions differ. */
+/** The JSON of an answer; /v1/chat/completions and /v1/completions differ in nothing else. */
 export interface AnswerShape {
-  /** First event of a choice, before any text; undefined: none. */
+  /** First event of a choice, before any text, if the API has one. */
   opening (index: number): string | undefined
-  /** A piece of text; undefined when there is nothing to tell. */
+  /** An event with text or log probabilities; undefined when there is neither. */
   piece (index: number, text: string, token: SampledToken | undefined): string | undefined
   closing (index: number, outcome: Outcome): string
   usage (usage: Usage): string
-  /** The whole answer of a request that does not stream. */
+  /** The answer of a request that does not stream. */
   whole (choices: ReadonlyArray<{ text: string, tokens: readonly SampledToken[], outcome: Outcome }>, usage: Usage): object
 }
 
 const event = (json: string): string => `data: ${json}\n\n`
 
-/** Chunks are put together from prepared strings: a stream is made of hundreds that differ in one short text. */
+/** The constant text around a chunk's choices: the hundreds of chunks of a stream differ in one short member. */
 function chunkParts (object: string, head: AnswerHead, withUsage: boolean): { before: string, after: string } {
   const text = JSON.stringify({ id: head.id, object, created: head.created, model: head.model, system_fingerprint: head.system_fingerprint })
   return { before: `${text.slice(0, -1)},"choices":[`, after: withUsage ? '],"usage":null}' : ']}' }

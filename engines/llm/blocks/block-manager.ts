@@ -3,12 +3,12 @@ import type { BlockPool } from '../../cache/block-pool.ts'
 export interface BlockStats {
   readonly total: number
   readonly free: number
-  /** Blocks nobody references that can be found by their hash, and evicted. */
+  /** Unreferenced blocks that can be found by their hash, and evicted. */
   readonly cached: number
 }
 
 /**
- * KV blocks: who references them, and which can be found by the hash of the prefix they end. Bookkeeping only, no
+ * KV blocks: how many references each has, and which can be found by the hash of the prefix they end. Bookkeeping only, no
  * tensors. A block is free, cached (hashed, unreferenced), or referenced; free and cached ones can be allocated.
  */
 export class BlockManager {
@@ -37,7 +37,7 @@ export class BlockManager {
     return this.pool.free + this.#idle.size
   }
 
-  /** How many leading hashes are there, and how many of those blocks are unreferenced (`acquire` takes them from `available`). */
+  /** How many leading hashes are cached, and how many of those blocks are unreferenced (`acquire` takes them from `available`). */
   match (hashes: readonly string[]): { blocks: number, idle: number } {
     let blocks = 0
     let idle = 0
@@ -59,7 +59,7 @@ export class BlockManager {
     return block
   }
 
-  /** New blocks with one reference each, evicting cached ones as needed; undefined when there are not as many. */
+  /** New blocks with one reference each, evicting cached ones as needed; undefined when fewer are available. */
   allocate (count: number): number[] | undefined {
     if (count > this.available) return undefined
     for (const block of this.#idle) {
@@ -72,7 +72,7 @@ export class BlockManager {
     return blocks
   }
 
-  /** The block is full and written: findable from now on, unless another one with the same content is already. */
+  /** The block is full and written: it becomes findable, unless another block with the same content already is. */
   commit (block: number, hash: string): void {
     if ((this.#refs[block] as number) < 1) throw new Error(`KV block ${block} is committed but not referenced`)
     if (!this.#caching || this.#byHash.has(hash) || this.#hashOf[block] !== undefined) return

@@ -2,8 +2,8 @@ import { createHash } from 'node:crypto'
 import type { Sequence } from '../sequence/sequence.ts'
 
 /**
- * Hash of a full block: what came before, the token ids in it, and for tokens that stand for media whose content they
- * are. Two prompts with the same text around different pictures have the same ids; their keys and values differ.
+ * Hash of a full block: the previous block's hash, the token ids in it, and the content hash of each media item in it. Two
+ * prompts with the same text around different pictures have the same ids, but different keys and values.
  */
 export function blockHash (previous: string, tokens: readonly number[], start: number, end: number, sequence: Pick<Sequence, 'spans' | 'media'>): string {
   const hash = createHash('sha256').update(previous)

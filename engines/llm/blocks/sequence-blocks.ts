@@ -1,23 +1,26 @@
 import type { BlockManager } from './block-manager.ts'
-import { KvSpill } from './kv-spill.ts'
 import { extendHashes } from './prefix-hash.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 
-/** How sequences come by KV blocks, make them findable, lose them and leave them. Who gets them when is the scheduler's. */
+/**
+ * The KV blocks of sequences: found or allocated, made findable, spilled, freed or left under a lease. When a sequence
+ * gets or loses blocks is the scheduler's decision.
+ *
+ * A sequence that arrived by migration can't be recomputed here, because its features stayed in another engine. When it is
+ * evicted its blocks are copied to host memory, and copied back when there is room.
+ */
 export class SequenceBlocks {
   readonly #blocks: BlockManager
   readonly #blockTokens: number
-  /** Blocks that ended sequences left to whoever keeps them. */
+  /** Blocks of ended sequences that are still under a lease. */
   readonly #kept = new Set<readonly number[]>()
-  readonly #spill: KvSpill
 
   constructor (blocks: BlockManager, blockTokens: number) {
     this.#blocks = blocks
     this.#blockTokens = blockTokens
-    this.#spill = new KvSpill(blocks.pool)
   }
 
-  /** Blocks for all tokens of a sequence: those found by `hashes`, then new ones. False: not without touching `spare` others. */
+  /** Blocks for all tokens of a sequence: those found by `hashes`, then new ones. False when fewer than `spare` would be left. */
   take (sequence: Sequence, hashes: readonly string[], spare: number): boolean {
     const found = this.#blocks.match(hashes)
     const missing = Math.ceil(sequence.length / this.#blockTokens) - found.blocks
@@ -28,7 +31,7 @@ export class SequenceBlocks {
     return true
   }
 
-  /** The block for the token it is about to write, if it lacks it. False: there is none. */
+  /** A block for the token it is about to write, unless its last block has room. False when no block can be allocated. */
   grow (sequence: Sequence): boolean {
     if (sequence.blocks.length > Math.floor(sequence.computed / this.#blockTokens)) return true
     const block = this.#blocks.allocate(1)
@@ -37,7 +40,7 @@ export class SequenceBlocks {
     return true
   }
 
-  /** `computed` tokens are written: what is full can be found from now on. */
+  /** `computed` tokens are written: the full blocks enter the prefix cache. */
   computed (sequence: Sequence, computed: number): void {
     sequence.computed = computed
     const full = Math.floor(computed / this.#blockTokens)
@@ -47,24 +50,35 @@ export class SequenceBlocks {
     sequence.committed = full
   }
 
-  /** After `take`: what it begins with, or, spilled before, goes on with. */
+  /** After `take`: counts the cached prefix as computed, or restores what was spilled. */
   begin (sequence: Sequence): void {
     const found = sequence.committed
     if (sequence.spilled === undefined) {
       sequence.computed = found * this.#blockTokens
       return
     }
-    this.#spill.restore(sequence, found)
+    this.#restore(sequence, found)
     this.computed(sequence, sequence.length - 1)
   }
 
-  /** An older sequence needs its blocks. One that arrived by migration is copied out, any other computed again. */
+  /** Frees the blocks for an older sequence, after a copy if they can't be recomputed. No forward pass may be writing them. */
   evict (sequence: Sequence): void {
-    if (sequence.migration !== undefined) this.#spill.save(sequence, this.#blockTokens)
+    if (sequence.migration !== undefined) this.#spill(sequence)
     this.#free(sequence)
   }
 
-  /** It has ended. What it is to leave when it ended well stays referenced until its keeper releases it. */
+  #spill (sequence: Sequence): void {
+    const used = sequence.blocks.slice(0, Math.ceil(sequence.computed / this.#blockTokens))
+    sequence.spilled = used.map(block => this.#blocks.pool.bytes(block).slice())
+  }
+
+  /** Fills the new blocks but the first `found`, which have their content, and drops the copy. */
+  #restore (sequence: Sequence, found: number): void {
+    sequence.spilled?.forEach((bytes, i) => { if (i >= found) this.#blocks.pool.bytes(sequence.blocks[i] as number).set(bytes) })
+    sequence.spilled = undefined
+  }
+
+  /** The sequence has ended. Its blocks are freed, or with `keep` stay referenced until its callback releases them. */
   end (sequence: Sequence): void {
     const { keep, outcome, blocks } = sequence
     sequence.spilled = undefined
@@ -82,7 +96,7 @@ export class SequenceBlocks {
     sequence.committed = 0
   }
 
-  /** Throws unless every reference is one of these sequences', or of a keeper. */
+  /** Throws unless every reference belongs to one of these sequences or to a lease. */
   checkIntegrity (sequences: readonly Sequence[]): void {
     this.#blocks.checkIntegrity([...sequences.map(s => s.blocks), ...this.#kept])
     for (const s of sequences) if (s.spilled !== undefined) throw new Error(`sequence ${s.id} has KV blocks and a copy of them`)

@@ -1,8 +1,8 @@
 import { propagation, type Context } from '@opentelemetry/api'
 import type { PoolName } from '../../cache/index.ts'
-import type { EngineCounters, EngineLog } from '../../service/engine-service.ts'
 import type { P2PNode } from '../../p2p/node.ts'
-import type { RemoteBlocks } from '../sequence/remote.ts'
+import type { EngineCounters, EngineLog } from '../../service/engine-service.ts'
+import type { RemoteBlocks } from '../sequence/prompt.ts'
 
 export interface BlockLinkOptions {
   readonly p2p: Pick<P2PNode, 'pull' | 'ack'>
@@ -14,11 +14,11 @@ export interface BlockLinkOptions {
 
 export interface FetchCall {
   readonly signal: AbortSignal
-  /** Its span is the parent of what the producer records of the transfer. */
+  /** Its span is the parent of the producer's span of the transfer. */
   readonly context: Context
 }
 
-/** What fetching cost. */
+/** What was transferred. */
 export interface Fetched {
   readonly bytes: number
   readonly blocks: number
@@ -28,7 +28,7 @@ export interface Fetched {
 
 export const NOTHING_FETCHED: Fetched = { bytes: 0, blocks: 0, link: undefined }
 
-/** Pulls of blocks from other engines into the pool of the same name, and the ACKs after them. */
+/** Pulls blocks from other engines into the pool of the same name, and ACKs their leases. */
 export class BlockLink {
   readonly #pool: PoolName
   readonly #options: BlockLinkOptions
@@ -49,7 +49,7 @@ export class BlockLink {
     return { bytes: pulled.bytes, blocks: blocks.length, link: pulled.transport }
   }
 
-  /** Not awaited: nobody need wait for the answer, and the producer's lease ends by itself if the message is lost. */
+  /** Does not wait for the answer: if the message is lost, the lease expires at the producer. */
   ack ({ engineId, epoch, lease }: RemoteBlocks, context: Context): void {
     const ack = this.#options.p2p.ack({ engineId, epoch, lease }, { traceparent: traceparent(context) })
       .catch((err: unknown) => this.#options.log.warn({ err, peer: engineId }, 'ACK failed; the lease will expire'))

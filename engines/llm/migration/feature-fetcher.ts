@@ -1,8 +1,8 @@
 import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
+import type { RemoteMedia, SequenceMedia } from '../sequence/prompt.ts'
 import { abortable } from '../../service/waiting.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
-import type { FeatureSource, RemoteMedia } from './feature-source.ts'
-import type { SequenceMedia } from '../sequence/sequence.ts'
+import type { FeatureSource } from './feature-migration.ts'
 
 export interface FetcherOptions extends BlockLinkOptions {
   readonly features: FeatureCache
@@ -14,17 +14,17 @@ export interface FetcherOptions extends BlockLinkOptions {
   readonly roomTimeoutMs: number
 }
 
-/** How an item will get its features: they are `here`, its `own` pull brings them, or it waits for `another` one's. */
-export type Claim =
-  | { readonly kind: 'here' }
-  | { readonly kind: 'own', readonly entry: FeatureEntry, readonly landed: () => void }
+/** How an item gets its features: they are `cached`, its own `pull` brings them into `entry`, or it waits for the pull of `another` item. */
+export type Reservation =
+  | { readonly kind: 'cached' }
+  | { readonly kind: 'pull', readonly entry: FeatureEntry, readonly settle: () => void }
   | { readonly kind: 'another', readonly pull: Promise<void> }
 
 /**
- * Brings features of other engines into the local feature cache. A content hash that is here already, or on its way,
- * is not pulled again; the lease is ACKed all the same, which is what frees the encoder's copy.
+ * Pulls features of other engines into the local feature cache. A content hash that is cached or being pulled is not
+ * pulled again; the lease is ACKed all the same, so that the encoder can free its copy.
  */
-export class FeatureFetcher implements FeatureSource<Claim> {
+export class FeatureFetcher implements FeatureSource<Reservation> {
   readonly #options: FetcherOptions
   readonly #link: BlockLink
   /** Content hash -> end of the pull that fills it; never rejects. */
@@ -37,36 +37,35 @@ export class FeatureFetcher implements FeatureSource<Claim> {
   }
 
   /** Finds the item, or reserves blocks for it, waiting for room. From here on the item holds its entry. */
-  async claim (media: RemoteMedia, signal: AbortSignal): Promise<Claim> {
-    const { features, roomTimeoutMs } = this.#options
-    const blocks = this.#blocksOf(media)
+  async reserve (media: RemoteMedia, signal: AbortSignal): Promise<Reservation> {
+    const { features, blockTokens, roomTimeoutMs } = this.#options
+    const blocks = Math.ceil(media.numTokens / blockTokens)
     for (;;) {
       signal.throwIfAborted()
       const found = features.lookup(media.contentHash)
       if (found?.state === 'ready' && found.numTokens === media.numTokens) {
         this.#hold(media, found)
-        return { kind: 'here' }
+        return { kind: 'cached' }
       }
       const pull = this.#pulls.get(media.contentHash)
       if (pull !== undefined) return { kind: 'another', pull }
-      // Found but of no use: this engine's own encoder fills it at this moment, or it is of another length. Pull beside it.
+      // An unusable entry, which this engine's own encoder is filling, or of another length: pull into a private one beside it.
       const key = found === undefined ? media.contentHash : `${media.contentHash}#${++this.#privateKeys}`
-      const entry = features.reserve(key, blocks, { numTokens: media.numTokens, grid: media.source.grid })
-      if (entry !== undefined) return this.#own(media, entry)
+      const entry = features.reserve(key, blocks, { numTokens: media.numTokens, grid: media.grid })
+      if (entry !== undefined) return this.#startPull(media, entry)
       await features.waitForRoom(blocks, { signal, timeoutMs: roomTimeoutMs })
     }
   }
 
-  #own (media: RemoteMedia, entry: FeatureEntry): Claim {
+  #startPull (media: RemoteMedia, entry: FeatureEntry): Reservation {
     this.#hold(media, entry)
     let resolve = (): void => {}
-    const pull = new Promise<void>(_resolve => { resolve = _resolve })
-    this.#pulls.set(entry.hash, pull)
-    const landed = (): void => {
+    this.#pulls.set(entry.hash, new Promise<void>(_resolve => { resolve = _resolve }))
+    const settle = (): void => {
       this.#pulls.delete(entry.hash)
       resolve()
     }
-    return { kind: 'own', entry, landed }
+    return { kind: 'pull', entry, settle }
   }
 
   /** The item keeps one reference until its sequence has ended. */
@@ -75,30 +74,26 @@ export class FeatureFetcher implements FeatureSource<Claim> {
     media.features = entry
   }
 
-  #blocksOf (media: SequenceMedia): number {
-    return Math.ceil(media.numTokens / this.#options.blockTokens)
+  /** Removes an entry that no pull will fill. */
+  cancel (reservation: Reservation): void {
+    if (reservation.kind !== 'pull') return
+    this.#options.features.abandon(reservation.entry)
+    reservation.settle()
   }
 
-  /** Gives up a claim that was not carried out: nobody may find blocks that were never filled. */
-  drop (claim: Claim): void {
-    if (claim.kind !== 'own') return
-    this.#options.features.abandon(claim.entry)
-    claim.landed()
-  }
-
-  /** Carries out a claim and ACKs the lease. Rejects with what the pull failed with, or with the signal's reason. */
-  async fetch (media: RemoteMedia, claim: Claim, call: FetchCall): Promise<Fetched> {
-    if (claim.kind === 'another') {
-      await abortable(claim.pull, call.signal)
-      // Usually it is here now; if that pull failed, this item makes its own.
-      return await this.fetch(media, await this.claim(media, call.signal), call)
+  /** Rejects with what the pull failed with, or with the signal's reason. */
+  async fetch (media: RemoteMedia, reservation: Reservation, call: FetchCall): Promise<Fetched> {
+    if (reservation.kind === 'another') {
+      await abortable(reservation.pull, call.signal)
+      // Usually the features are cached now; if that pull failed, this item makes its own.
+      return await this.fetch(media, await this.reserve(media, call.signal), call)
     }
-    const fetched = claim.kind === 'own' ? await this.#pull(media, claim.entry, claim.landed, call) : NOTHING_FETCHED
+    const fetched = reservation.kind === 'pull' ? await this.#pull(media, reservation.entry, reservation.settle, call) : NOTHING_FETCHED
     this.#link.ack(media.source, call.context)
     return fetched
   }
 
-  async #pull (media: RemoteMedia, entry: FeatureEntry, landed: () => void, call: FetchCall): Promise<Fetched> {
+  async #pull (media: RemoteMedia, entry: FeatureEntry, settle: () => void, call: FetchCall): Promise<Fetched> {
     const { features, rowBytes } = this.#options
     try {
       const fetched = await this.#link.pull(media.source, entry.blocks, media.numTokens * rowBytes, call)
@@ -108,7 +103,7 @@ export class FeatureFetcher implements FeatureSource<Claim> {
       features.abandon(entry)
       throw err
     } finally {
-      landed()
+      settle()
     }
   }
 

@@ -1,31 +1,46 @@
 import type { Attributes } from '@opentelemetry/api'
 import { ATTR } from '../../../adapters/wire/semconv.ts'
-import type { FetchCall, Fetched } from './block-link.ts'
-import type { FeatureSource, RemoteMedia } from './feature-source.ts'
-import { transferAttributes, type MigrationPath } from './migration-loop.ts'
+import type { RemoteMedia } from '../sequence/prompt.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { finishEpdMigration, lockEpdMigration, startEpdMigration } from '../sequence/states.ts'
+import type { FetchCall, Fetched } from './block-link.ts'
+import { transferAttributes, type MigrationPath } from './migration-loop.ts'
 
-/** E -> PD: WAITING_EPD_MIGRATION to WAITING, by pulling the features of every media item the sequence has not got. */
+/**
+ * Brings the features of one media item into this engine. All items of a sequence are reserved before any is fetched; a
+ * reservation of type `R` ends by one `fetch` or one `cancel`.
+ */
+export interface FeatureSource<R = unknown> {
+  /** Finds the item in the cache, or reserves room for it. Rejects with the signal's reason, or CacheError for lack of room. */
+  reserve (media: RemoteMedia, signal: AbortSignal): Promise<R>
+  /** Gives up a reservation. */
+  cancel (reservation: R): void
+  /** Pulls the features and ACKs the lease. Once it has settled, nothing writes to the item's blocks any more. */
+  fetch (media: RemoteMedia, reservation: R, call: FetchCall): Promise<Fetched>
+  /** Resolves when the ACKs under way have been answered. */
+  settled (): Promise<void>
+}
+
+/** E -> PD: WAITING_EPD_MIGRATION to WAITING, by pulling the features of every media item that this engine did not encode. */
 export class FeatureMigration implements MigrationPath<unknown[]> {
   readonly pool = 'feature'
   readonly moves = { start: startEpdMigration, lock: lockEpdMigration, finish: finishEpdMigration }
   readonly #source: FeatureSource
-  /** One sequence at a time collects blocks, so that no two wait for what the other holds. */
+  /** One sequence at a time reserves blocks, so that no two wait for blocks that the other holds. */
   #reserving: Promise<unknown> = Promise.resolve()
 
   constructor (source: FeatureSource) {
     this.#source = source
   }
 
-  async claim (sequence: Sequence, signal: AbortSignal): Promise<unknown[]> {
+  async reserve (sequence: Sequence, signal: AbortSignal): Promise<unknown[]> {
     const turn = this.#reserving.then(async () => {
-      const claims: unknown[] = []
+      const reservations: unknown[] = []
       try {
-        for (const item of remoteMedia(sequence)) claims.push(await this.#source.claim(item, signal))
-        return claims
+        for (const item of remoteMedia(sequence)) reservations.push(await this.#source.reserve(item, signal))
+        return reservations
       } catch (err) {
-        this.drop(claims)
+        this.cancel(reservations)
         throw err
       }
     })
@@ -33,19 +48,19 @@ export class FeatureMigration implements MigrationPath<unknown[]> {
     return await turn
   }
 
-  drop (claims: readonly unknown[]): void {
-    for (const claim of claims) this.#source.drop(claim)
+  cancel (reservations: readonly unknown[]): void {
+    for (const reservation of reservations) this.#source.cancel(reservation)
   }
 
-  /** All items at once. The first failure ends the others, and all have ended before it is told: blocks are still being written. */
-  async fetch (sequence: Sequence, claims: readonly unknown[], call: FetchCall): Promise<Attributes> {
+  /** All items at once. The first failure aborts the others; it is thrown when all have settled, because until then blocks are written. */
+  async fetch (sequence: Sequence, reservations: readonly unknown[], call: FetchCall): Promise<Attributes> {
     const media = remoteMedia(sequence)
     const failed = new AbortController()
     const signal = AbortSignal.any([call.signal, failed.signal])
     let failure: unknown
     const results = await Promise.all(media.map(async (item, i) => {
       try {
-        return await this.#source.fetch(item, claims[i], { signal, context: call.context })
+        return await this.#source.fetch(item, reservations[i], { signal, context: call.context })
       } catch (err) {
         failure ??= err
         failed.abort(err)

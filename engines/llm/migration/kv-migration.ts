@@ -5,7 +5,7 @@ import { transferAttributes, type MigrationPath } from './migration-loop.ts'
 import type { WaitOptions } from '../../cache/room-queue.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { finishMigration, lockMigration, startMigration } from '../sequence/states.ts'
-import type { MigrationRequest } from '../sequence/remote.ts'
+import type { MigrationRequest } from '../sequence/prompt.ts'
 
 export interface KvMigrationOptions extends BlockLinkOptions {
   /** KV blocks for the prompt; resolves with how many leading ones are in the prefix cache. */
@@ -17,8 +17,8 @@ export interface KvMigrationOptions extends BlockLinkOptions {
 
 /**
  * P -> D: WAITING_MIGRATION to MIGRATION_DONE, by pulling the keys and values of the prompt. Leading blocks that are in
- * this engine's prefix cache are not pulled again; the lease is ACKed all the same, which is what frees P's copy. On
- * failure the lease is left alone: the request may be tried on another engine.
+ * this engine's prefix cache are not pulled again; the lease is ACKed all the same, so that P can free its copy. After a
+ * failure the lease stays open, because the gateway may send the request to another engine.
  */
 export class KvMigration implements MigrationPath<number> {
   readonly pool = 'kv'
@@ -31,13 +31,13 @@ export class KvMigration implements MigrationPath<number> {
     this.#link = new BlockLink('kv', options)
   }
 
-  /** How many leading blocks are here already. */
-  async claim (sequence: Sequence, signal: AbortSignal): Promise<number> {
+  /** Resolves with how many leading blocks are cached. */
+  async reserve (sequence: Sequence, signal: AbortSignal): Promise<number> {
     return await this.#options.reserve(sequence, { signal, timeoutMs: this.#options.roomTimeoutMs })
   }
 
-  /** The blocks are the sequence's own and are freed with it. */
-  drop (): void {}
+  /** Nothing to do: the blocks belong to the sequence and are freed with it. */
+  cancel (): void {}
 
   async fetch (sequence: Sequence, found: number, call: FetchCall): Promise<Attributes> {
     const request = sequence.migration as MigrationRequest

@@ -1,13 +1,13 @@
 import { trace, type Attributes } from '@opentelemetry/api'
-import type { PoolName } from '../../cache/index.ts'
 import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../../adapters/wire/semconv.ts'
 import { failSpan, spanTime } from '../../../adapters/wire/spans.ts'
-import type { FetchCall } from './block-link.ts'
-import { migrationError } from './migration-error.ts'
+import type { PoolName } from '../../cache/index.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { failMigration } from '../sequence/states.ts'
+import type { FetchCall } from './block-link.ts'
+import { migrationError } from './migration-error.ts'
 
-/** The states of a path through the loop; `lock` and `finish` are false when the sequence was interrupted meanwhile. */
+/** The moves of a path through its states; `lock` and `finish` return false when the sequence was interrupted meanwhile. */
 export interface MigrationMoves {
   readonly start: (sequence: Sequence) => void
   readonly lock: (sequence: Sequence) => boolean
@@ -15,19 +15,19 @@ export interface MigrationMoves {
 }
 
 /**
- * What a sequence brings here from other engines: features (E -> PD) or keys and values (P -> D). A claim ends by one
- * `fetch` or one `drop`. `C` is whatever the path wants to remember between the two.
+ * How sequences get what another engine computed: features (E -> PD) or keys and values (P -> D). A reservation of type
+ * `R` ends by one `fetch` or one `cancel`.
  */
-export interface MigrationPath<C = unknown> {
+export interface MigrationPath<R = unknown> {
   /** Which blocks it moves. */
   readonly pool: PoolName
   readonly moves: MigrationMoves
-  /** Finds or reserves all that the sequence needs, waiting for room. Rejects with the signal's reason, or CacheError for lack of room. */
-  claim (sequence: Sequence, signal: AbortSignal): Promise<C>
-  /** Gives up a claim that was not carried out. */
-  drop (claim: C): void
-  /** Carries out a claim and ACKs the leases; what it says goes on the span. When it has settled nothing is written for the sequence any more. */
-  fetch (sequence: Sequence, claim: C, call: FetchCall): Promise<Attributes>
+  /** Local blocks for all that the sequence needs, waiting for room. Rejects with the signal's reason, or CacheError for lack of room. */
+  reserve (sequence: Sequence, signal: AbortSignal): Promise<R>
+  /** Gives up a reservation. */
+  cancel (reservation: R): void
+  /** Pulls into the reserved blocks and ACKs the leases. Returns span attributes. Once it has settled, nothing writes to the blocks any more. */
+  fetch (sequence: Sequence, reservation: R, call: FetchCall): Promise<Attributes>
   /** Resolves when the ACKs under way have been answered. */
   settled (): Promise<void>
 }
@@ -36,11 +36,11 @@ export interface MigrationOptions {
   readonly path: MigrationPath
   /** Sequences that migrate at once. */
   readonly concurrency: number
-  /** The sequence has arrived (true), or is STOPPED or ABORTED (false). */
+  /** The migration succeeded (true), or the sequence is STOPPED or ABORTED (false). */
   onSettled (sequence: Sequence, migrated: boolean): void
 }
 
-/** The loop beside the main loop: takes sequences along one path to the scheduler, and never holds up decoding. */
+/** The loop beside the main loop: brings sequences along one path to the scheduler. Decoding never waits for it. */
 export class MigrationLoop {
   readonly #options: MigrationOptions
   readonly #queue: Sequence[] = []
@@ -56,7 +56,7 @@ export class MigrationLoop {
     this.#pump()
   }
 
-  /** The sequence was interrupted: it leaves the queue, or its pulls are told to end. */
+  /** The sequence was interrupted: takes it out of the queue, or aborts its pulls. */
   cancel (sequence: Sequence): void {
     const at = this.#queue.indexOf(sequence)
     if (at >= 0) this.#queue.splice(at, 1)
@@ -79,18 +79,18 @@ export class MigrationLoop {
     }
   }
 
-  /** Walks one sequence through its states. Never rejects. */
+  /** Moves one sequence through its states: reserve, lock, fetch, finish. Never rejects. */
   async #migrate (sequence: Sequence, signal: AbortSignal): Promise<boolean> {
     const { path } = this.#options
     const attributes = { [ATTR.pool]: path.pool, [ATTR.requestId]: sequence.requestId }
     const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(SPAN.engineMigrate, { startTime: spanTime(), attributes }, sequence.context)
     try {
-      const claim = await path.claim(sequence, signal)
+      const reservation = await path.reserve(sequence, signal)
       if (!path.moves.lock(sequence)) {
-        path.drop(claim)
+        path.cancel(reservation)
         return false
       }
-      span.setAttributes(await path.fetch(sequence, claim, { signal, context: trace.setSpan(sequence.context, span) }))
+      span.setAttributes(await path.fetch(sequence, reservation, { signal, context: trace.setSpan(sequence.context, span) }))
       return path.moves.finish(sequence)
     } catch (err) {
       const error = migrationError(err, path.pool)
@@ -103,7 +103,7 @@ export class MigrationLoop {
   }
 }
 
-/** What a span tells of a transfer. `peers`: bytes by the engine they came from. */
+/** Span attributes of a transfer. `peers`: bytes by the engine they came from. */
 export function transferAttributes (peers: ReadonlyMap<string, number>, blocks: number, link: string | undefined): Attributes {
   const bytes = [...peers.values()]
   return {

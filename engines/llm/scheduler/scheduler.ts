@@ -1,12 +1,11 @@
 import type { WaitOptions } from '../../cache/room-queue.ts'
-import type { BatchScheduler, JoinPlan, KvStats, Plan } from './batch-scheduler.ts'
 import type { BlockManager } from '../blocks/block-manager.ts'
-import { Claims } from './claims.ts'
-import { prefillChunks } from './prefill-chunks.ts'
 import { extendHashes } from '../blocks/prefix-hash.ts'
 import { SequenceBlocks } from '../blocks/sequence-blocks.ts'
-import type { Sequence, PrefillChunk } from '../sequence/sequence.ts'
+import type { PrefillChunk, Sequence } from '../sequence/sequence.ts'
 import { admit, evict, joinAfterMigration } from '../sequence/states.ts'
+import { prefillChunks, type Batch, type BatchScheduler, type KvStats } from './batch-scheduler.ts'
+import { Reservations } from './reservations.ts'
 
 export interface SchedulerOptions {
   readonly blockTokens: number
@@ -18,24 +17,24 @@ export interface SchedulerOptions {
   readonly onEvict?: (sequence: Sequence) => void
 }
 
-/** `deferred`: it has to wait, but not for room, so nobody need wait behind it. */
-type Verdict = 'served' | 'deferred' | 'no room'
+/** `deferred`: the sequence waits, but not for room, so younger ones may go first. */
+type Admission = 'served' | 'deferred' | 'no room'
 
 /**
  * Decides what the next forward pass computes. First come, first served; prefill and decode steps alternate while there
  * is work for both, so that neither starves. When decoding needs a block and none is left, the newest sequence is evicted.
  *
- * Sequences whose keys and values migrate stand in the same line: for blocks before they are pulled, for a place in the
- * batch when they are here.
+ * Sequences whose keys and values migrate wait in the same order of arrival: for blocks before the pull, for a place in the
+ * batch after it.
  */
 export class Scheduler implements BatchScheduler {
   readonly blocks: BlockManager
   readonly #options: SchedulerOptions
   readonly #held: SequenceBlocks
-  /** Both in order of arrival. */
+  /** In order of arrival, as #running. */
   readonly #waiting: Sequence[] = []
   readonly #running: Sequence[] = []
-  readonly #claims = new Claims()
+  readonly #reservations = new Reservations()
   /** Migrating sequences that have their blocks: being pulled, or MIGRATION_DONE. */
   readonly #arriving = new Set<Sequence>()
   #lastWasPrefill = false
@@ -57,38 +56,35 @@ export class Scheduler implements BatchScheduler {
   }
 
   get stats (): KvStats {
-    return { ...this.blocks.stats, spilled: this.#waiting.reduce((sum, s) => sum + (s.spilled?.blocks.length ?? 0), 0) }
+    return { ...this.blocks.stats, spilled: this.#waiting.reduce((sum, s) => sum + (s.spilled?.length ?? 0), 0) }
   }
 
   get size (): number {
-    return this.#waiting.length + this.#running.length + this.#claims.size + this.#arriving.size
+    return this.#waiting.length + this.#running.length + this.#reservations.size + this.#arriving.size
   }
 
-  /** The longest sequence (prompt and output) that could ever run. */
   get maxTokens (): number {
     return this.blocks.pool.total * this.#options.blockTokens
   }
 
-  /** Takes a sequence that is WAITING, or MIGRATION_DONE after `reserve`. */
+  /** Takes a sequence that is WAITING, or MIGRATION_DONE after `reserve`. One that was evicted gets its old place in the queue. */
   add (sequence: Sequence): void {
     if (sequence.state === 'MIGRATION_DONE') this.#held.computed(sequence, sequence.promptLength)
-    // An evicted sequence, or one whose features took their time, goes back to its place.
     else insert(this.#waiting, sequence)
   }
 
   /**
-   * Gives a migrating sequence blocks for its prompt when it is its turn and there is room. Resolves with how many
-   * leading ones were found by their hashes; the others are to be filled. `remove` gives them back.
-   * Rejects with CacheError BUSY when time is over, or with the signal's reason.
+   * KV blocks for the prompt of a migrating sequence, in order of arrival and when there is room. Resolves with how many
+   * leading ones are cached; the caller fills the others. `remove` frees them.
+   * Rejects with CacheError BUSY after `timeoutMs`, or with the signal's reason.
    */
   async reserve (sequence: Sequence, options: WaitOptions): Promise<number> {
     options.signal?.throwIfAborted()
-    const first = this.#waiting.length === 0 && this.#claims.size === 0
+    const first = this.#waiting.length === 0 && this.#reservations.size === 0
     if (first && this.#tryReserve(sequence)) return sequence.committed
-    return await this.#claims.wait(sequence, options)
+    return await this.#reservations.wait(sequence, options)
   }
 
-  /** Forgets a sequence that has ended, and frees its blocks or hands them to its `keep`. */
   remove (sequence: Sequence): void {
     for (const queue of [this.#waiting, this.#running]) {
       const at = queue.indexOf(sequence)
@@ -98,75 +94,61 @@ export class Scheduler implements BatchScheduler {
     this.#held.end(sequence)
   }
 
-  /** What to do next; undefined when there is nothing to do. */
-  schedule (): Plan | undefined {
-    const decoding = this.#running.some(s => s.prefillLeft === 0)
-    const joined = this.#admit()
-    if (joined !== undefined) return joined
-    if (!(decoding && this.#lastWasPrefill)) {
-      const chunks = prefillChunks(this.#running, this.#options.maxPrefillTokens)
-      if (chunks.length > 0) {
-        this.#lastWasPrefill = true
-        return { kind: 'prefill', chunks }
-      }
-    }
-    this.#lastWasPrefill = false
-    const sequences = this.#decodable()
-    // Everything that could decode may have been evicted for lack of blocks; then there is room for the oldest again, or a prefill that gave way to decoding goes on.
-    if (sequences.length === 0) return this.#waiting.length > 0 ? this.#retry() : undefined
-    return { kind: 'decode', sequences }
+  schedule (): Batch | undefined {
+    // A decode step that evicted everything it could decode leaves room: for the oldest again, or for the prefill whose turn it was not.
+    return this.#next() ?? (this.#waiting.length > 0 ? this.#next() : undefined)
   }
 
-  #retry (): Plan | undefined {
+  #next (): Batch | undefined {
+    const decoding = this.#running.some(s => s.prefillLeft === 0)
     const joined = this.#admit()
-    if (joined !== undefined) return joined
-    const chunks = prefillChunks(this.#running, this.#options.maxPrefillTokens)
+    if (joined.length > 0) return { kind: 'join', sequences: joined }
+    const chunks = decoding && this.#lastWasPrefill ? [] : prefillChunks(this.#running, this.#options.maxPrefillTokens)
+    this.#lastWasPrefill = chunks.length > 0
     if (chunks.length > 0) return { kind: 'prefill', chunks }
     const sequences = this.#decodable()
     return sequences.length > 0 ? { kind: 'decode', sequences } : undefined
   }
 
-  /** A chunk has been computed and written. */
   prefilled ({ sequence, start, count }: PrefillChunk): void {
     this.#held.computed(sequence, start + count)
   }
 
-  /** A decode step computed the last token and sampled the next. */
   decoded (sequence: Sequence, token: number): void {
     sequence.tokens.push(token)
     this.#held.computed(sequence, sequence.computed + 1)
   }
 
-  /** Gives places and blocks to those who wait, oldest first. The plan: sequences that arrived and run from now on. */
-  #admit (): JoinPlan | undefined {
+  /** Gives places and blocks to waiting sequences, oldest first. Returns the migrated ones that enter the batch. */
+  #admit (): Sequence[] {
     const inWork = this.#hashesInWork()
     const joined: Sequence[] = []
     let room = true
-    for (const sequence of this.#line()) {
+    for (const sequence of this.#inOrderOfArrival()) {
       if (sequence.state === 'MIGRATION_DONE') {
         if (this.#tryJoin(sequence)) joined.push(sequence)
       } else if (room) {
-        // No overtaking for lack of room, or a long prompt might never get in. One that is here already needs none.
+        // Once one lacks room the younger ones wait too, or a long prompt might never get in. A migrated one has its blocks already.
         room = this.#serve(sequence, inWork) !== 'no room'
       }
     }
-    return joined.length === 0 ? undefined : { kind: 'join', sequences: joined }
+    return joined
   }
 
-  #line (): Sequence[] {
+  #inOrderOfArrival (): Sequence[] {
     const arrived = [...this.#arriving].filter(s => s.state === 'MIGRATION_DONE')
-    if (arrived.length === 0 && this.#claims.size === 0) return [...this.#waiting]
-    return [...this.#waiting, ...this.#claims.sequences, ...arrived].sort((a, b) => a.id - b.id)
+    if (arrived.length === 0 && this.#reservations.size === 0) return [...this.#waiting]
+    return [...this.#waiting, ...this.#reservations.sequences, ...arrived].sort((a, b) => a.id - b.id)
   }
 
-  #serve (sequence: Sequence, inWork: Set<string>): Verdict {
-    if (!this.#claims.has(sequence)) return this.#tryAdmit(sequence, inWork)
+  #serve (sequence: Sequence, inWork: Set<string>): Admission {
+    if (!this.#reservations.has(sequence)) return this.#tryAdmit(sequence, inWork)
     if (!this.#tryReserve(sequence)) return 'no room'
-    this.#claims.grant(sequence, sequence.committed)
+    this.#reservations.grant(sequence, sequence.committed)
     return 'served'
   }
 
-  /** P's token is taken as if it had been sampled here. */
+  /** The prefill engine's token counts as if it had been sampled here. */
   #tryJoin (sequence: Sequence): boolean {
     if (this.#running.length >= this.#options.maxBatchSize) return false
     this.#arriving.delete(sequence)
@@ -178,27 +160,27 @@ export class Scheduler implements BatchScheduler {
   }
 
   #tryReserve (sequence: Sequence): boolean {
-    // Nothing of the prompt is left to compute, so every full block is looked for.
+    // Nothing of the prompt is left to compute, so every full block may come from the cache.
     extendHashes(sequence, this.#options.blockTokens, sequence.length)
     if (!this.#held.take(sequence, sequence.hashes, this.#spare)) return false
     this.#arriving.add(sequence)
     return true
   }
 
-  /** Each running sequence may soon need a block; admitting into the last ones would evict the newcomer at once. */
+  /** Blocks to leave free: each running sequence may soon need one, and a newcomer in the last ones would be evicted at once. */
   get #spare (): number {
     return this.#running.length + this.#arriving.size
   }
 
-  #tryAdmit (sequence: Sequence, inWork: Set<string>): Verdict {
+  #tryAdmit (sequence: Sequence, inWork: Set<string>): Admission {
     const { blockTokens, maxBatchSize } = this.#options
     if (this.#running.length >= maxBatchSize) return 'deferred'
-    // The last token is left to decode, so a block that it fills is not looked for.
+    // The last token is left to decode, so a block that it fills can't come from the cache.
     const lookFor = Math.floor((sequence.length - 1) / blockTokens)
     extendHashes(sequence, blockTokens, lookFor * blockTokens)
     const wanted = sequence.hashes.slice(0, lookFor)
     const next = wanted[this.blocks.match(wanted).blocks]
-    // Another sequence computes the same prefix right now: its blocks will be there in a step or two.
+    // Another sequence is computing the same prefix: its blocks will be cached in a step or two.
     if (sequence.spilled === undefined && next !== undefined && inWork.has(next)) return 'deferred'
     if (!this.#held.take(sequence, wanted, this.#spare)) return 'no room'
     this.#held.begin(sequence)
@@ -247,7 +229,7 @@ export class Scheduler implements BatchScheduler {
     this.#held.checkIntegrity([...this.#running, ...this.#arriving])
     for (const s of this.#waiting) if (s.state !== 'WAITING' || s.blocks.length > 0) throw new Error(`sequence ${s.id} waits as ${s.state} with ${s.blocks.length} blocks`)
     for (const s of this.#running) if (s.state !== 'RUNNING' && s.state !== 'LOCKED') throw new Error(`sequence ${s.id} runs as ${s.state}`)
-    const all = [...this.#waiting, ...this.#running, ...this.#arriving, ...this.#claims.sequences]
+    const all = [...this.#waiting, ...this.#running, ...this.#arriving, ...this.#reservations.sequences]
     if (new Set(all).size !== all.length) throw new Error('a sequence is in two queues')
   }
 }

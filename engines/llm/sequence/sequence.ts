@@ -1,8 +1,7 @@
 import type { Context } from '@opentelemetry/api'
-import type { FeatureEntry } from '../../cache/feature-cache.ts'
 import type { MediaSpan, Positions } from '../../models/family.ts'
-import type { SamplingParams, SampledToken } from './sampling.ts'
-import type { EncoderResultEntry, MigrationRequest } from './remote.ts'
+import type { MigrationRequest, Prompt, SequenceMedia } from './prompt.ts'
+import type { SampledToken, SamplingParams } from './sampling.ts'
 
 /** Where a sequence is in its life; the moves between them are in states.ts. */
 export type SequenceState =
@@ -18,48 +17,28 @@ export type Outcome =
   | { readonly kind: 'stopped', readonly error: Error }
   | { readonly kind: 'aborted', readonly error: Error }
 
-/** One media item of the prompt. `features` is held (one ref) from the moment it is set until the sequence has ENDED. */
-export interface SequenceMedia {
-  readonly contentHash: string
-  readonly numTokens: number
-  /** Where to pull from; absent when this engine encoded the item itself. */
-  readonly source: EncoderResultEntry | undefined
-  features: FeatureEntry | undefined
-}
-
-/** What a sequence tells its request; called on the main thread, never re-entrantly from a state move. */
+/** Receives the output of a sequence; called on the main thread, never re-entrantly from a state move. */
 export interface SequenceSink {
   /** One more token. True: the text so far ends the sequence (a stop string). */
   onToken (sequence: Sequence, token: SampledToken): boolean
   onEnd (sequence: Sequence, outcome: Outcome): void
 }
 
-/** Copies of a sequence's KV blocks, in token order. */
-export interface SpilledKv {
-  readonly blocks: readonly Uint8Array[]
-}
-
-/** KV blocks that a sequence leaves referenced when it ends well. `release`, once, gives them back. */
+/** KV blocks that stay referenced after a sequence has completed, until `release` is called, once. */
 export interface KeptBlocks {
   readonly blocks: readonly number[]
   release (): void
 }
 
-export interface SequenceInit {
+export interface SequenceInit extends Prompt {
   readonly id: number
   readonly requestId: string
-  readonly prompt: readonly number[]
-  readonly positions: Positions
-  readonly spans: readonly MediaSpan[]
-  readonly media: readonly SequenceMedia[]
   /** Root of the prefix hashes: requests of different tenants share no blocks. */
   readonly cacheSalt: string
   readonly sampling: SamplingParams
   /** Most tokens to generate. */
   readonly maxTokens: number
-  /** Where its keys and values are pulled from, and the token they led to: with it nothing of the prompt is computed here. */
-  readonly migration?: MigrationRequest | undefined
-  /** Takes over its KV blocks when it has generated all it should; by default they are freed. */
+  /** Takes over the KV blocks when generation is complete; by default they are freed. */
   readonly keep?: ((sequence: Sequence, kept: KeptBlocks) => void) | undefined
   readonly context: Context
   readonly sink: SequenceSink
@@ -112,16 +91,16 @@ export class Sequence {
   cachedTokens: number | undefined
   /** The first generated token, as it was sampled. */
   first: SampledToken | undefined
-  /** Its keys and values while it waits after an eviction, if it arrived by migration. */
-  spilled: SpilledKv | undefined
+  /** Copies of its KV blocks, in token order, while it waits after an eviction; only if it arrived by migration. */
+  spilled: readonly Uint8Array[] | undefined
   /** Times it was evicted. */
   evictions = 0
 
   constructor (init: SequenceInit, state: SequenceState) {
     this.id = init.id
     this.requestId = init.requestId
-    this.tokens = [...init.prompt]
-    this.promptLength = init.prompt.length
+    this.tokens = [...init.tokens]
+    this.promptLength = init.tokens.length
     this.positions = init.positions
     this.spans = init.spans
     this.media = init.media

@@ -10,7 +10,7 @@ interface Spans {
 }
 
 /** Spans `engine.prefill` (where it is prefilled) and `engine.decode` of each sequence, and its latencies. Without an SDK spans cost nothing. */
-export class SequenceTraces {
+export class SequenceSpans {
   readonly #spans = new Map<Sequence, Spans>()
   readonly #counters: EngineCounters
 
@@ -28,7 +28,7 @@ export class SequenceTraces {
     return trace.getTracer(ENGINE_TRACER_NAME).startSpan(name, { startTime: spanTime(), attributes: { [ATTR.requestId]: sequence.requestId } }, sequence.context)
   }
 
-  /** The sequence runs for the first time; what it waited before is `epd.queue_ms`. One that migrated was prefilled elsewhere. */
+  /** The sequence runs; the first time starts `engine.prefill`, with the wait before it as `epd.queue_ms`. A migrated one was prefilled elsewhere. */
   running (sequence: Sequence): void {
     const spans = this.#spansOf(sequence)
     if (spans.prefill !== undefined || sequence.migration !== undefined) return
@@ -42,14 +42,14 @@ export class SequenceTraces {
     })
   }
 
-  /** A token was sampled. The first one ends prefill: that is when the client has something to read. */
+  /** A token was sampled. The first one ends the prefill span, because the client can read it. */
   sampled (sequence: Sequence): void {
     const now = performance.now()
     sequence.times.lastToken = now
     if (sequence.times.firstToken !== undefined) return
     sequence.times.firstToken = now
     this.#counters.observe('time_to_first_token', (now - sequence.times.arrived) / 1000)
-    // The only token it may have: prefill is all there is, and ends with the sequence.
+    // A sequence of one token has no decode span; its prefill span ends with it.
     if (sequence.maxTokens === 1 && sequence.migration === undefined) return
     const spans = this.#spansOf(sequence)
     spans.prefill?.end(spanTime())
@@ -65,7 +65,7 @@ export class SequenceTraces {
     this.#spans.delete(sequence)
     const last = spans?.decode ?? spans?.prefill
     if (last === undefined) return
-    // Also one that was stopped may have failed: because the engine closes, say, and not because its client left.
+    // `stopped` may be an error too: the engine closed, and not the client.
     if ('error' in outcome) failSpan(last, outcome.error)
     else last.setAttribute(ATTR.finishReasons, [outcome.kind])
     last.setAttribute(ATTR.outputTokens, sequence.generated)

@@ -1,17 +1,17 @@
-/** Turns tokens into text as they come; text is only given once it can't change any more. */
+/** Turns a stream of tokens into text; text that later tokens may change is held back. */
 export interface Detokenizer {
   push (token: number): string
-  /** What is left at the end: an unfinished character shows as U+FFFD. */
+  /** The rest at the end; an unfinished character becomes U+FFFD. */
   flush (): string
 }
 
-/** For tokens that are runs of bytes. A character cut in two by a token boundary waits for its other half. */
+/** For tokens that are runs of bytes. A character cut by a token boundary is held back until it is complete. */
 export class BytesDetokenizer implements Detokenizer {
   readonly #bytesOf: (token: number) => Uint8Array | undefined
-  // A byte order mark is text like any other here.
+  // A byte order mark is ordinary text here.
   readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true })
 
-  /** `bytesOf` gives undefined for tokens that are no text. */
+  /** `bytesOf` returns undefined for tokens that are no text. */
   constructor (bytesOf: (token: number) => Uint8Array | undefined) {
     this.#bytesOf = bytesOf
   }
@@ -26,17 +26,17 @@ export class BytesDetokenizer implements Detokenizer {
   }
 }
 
-/** With so many tokens without certain text, what there is is given: no character is that long. */
+/** So many tokens without certain text are returned as they are: no character is that long. */
 const MAX_HELD = 16
 
 /**
  * For any other tokenizer, whose decoder may look at neighbours (leading spaces, byte fallback): decodes a short window
- * twice, with and without the new token, and gives the difference once it does not end inside a character.
+ * with and without the new token, and returns the difference once it does not end inside a character.
  */
 export class TextDetokenizer implements Detokenizer {
   readonly #decode: (tokens: number[]) => string
   #window: number[] = []
-  /** Tokens of the window whose text was given. */
+  /** Tokens of the window whose text was returned. */
   #given = 0
 
   constructor (decode: (tokens: number[]) => string) {
@@ -56,7 +56,7 @@ export class TextDetokenizer implements Detokenizer {
     const before = this.#decode(this.#window.slice(0, this.#given))
     const text = this.#decode(this.#window)
     if (!all && text.endsWith('\ufffd')) return ''
-    // The next window begins with what was just given: a decoder that looks back needs no more.
+    // The next window begins with these tokens, because a decoder looks back no further.
     this.#window = this.#window.slice(this.#given)
     this.#given = this.#window.length
     return text.slice(before.length)

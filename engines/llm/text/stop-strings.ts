@@ -1,10 +1,8 @@
-/**
- * Finds stop strings in text that comes in pieces, and keeps back what may turn out to be the beginning of one.
- */
+/** Finds stop strings in text that comes in pieces, and holds back what may be the beginning of one. */
 export class StopStrings {
   readonly #stops: readonly string[]
   readonly #include: boolean
-  /** Text held back: a suffix of what came that is a proper prefix of some stop string. */
+  /** The longest suffix of the text so far that is a proper prefix of a stop string. */
   #held = ''
   #found = false
 
@@ -18,7 +16,7 @@ export class StopStrings {
     return this.#found
   }
 
-  /** Text that may be shown now. After a stop string was found, nothing more comes. */
+  /** Text that can be sent now; empty once a stop string was found. */
   push (piece: string): string {
     if (this.#found) return ''
     if (this.#stops.length === 0) return piece
@@ -39,7 +37,7 @@ export class StopStrings {
     return keep === 0 ? text : text.slice(0, -keep)
   }
 
-  /** The end came without a stop string: what was held back is text. */
+  /** At the end without a stop string: returns what was held back. */
   flush (): string {
     const held = this.#held
     this.#held = ''

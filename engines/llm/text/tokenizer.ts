@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Tokenizer as HfTokenizer } from '@huggingface/tokenizers'
+import { EngineError } from '../../service/errors.ts'
 import { loadOptional } from '../../service/optional.ts'
-import { byteLevelBytes } from './byte-level.ts'
 import { BytesDetokenizer, TextDetokenizer, type Detokenizer } from './detokenizer.ts'
 
 type Json = Record<string, unknown>
@@ -33,10 +33,34 @@ function specialText (config: Json): Record<string, string> {
   return found
 }
 
-/** True when every token is a run of bytes: then text comes from a streaming UTF-8 decoder, exact at any boundary. */
+/** True when every token is a run of bytes: then a streaming UTF-8 decoder gives exact text at any token boundary. */
 function isByteLevel (tokenizer: Json): boolean {
   const decoder = tokenizer.decoder as { type?: unknown, decoders?: Array<{ type?: unknown }> } | null
   return decoder?.type === 'ByteLevel' || decoder?.decoders?.some(d => d.type === 'ByteLevel') === true
+}
+
+/** GPT-2's byte-level alphabet, in which byte-level tokens are spelled: one printable character for each byte. */
+function byteLevelAlphabet (): Map<string, number> {
+  const bytes = new Map<string, number>()
+  let next = 256
+  for (let byte = 0; byte < 256; byte++) {
+    const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || (byte >= 174)
+    bytes.set(String.fromCharCode(printable ? byte : next++), byte)
+  }
+  return bytes
+}
+
+const BYTE_OF = byteLevelAlphabet()
+
+/** The bytes a byte-level token stands for; undefined when it is not spelled in that alphabet. */
+export function byteLevelBytes (token: string): Uint8Array | undefined {
+  const bytes = new Uint8Array(token.length)
+  for (let i = 0; i < token.length; i++) {
+    const byte = BYTE_OF.get(token[i] as string)
+    if (byte === undefined) return undefined
+    bytes[i] = byte
+  }
+  return bytes
 }
 
 class ModelTokenizer implements Tokenizer {
@@ -86,4 +110,25 @@ export async function loadTokenizer (dir: string): Promise<{ tokenizer: Tokenize
   const { Tokenizer } = await loadOptional('@huggingface/tokenizers')
   const [tokenizer, config] = await Promise.all([readJson(dir, 'tokenizer.json'), readJson(dir, 'tokenizer_config.json').catch(() => ({}))])
   return { tokenizer: new ModelTokenizer(new Tokenizer(tokenizer, config), tokenizer, config), config }
+}
+
+/** Usual text has about four characters a token; a text with more than this many for each token that fits is encoded piece by piece first. */
+const USUAL_CHARACTERS = 8
+/** Pieces cut anywhere have a few tokens more than the whole text; only a count far above the limit is refused. */
+const SURPLUS = 2
+
+/**
+ * The tokens of a prompt's text. A text that is far too long is refused after its beginning, because encoding several
+ * megabytes would block the event loop for seconds.
+ * @throws EngineError `context_length_exceeded`
+ */
+export function encodeText (tokenizer: Pick<Tokenizer, 'encode'>, text: string, maxLength: number, param: string): number[] {
+  const piece = USUAL_CHARACTERS * maxLength
+  for (let at = 0, tokens = 0; text.length > piece && at < text.length; at += piece) {
+    tokens += tokenizer.encode(text.slice(at, at + piece)).length
+    if (tokens > SURPLUS * maxLength) {
+      throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; the prompt alone has more than ${SURPLUS * maxLength}`, { param })
+    }
+  }
+  return tokenizer.encode(text)
 }

@@ -1,4 +1,4 @@
-/** What both LLM engines are assembled from. */
+/** What the two LLM engines have in common: defaults, pools, the P2P end, tokenizer and sessions. */
 import { BlockPool, type FeatureCache, type LeaseTable } from '../cache/index.ts'
 import type { EngineCounters } from '../service/engine-service.ts'
 import { VisionRunner } from '../encoder/vision.ts'
@@ -24,7 +24,7 @@ export const MIGRATIONS = 8
 export const ROOM_TIMEOUT_MS = 10_000
 export const PULL_TIMEOUT_MS = 30_000
 
-/** Feature blocks for an engine that keeps features, be it in its sequences or in the cache of its own vision encoder. */
+/** Feature blocks for an engine that keeps features: in its sequences, or in the cache of its own vision encoder. */
 export function featurePool (options: EngineOptions, model: LoadedModel): BlockPool {
   const { blockBytes } = featureBlockShape(model)
   const atLeast = MIN_ITEMS * featureBlocksFor(model.maxTokensPerItem)
@@ -37,7 +37,7 @@ export async function openP2P (options: EngineOptions, model: LoadedModel, lease
   return await P2PNode.open({ engineId, epoch: leases.epoch, host, pools, leases, fingerprint: model.fingerprint, curve, allowedPeers, log })
 }
 
-/** What the session worker has to know, for KV blocks of `blockTokens` tokens. */
+/** What the session worker needs to know, for KV blocks of `blockTokens` tokens. */
 export function runnerShape (model: LoadedModel, blockTokens: number): RunnerShape {
   const { embed, decoder } = model.files
   const { layers, kvHeads, headDim } = model.text

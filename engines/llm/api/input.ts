@@ -1,0 +1,63 @@
+/** The input of a request: messages of /v1/chat/completions, prompts of /v1/completions. */
+import type { TemplateMessage } from '../text/chat-template.ts'
+import { isObject, refuse, unsupported, type Json } from './fields.ts'
+
+const ROLES = new Set(['system', 'developer', 'user', 'assistant'])
+const MAX_PROMPTS = 128
+
+/** The messages as the chat template takes them. Call `collectMedia` first: it checks the media parts. */
+export function readMessages (body: Json): TemplateMessage[] {
+  const { messages } = body
+  if (!Array.isArray(messages) || messages.length === 0) refuse('messages', '"messages" must be a non-empty list')
+  return (messages as unknown[]).map((message, i) => {
+    const param = `messages[${i}]`
+    if (!isObject(message)) refuse(param, 'a message must be an object')
+    return readMessage(message, param)
+  })
+}
+
+function readMessage (message: Json, param: string): TemplateMessage {
+  const { role, content } = message
+  if (role === 'tool' || role === 'function') unsupported(`${param}.role`, 'tool messages are not supported by this engine')
+  if (typeof role !== 'string' || !ROLES.has(role)) refuse(`${param}.role`, '"role" must be system, developer, user or assistant')
+  if (Array.isArray(message.tool_calls) && message.tool_calls.length > 0) unsupported(`${param}.tool_calls`, 'tool calls are not supported by this engine')
+  const known = role === 'developer' ? 'system' : role
+  if (typeof content === 'string') return { role: known, content }
+  if (content === null && role === 'assistant') return { role: known, content: '' }
+  if (!Array.isArray(content) || content.length === 0) refuse(`${param}.content`, '"content" must be a string or a non-empty list of parts')
+  return { role: known, content: (content as unknown[]).map((part, i) => readPart(part, `${param}.content[${i}]`)) }
+}
+
+function readPart (part: unknown, param: string): { type: 'text', text: string } | { type: 'image' } {
+  if (!isObject(part)) refuse(param, 'a content part must be an object')
+  // collectMedia has read or refused everything else.
+  if (part.type !== 'text') return { type: 'image' }
+  if (typeof part.text !== 'string') refuse(`${param}.text`, '"text" must be a string')
+  return { type: 'text', text: part.text }
+}
+
+/** How many prompts a request has, before any of them is read. @throws EngineError `invalid_request` */
+export function countPrompts ({ prompt }: Json): number {
+  const count = Array.isArray(prompt) && typeof prompt[0] !== 'number' ? prompt.length : 1
+  if (count < 1 || count > MAX_PROMPTS) refuse('prompt', `"prompt" must hold 1 to ${MAX_PROMPTS} prompts`)
+  return count
+}
+
+/**
+ * The prompts of /v1/completions: a text, token ids, or a list of either.
+ * @throws EngineError `invalid_request`
+ */
+export function readPrompts (body: Json, vocab: number, encode: (text: string) => number[]): number[][] {
+  const { prompt } = body
+  const list: unknown[] = Array.isArray(prompt) && typeof prompt[0] !== 'number' ? prompt : [prompt]
+  return list.map((one, i) => {
+    const param = list.length === 1 ? 'prompt' : `prompt[${i}]`
+    if (typeof one === 'string' && one !== '') return encode(one)
+    if (isIds(one, vocab)) return one
+    return refuse(param, `"${param}" must be a non-empty text or a list of token ids below ${vocab}`)
+  })
+}
+
+function isIds (value: unknown, vocab: number): value is number[] {
+  return Array.isArray(value) && value.length > 0 && value.every(id => Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) < vocab)
+}
