@@ -1,6 +1,6 @@
 import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
+import { abortable, deferred } from '../../service/waiting.ts'
 import type { RemoteMedia, SequenceMedia } from '../sequence/prompt.ts'
-import { abortable } from '../../service/waiting.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
 import type { FeatureSource } from './feature-migration.ts'
 
@@ -18,7 +18,7 @@ export interface FetcherOptions extends BlockLinkOptions {
 export type Reservation =
   | { readonly kind: 'cached' }
   | { readonly kind: 'pull', readonly entry: FeatureEntry, readonly settle: () => void }
-  | { readonly kind: 'another', readonly pull: Promise<void> }
+  | { readonly kind: 'another', readonly pull: Promise<undefined> }
 
 /**
  * Pulls features of other engines into the local feature cache. A content hash that is cached or being pulled is not
@@ -28,7 +28,7 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
   readonly #options: FetcherOptions
   readonly #link: BlockLink
   /** Content hash -> end of the pull that fills it; never rejects. */
-  readonly #pulls = new Map<string, Promise<void>>()
+  readonly #pulls = new Map<string, Promise<undefined>>()
   #privateKeys = 0
 
   constructor (options: FetcherOptions) {
@@ -59,11 +59,11 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
 
   #startPull (media: RemoteMedia, entry: FeatureEntry): Reservation {
     this.#hold(media, entry)
-    let resolve = (): void => {}
-    this.#pulls.set(entry.hash, new Promise<void>(_resolve => { resolve = _resolve }))
+    const { promise, resolve } = deferred<undefined>()
+    this.#pulls.set(entry.hash, promise)
     const settle = (): void => {
       this.#pulls.delete(entry.hash)
-      resolve()
+      resolve(undefined)
     }
     return { kind: 'pull', entry, settle }
   }

@@ -1,4 +1,5 @@
 import { CacheError, type WaitOptions } from '../../cache/room-queue.ts'
+import { deferred } from '../../service/waiting.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 
 /** Migrating sequences that wait for KV blocks. The scheduler decides whose turn it is, between them and those that wait to run. */
@@ -21,19 +22,21 @@ export class Reservations {
   /** Resolves when `grant` is called for the sequence. Rejects with CacheError BUSY after `timeoutMs`, or with the signal's reason. */
   async wait (sequence: Sequence, { signal, timeoutMs }: WaitOptions): Promise<number> {
     signal?.throwIfAborted()
-    let timer: NodeJS.Timeout | undefined
-    let onAbort = (): void => {}
+    const { promise, resolve, reject } = deferred<number>()
+    // Leaves at once: a sequence that gave up must not be granted blocks.
+    const giveUp = (reason: unknown): void => {
+      this.#waiting.delete(sequence)
+      reject(reason)
+    }
+    const onAbort = (): void => giveUp(signal?.reason)
+    const timer = setTimeout(() => giveUp(new CacheError('BUSY', `no KV blocks for ${sequence.length} tokens within ${timeoutMs} ms`)), timeoutMs)
+    signal?.addEventListener('abort', onAbort, { once: true })
+    this.#waiting.set(sequence, resolve)
     try {
-      return await new Promise<number>((resolve, reject) => {
-        timer = setTimeout(() => reject(new CacheError('BUSY', `no KV blocks for ${sequence.length} tokens within ${timeoutMs} ms`)), timeoutMs)
-        onAbort = () => reject(signal?.reason)
-        signal?.addEventListener('abort', onAbort, { once: true })
-        this.#waiting.set(sequence, resolve)
-      })
+      return await promise
     } finally {
       clearTimeout(timer)
       signal?.removeEventListener('abort', onAbort)
-      this.#waiting.delete(sequence)
     }
   }
 
