@@ -79,7 +79,7 @@ t.test('each situation has its plan and its reason', async t => {
     ['draining is not healthy', 'EPD_ERR_NO_NODE: none of 1 nodes is healthy', [text, snapshot([PD('pd1', { state: 'draining' })]), options()]],
     ['an opaque body prefers nodes that see', 'pd pd2: text only', [{ ...text, opaque: true }, snapshot([PD('pd1'), PD('pd2', { vision: 'full', requests: 5 })]), options()]],
 
-    ['a picture is encoded apart', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1'), PD('pd1')]), options()]],
+    ['an encoder encodes a picture', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1'), PD('pd1')]), options()]],
     ['small pictures are not worth the way', 'hybrid pd1: small items', [small, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()]],
     ['one large picture among small ones is', 'e-pd pd1: 2 items on 1 encoder', [{ model: 'm', media: [item('a', 10), item('b', 257, 1)] }, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()]],
     ['small pictures need a node that sees', 'e-pd pd1: 2 items on 1 encoder', [small, snapshot([E('e1'), PD('pd1')]), options()]],
@@ -111,9 +111,9 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
   const never = options({ bypass: 'never' })
   const pd = [P('p1'), D('d1')]
   const rows: Array<[string, string, Parameters<typeof planRequest>]> = [
-    ['without hybrids always apart', 'p-d p1>d1: no node does both', [short, snapshot(pd), options()]],
+    ['without hybrids always disaggregated', 'p-d p1>d1: no node does both', [short, snapshot(pd), options()]],
     ['without a healthy hybrid, too', 'p-d p1>d1: no healthy node does both', [short, snapshot([...pd, PD('pd1', { state: 'unhealthy' })]), options()]],
-    ['a long prompt goes apart', 'p-d p1>d1: long prompt', [long, snapshot([...pd, PD('pd1')]), options()]],
+    ['a long prompt is disaggregated', 'p-d p1>d1: long prompt', [long, snapshot([...pd, PD('pd1')]), options()]],
     ['a short one does not', 'pd pd1: text only, short prompt', [short, snapshot([...pd, PD('pd1')]), options()]],
     ['unless always', 'p-d p1>d1: always', [short, snapshot([...pd, PD('pd1')]), with_('always')]],
     ['never', 'pd pd1: text only, disaggregation is off', [long, snapshot([...pd, PD('pd1')]), with_('never')]],

@@ -58,10 +58,10 @@ await t.test('three engines answer as one does: text and pictures, whole and str
     const picture = i % 3 === 2 ? undefined : await drawScene(500 + i)
     const question = picture === undefined ? 'What is a circle?' : ['How many shapes are there?', 'Describe the picture.'][i % 2]!
     const one = await ask(hybrid, question, picture)
-    const apart = await ask(gateway.url, question, picture)
-    t.equal(apart.plan, picture === undefined ? 'p-d' : 'e-p-d')
-    t.equal(apart.text, one.text)
-    t.match(apart.usage, { prompt_tokens: one.usage!.prompt_tokens, completion_tokens: one.usage!.completion_tokens })
+    const disaggregated = await ask(gateway.url, question, picture)
+    t.equal(disaggregated.plan, picture === undefined ? 'p-d' : 'e-p-d')
+    t.equal(disaggregated.text, one.text)
+    t.match(disaggregated.usage, { prompt_tokens: one.usage!.prompt_tokens, completion_tokens: one.usage!.completion_tokens })
     t.equal((await ask(gateway.url, question, picture, { stream: true })).text, one.text)
     const short = { max_tokens: 1, logprobs: true }
     t.equal((await ask(gateway.url, question, picture, short)).text, (await ask(hybrid, question, picture, short)).text, 'a single token, too')

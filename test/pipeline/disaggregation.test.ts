@@ -264,15 +264,15 @@ t.test('what P and D can\'t share goes to a hybrid, or is refused by name', asyn
   t.equal((await post(`${f.url}/v1/responses`, { model: 'vlm', input: 'x' })).headers.get('x-epd-reason'), 'text only, this route')
   t.equal(f.hybrids[0]!.generations.length, 4)
 
-  const apart = await fixture(t)
+  const disaggregated = await fixture(t)
   for (const [path, body, param] of bodies) {
-    const answer = await post(apart.url + path, body)
+    const answer = await post(disaggregated.url + path, body)
     t.equal(answer.status, 400)
     t.match(await answer.json(), { error: { type: 'invalid_request_error', code: 'unsupported_value', param, message: /needs a node that does both/ } })
   }
-  t.match(await (await post(`${apart.url}/v1/responses`, { model: 'vlm', input: 'x' })).json(), { error: { code: 'unsupported_value', param: null } })
-  t.equal((await fetch(`${apart.url}/v1/files`)).status, 200, 'a request that names no model finds a node')
-  t.equal((await fetch(`${apart.url}/health`)).status, 200)
+  t.match(await (await post(`${disaggregated.url}/v1/responses`, { model: 'vlm', input: 'x' })).json(), { error: { code: 'unsupported_value', param: null } })
+  t.equal((await fetch(`${disaggregated.url}/v1/files`)).status, 200, 'a request that names no model finds a node')
+  t.equal((await fetch(`${disaggregated.url}/health`)).status, 200)
 })
 
 t.test('requests of one moment do not all choose the same D, and long prompts spread over P', async t => {
