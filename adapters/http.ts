@@ -1,11 +1,12 @@
 /**
- * The one HTTP client of the adapters, by undici's `request`. A third-party adapter may use it too: `postStream` for
- * generation, `requestJson` and `requestOk` for everything small.
+ * The one HTTP client of the adapters, on undici. A third-party adapter may use it too: `postStream` for generation,
+ * `requestJson` and `requestOk` for everything small.
  */
 import type { Readable } from 'node:stream'
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from './adapter.ts'
 import { TimeLimit } from './abort.ts'
-import { brokenOff, failureError, failureOfEvent, isStaleSocket, parseJson, readFailure, readWhole, timedOut, unavailable, type FailureReader, type UpstreamFailure } from './http/failures.ts'
+import { brokenOff, failureError, failureOfEvent, isStaleSocket, parseJson, readFailure, readWhole, timedOut, type FailureReader, type UpstreamFailure } from './http/failures.ts'
+import { UpstreamBody } from './http/upstream-body.ts'
 
 export type { FailureReader, UpstreamErrorObject, UpstreamFailure } from './http/failures.ts'
 export { codeOf, errorObject, failureError } from './http/failures.ts'
@@ -49,29 +50,25 @@ async function sendOnce (node: AdapterNode, { method, path, headers, body }: Htt
   if (call.signal.aborted) throw call.signal.reason
   const target = targetOf(node)
   const length = body?.reduce((sum, slice) => sum + slice.length, 0)
-  try {
-    const response = await call.dispatcher.request({
-      origin: target.origin,
-      path: joinPath(target, path),
-      method,
-      headers: headersOf(node, headers, call, length),
-      // undici takes any iterable; its types name only some.
-      body: length === undefined ? null : bodyOf(body!, length) as Buffer,
-      // Of a signal undici uses what CallSignal has; its types name more.
-      signal: call.signal as AbortSignal,
-      // The call's signal ends it.
-      headersTimeout: 0,
-      bodyTimeout: 0
-    })
-    // It may break off before its reader listens, and an error without a listener would end the process.
-    response.body.on('error', ignore)
-    return response
-  } catch (error) {
-    throw call.signal.aborted ? call.signal.reason : unavailable(node, error as Error)
+  const answer = new UpstreamBody(node, call.signal)
+  const options = {
+    origin: target.origin,
+    path: joinPath(target, path),
+    method,
+    headers: headersOf(node, headers, call, length),
+    // undici takes any iterable; its types name only some.
+    body: length === undefined ? null : bodyOf(body!, length) as Buffer,
+    // The call's signal ends it.
+    headersTimeout: 0,
+    bodyTimeout: 0
   }
+  try {
+    call.dispatcher.dispatch(options, answer)
+  } catch (error) {
+    answer.onResponseError(undefined, error as Error)
+  }
+  return await answer.head
 }
-
-function ignore (): void {}
 
 function headersOf (node: AdapterNode, own: HttpRequest['headers'], call: Call, length: number | undefined): string[] {
   const headers: string[] = []

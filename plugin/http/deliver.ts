@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
 import { isEventStream, type Answer } from '../pipeline/index.ts'
 import { onClosed } from './client.ts'
@@ -15,24 +16,22 @@ const INVALID_VALUE = /[^\t\x20-\x7e\x80-\xff]/
  * set on the reply (CORS, rate limit) stay, `extra` come on top.
  */
 export function deliver (answer: Answer, reply: FastifyReply, extra: Readonly<Record<string, string>>): void {
-  const { raw } = reply
   reply.code(answer.statusCode)
   passHeaders(answer, reply)
   for (const name in extra) reply.header(name, extra[name])
-  const whole = answer.takeWhole()
-  if (whole !== undefined) {
-    reply.send(whole)
-    return
-  }
-  const length = answer.headers['content-length']
-  if (length !== undefined && answer.headers['transfer-encoding'] === undefined && !isEventStream(answer.headers)) {
+  if (answer.body instanceof Readable) followStream(answer.body, answer, reply)
+  reply.send(answer.body)
+}
+
+function followStream (body: Readable, { headers }: Answer, { raw }: FastifyReply): void {
+  const length = headers['content-length']
+  if (length !== undefined && headers['transfer-encoding'] === undefined && !isEventStream(headers)) {
     // The length holds only where no onSend hook has put another body in the answer's place.
-    raw.once('pipe', source => { if (source === answer) raw.setHeader('content-length', length) })
+    raw.once('pipe', source => { if (source === body) raw.setHeader('content-length', length) })
   }
   // A hook may fail, so that the answer is never read, or pipe it on, so that its error reaches nothing.
-  onClosed(raw, () => { answer.destroy() })
-  answer.once('error', () => { raw.destroy() })
-  reply.send(answer)
+  onClosed(raw, () => { body.destroy() })
+  body.once('error', () => { raw.destroy() })
 }
 
 /** A node's CORS headers are left out: the gateway decides who may read answers. */

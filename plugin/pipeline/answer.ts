@@ -4,24 +4,66 @@ import type { TimeLimit } from '../../adapters/abort.ts'
 import { clientError, epdError } from '../errors.ts'
 import { EventGate } from './event-gate.ts'
 import type { Delivery } from './types.ts'
-import { UsageReader } from './usage.ts'
+import { UsageReader, type Closing } from './usage.ts'
 
 /** Bytes that wait for a slow client before the node is paused. */
 const READ_AHEAD = 64 * 1024
 
+/** A node's answer, of which the first good bytes are there. */
+export interface Answer {
+  readonly statusCode: number
+  readonly headers: UpstreamResponse['headers']
+  /** A Buffer where the whole answer has come at once, as most short ones do. */
+  readonly body: Readable | Buffer
+  /** Resolves when the client's side has taken the last byte, when the node has broken off, or when the body is destroyed. Never rejects. */
+  readonly delivered: Promise<Delivery>
+}
+
 /**
- * A node's answer on its way to the client, byte for byte and with back-pressure.
+ * Waits for the first bytes for the client, or the end of an empty body. Rejects when the node breaks off before.
+ *
+ * @param limit - the call's. Its time counts until the first byte, then `idle` does; its abort ends the answer
+ * @param idle - longest silence between two chunks, in milliseconds
+ */
+export async function beginAnswer (upstream: UpstreamResponse, limit: TimeLimit, idle: number): Promise<Answer> {
+  const whole = wholeBody(upstream)
+  if (whole !== undefined) {
+    limit.clear()
+    return wholeAnswer(upstream, whole)
+  }
+  const stream = new AnswerStream(upstream, limit, idle)
+  await stream.begun
+  return stream
+}
+
+function wholeBody ({ headers, body }: UpstreamResponse): Buffer | undefined {
+  if (isEventStream(headers) || body.readableLength === 0 || headers['content-length'] !== String(body.readableLength)) return undefined
+  const bytes = body.read() as Buffer
+  // Its end is yet to be read.
+  body.resume()
+  return bytes
+}
+
+function wholeAnswer ({ statusCode, headers }: UpstreamResponse, body: Buffer): Answer {
+  const closing = (): Closing => {
+    const usage = new UsageReader()
+    usage.add(body)
+    return usage.read()
+  }
+  return { statusCode, headers, body, delivered: Promise.resolve({ outcome: 'complete', statusCode, firstByteAt: performance.now(), closing }) }
+}
+
+/**
+ * An answer on its way to the client, byte for byte and with back-pressure.
  *
  * Of an event stream only whole events pass. When the node breaks off after the first byte, an event stream ends with an
  * `error` event; any other body ends with an error of this stream. A node that sends nothing for `idle` milliseconds
  * counts as broken off; a client that reads slowly is not silence. A consumer that does not want the rest destroys it.
  */
-export class Answer extends Readable {
+class AnswerStream extends Readable implements Answer {
   readonly statusCode: number
   readonly headers: UpstreamResponse['headers']
-  /** Resolves when the first bytes for the client are there, or the end of an empty body. Rejects when the node breaks off before. */
   readonly begun: Promise<void>
-  /** Resolves when the client's side has taken the last byte, when the node has broken off, or when the answer is given up. Never rejects. */
   readonly delivered: Promise<Delivery>
   readonly #body: Readable
   readonly #limit: TimeLimit
@@ -39,10 +81,6 @@ export class Answer extends Readable {
   #whole = false
   #settled = false
 
-  /**
-   * @param limit - the call's. Its time counts until the first byte, then `idle` does; its abort ends the answer
-   * @param idle - longest silence between two chunks, in milliseconds
-   */
   constructor ({ statusCode, headers, body }: UpstreamResponse, limit: TimeLimit, idle: number) {
     super({ highWaterMark: READ_AHEAD })
     this.statusCode = statusCode
@@ -63,9 +101,8 @@ export class Answer extends Readable {
     else limit.addEventListener('abort', this.#onAbort)
   }
 
-  /** The whole body, where it is short and there already, to be sent in one go. */
-  takeWhole (): Buffer | undefined {
-    return this.#whole && this.#gate === undefined ? this.read() as Buffer ?? Buffer.alloc(0) : undefined
+  get body (): this {
+    return this
   }
 
   override _read (): void {

@@ -2,7 +2,7 @@ import { AdapterError, type EncoderResult, type Handoff, type RequestBody } from
 import { abortable } from '../../adapters/abort.ts'
 import type { Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import { Answer } from './answer.ts'
+import { beginAnswer, type Answer } from './answer.ts'
 import type { Exchange } from './exchange.ts'
 import type { Delivery } from './types.ts'
 
@@ -40,8 +40,9 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
   try {
     const job = { node, path, body, features: handoff === undefined ? features : NO_FEATURES, handoff, tenant }
     const upstream = await span.run(() => abortable(node.adapter.generate(job, exchange.call(limit, span, id)), limit, late => { late.body.destroy() }))
-    const answer = new Answer(upstream, limit, timeouts.idle)
-    await answer.begun.catch(cause => { throw AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', 'the answer broke off before it began', { node: node.id, cause }) })
+    const answer = await beginAnswer(upstream, limit, timeouts.idle).catch(cause => {
+      throw AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', 'the answer broke off before it began', { node: node.id, cause })
+    })
     exchange.forgetHandoff()
     ticket.ok()
     exchange.leave()

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
 import { planRequest, promptTokens, viewRequest, type Plan, type Refusal } from '../planning/index.ts'
@@ -128,7 +129,7 @@ async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, d
   try {
     deliver(answer, exchange.headers())
   } catch (err) {
-    answer.destroy()
+    if (answer.body instanceof Readable) answer.body.destroy()
     end(new DOMException('the answer was not sent', 'AbortError'))
     throw err
   }

@@ -10,7 +10,7 @@ import epd from '../../plugin/index.ts'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
 import { onClientGone } from '../../plugin/http/client.ts'
 import { deliver } from '../../plugin/http/deliver.ts'
-import { Answer } from '../../plugin/pipeline/index.ts'
+import { beginAnswer } from '../../plugin/pipeline/index.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 
@@ -57,8 +57,7 @@ function parts (app: FastifyInstance): void {
     const limit = new TimeLimit(0)
     onClientGone(reply.raw, () => { limit.abort(new Error('gone')) })
     const call = { signal: limit, headers: { 'x-request-id': request.id }, dispatcher, log }
-    const answer = new Answer(await postStream(node, { path: PATH, body: body.splice({}) }, call), limit, 60_000)
-    await answer.begun
+    const answer = await beginAnswer(await postStream(node, { path: PATH, body: body.splice({}) }, call), limit, 60_000)
     deliver(answer, reply, { 'x-epd-plan': 'pd' })
     await answer.delivered
     return reply

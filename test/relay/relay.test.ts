@@ -13,7 +13,7 @@ import type { UpstreamResponse } from '../../adapters/adapter.ts'
 import { TimeLimit } from '../../adapters/abort.ts'
 import { onClientGone } from '../../plugin/http/client.ts'
 import { deliver } from '../../plugin/http/deliver.ts'
-import { Answer, type Delivery } from '../../plugin/pipeline/index.ts'
+import { beginAnswer, type Delivery } from '../../plugin/pipeline/index.ts'
 import type { Closing } from '../../plugin/pipeline/usage.ts'
 import { Random } from '../body/random-json.ts'
 import { until } from '../helper/until.ts'
@@ -31,8 +31,7 @@ interface Options { headers?: Record<string, string>, signal?: AbortSignal, idle
 async function relay (upstream: UpstreamResponse, reply: FastifyReply, { headers = {}, signal, idle = 60_000 }: Options): Promise<Delivery> {
   const limit = new TimeLimit(0, signal)
   onClientGone(reply.raw, () => { limit.abort(new Error('client gone')) })
-  const answer = new Answer(upstream, limit, idle)
-  await answer.begun
+  const answer = await beginAnswer(upstream, limit, idle)
   deliver(answer, reply, headers)
   return await answer.delivered
 }

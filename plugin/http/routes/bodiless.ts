@@ -5,7 +5,7 @@ import { AdapterError } from '../../../adapters/adapter.ts'
 import { send } from '../../../adapters/http.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
-import { Answer, type Cancellable, type Delivery } from '../../pipeline/index.ts'
+import { beginAnswer, type Cancellable, type Delivery } from '../../pipeline/index.ts'
 import { byLoad } from '../../planning/index.ts'
 import { usable } from '../../registry/index.ts'
 import { parentContext, propagationHeaders, upstreamContext } from '../../telemetry/propagation.ts'
@@ -34,8 +34,7 @@ export async function forwardBodiless (gateway: Gateway, request: FastifyRequest
     const headers = { ...propagationHeaders(trace, request.headers), 'x-request-id': callId(request.id) }
     const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
     const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'DELETE', path }, call), limit))
-    const answer = new Answer(upstream, limit, timeouts.idle)
-    await answer.begun
+    const answer = await beginAnswer(upstream, limit, timeouts.idle)
     deliver(answer, reply, {})
     ticket.end(failureOf(await answer.delivered, limit, node.id))
     return reply
