@@ -4,7 +4,7 @@ const CHUNKS = 8
 const MAX_BYTES = 16 * 1024
 
 /** Token counts as in OpenAI's `usage`. */
-export interface Usage {
+interface Usage {
   readonly promptTokens: number | undefined
   readonly completionTokens: number | undefined
   readonly totalTokens: number | undefined
