@@ -1,7 +1,7 @@
 /** What a probe asks of any server that speaks OpenAI's API, and of those that speak LMDeploy's: state, models, engine_info. */
 import { AdapterError, type AdapterNode, type Call, type NodeInfo } from './adapter.ts'
 import { requestJson, requestOk } from './http.ts'
-import type { EngineInfo } from './wire/distserve.ts'
+import { OUR_ENGINE, type EngineInfo } from './wire/distserve.ts'
 import { isObject, listOf, objectOf, textOf, type Json } from './wire/json.ts'
 
 const CONTROL_TIMEOUT = 3000
@@ -85,7 +85,7 @@ function decode (body: unknown): EngineInfoAnswered | undefined {
 
 /** Is this engine_info of one of our reference engines? */
 export function isOurs (info: EngineInfoAnswered): boolean {
-  return info.engine === 'fastify-epd'
+  return info.engine === OUR_ENGINE
 }
 
 /** Which server a probe found behind a node: our reference engine (`epd`) or LMDeploy's api_server. Left in `NodeInfo.details`. */

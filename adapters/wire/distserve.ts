@@ -4,6 +4,9 @@ export const MIGRATION_PROTOCOL = { tcp: 1, rdma: 2 } as const
 /** LMDeploy's DistServeConnectionStatus. */
 export const CONNECTION_STATUS = { success: 1, fail: 2 } as const
 
+/** `engine` of our engines' engine_info; LMDeploy's has no such member. */
+export const OUR_ENGINE = 'fastify-epd'
+
 /** Body of POST /nodes/add, with which an api_server registers. */
 export interface NodeRegistration {
   readonly url: string
@@ -22,7 +25,7 @@ export interface EngineInfo {
   readonly block_size: number
   readonly num_cpu_blocks: number
   readonly num_gpu_blocks: number
-  readonly engine: 'fastify-epd'
+  readonly engine: typeof OUR_ENGINE
   readonly version: string
   readonly backend: 'pytorch' | 'turbomind'
   /** LMDeploy's integer. */

@@ -10,6 +10,10 @@ export const TENANT_FIELD = 'epd_tenant'
 /** Scheme of a media URL that names a lease on features or KV blocks in place of pixels: `epd:<lease>`. Only the gateway writes it. */
 export const LEASE_SCHEME = 'epd:'
 
+/** Transfer formats of our engines, in `produces` and `accepts` of engine_info. */
+export const FEATURES_FORMAT = 'features:epd-zmq/1'
+export const KV_FORMAT = 'kv:epd-zmq/1'
+
 /** Where blocks lie in another engine, and the lease under which they may be pulled. */
 interface RemoteBlocksWire {
   readonly protocol: typeof MIGRATION_PROTOCOL.tcp

@@ -1,8 +1,8 @@
 import type { FeatureCache, Lease, LeaseTable } from '../cache/index.ts'
 import { MIGRATION_PROTOCOL } from '../../adapters/wire/distserve.ts'
-import type { EncoderResultWire } from '../../adapters/wire/results.ts'
+import { FEATURES_FORMAT, type EncoderResultWire } from '../../adapters/wire/results.ts'
 import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
-import type { ChatAnswer, ChatCall, EngineCounters, EngineInfo, EngineLog, EngineService, GaugeName, P2PLinks } from '../service/engine-service.ts'
+import { ONE_DEVICE, type ChatAnswer, type ChatCall, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName, type P2PLinks } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
 import { LeaseGrants } from '../cache/lease-grants.ts'
 import { featureBlockShape, type LoadedModel } from '../models/index.ts'
@@ -62,15 +62,9 @@ export class EncoderEngine implements EngineService {
     const { model, cache, version } = this.#parts
     const shape = featureBlockShape(model)
     return {
-      tp_size: 1,
-      ep_size: 1,
-      dp_size: 1,
-      pp_size: null,
-      dp_rank: 0,
+      ...ONE_DEVICE,
       block_size: shape.blockTokens,
-      num_cpu_blocks: 0,
       num_gpu_blocks: cache.pool.total,
-      engine: 'fastify-epd',
       version,
       backend: this.backend,
       role: ROLE_TO_WIRE[this.role],
@@ -78,7 +72,7 @@ export class EncoderEngine implements EngineService {
       model: model.name,
       fingerprint: model.fingerprint,
       vision: 'full',
-      produces: ['features:epd-zmq/1'],
+      produces: [FEATURES_FORMAT],
       accepts: [],
       feature: { block_tokens: shape.blockTokens, hidden_size: shape.hiddenSize, dtype: shape.dtype, block_bytes: shape.blockBytes, num_blocks: cache.pool.total }
     }

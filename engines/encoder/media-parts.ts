@@ -1,4 +1,6 @@
 /** The media items of a chat request: LMDeploy's item kinds, old and new, with the position each is named by in errors. */
+import { isObject, type Json } from '../../adapters/wire/json.ts'
+import { LEASE_SCHEME } from '../../adapters/wire/results.ts'
 import { EngineError } from '../service/errors.ts'
 import type { PixelSettings } from '../models/index.ts'
 
@@ -26,14 +28,8 @@ const OTHER_MEDIA = /^(input_audio|audio|audio_url|video|video_url|time_series|t
 const PIXEL_KEYS = ['max_dynamic_patch', 'min_pixels', 'max_pixels', 'resized_height', 'resized_width'] as const
 const MAX_PIXEL_VALUE = 1_000_000_000
 
-type Dict = Record<string, unknown>
-
-function isDict (value: unknown): value is Dict {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
 /** Pixel keys of `source`, checked; `base` gives those it leaves out. */
-function readSettings (source: Dict, base: PixelSettings, param: string): PixelSettings {
+function readSettings (source: Json, base: PixelSettings, param: string): PixelSettings {
   const settings: { -readonly [K in keyof PixelSettings]: PixelSettings[K] } = { ...base }
   for (const key of PIXEL_KEYS) {
     const value = source[key]
@@ -47,11 +43,11 @@ function readSettings (source: Dict, base: PixelSettings, param: string): PixelS
 }
 
 /** `mm_processor_kwargs: { image: {...} }`, or the keys directly in it. */
-function requestSettings (body: Dict): PixelSettings {
+function requestSettings (body: Json): PixelSettings {
   const { mm_processor_kwargs: kwargs } = body
-  if (!isDict(kwargs)) return {}
+  if (!isObject(kwargs)) return {}
   const flat = readSettings(kwargs, {}, 'mm_processor_kwargs')
-  return isDict(kwargs.image) ? readSettings(kwargs.image, flat, 'mm_processor_kwargs.image') : flat
+  return isObject(kwargs.image) ? readSettings(kwargs.image, flat, 'mm_processor_kwargs.image') : flat
 }
 
 function toSource (text: string, type: string, param: string): MediaSource {
@@ -59,25 +55,25 @@ function toSource (text: string, type: string, param: string): MediaSource {
   if (scheme === 'data') return { kind: 'data', url: text }
   if (scheme === 'http' || scheme === 'https') return { kind: 'http', url: text }
   if (scheme === 'file') return { kind: 'file', url: text }
-  if (scheme === 'epd') return { kind: 'epd', lease: text.slice('epd:'.length) }
+  if (scheme === 'epd') return { kind: 'epd', lease: text.slice(LEASE_SCHEME.length) }
   if (scheme === undefined && type !== 'image_url' && text.length > 0) return { kind: 'base64', text }
   throw new EngineError('invalid_media', 'a media URL must begin with data:, https:, http: or file:', { param })
 }
 
 /** The URL or base64 text of a part: `image_url: "..."`, `image_url: { url }`, `image_data: { data }`, or beside `type`. */
-function readPart (part: Dict, type: string, base: PixelSettings, param: string): { source: MediaSource, settings: PixelSettings } {
+function readPart (part: Json, type: string, base: PixelSettings, param: string): { source: MediaSource, settings: PixelSettings } {
   const value = part[type] ?? part.url ?? part.data
-  const text = isDict(value) ? value.url ?? value.data : value
+  const text = isObject(value) ? value.url ?? value.data : value
   if (typeof text !== 'string') throw new EngineError('invalid_request', `"${type}" must be a string or an object with "url"`, { param })
   const beside = readSettings(part, base, param)
-  const settings = isDict(value) ? readSettings(value, beside, `${param}.${type}`) : beside
+  const settings = isObject(value) ? readSettings(value, beside, `${param}.${type}`) : beside
   return { source: toSource(text, type, param), settings }
 }
 
 function readContent (content: unknown[], message: number, base: PixelSettings, items: MediaItem[], maxItems: number): void {
   for (const [part, entry] of content.entries()) {
     const param = `messages[${message}].content[${part}]`
-    if (!isDict(entry) || typeof entry.type !== 'string') throw new EngineError('invalid_request', 'a content part must be an object with a "type"', { param })
+    if (!isObject(entry) || typeof entry.type !== 'string') throw new EngineError('invalid_request', 'a content part must be an object with a "type"', { param })
     const { type } = entry
     if (type === 'text') continue
     if (OTHER_MEDIA.test(type)) throw new EngineError('unsupported', `content parts of type "${type}" are not supported by this model`, { param })
@@ -95,12 +91,12 @@ export const DEFAULT_MAX_ITEMS = 64
  * @throws EngineError `invalid_request`, `invalid_media` or `unsupported`, with the part as `param`.
  */
 export function collectMedia (body: unknown, options: { maxItems?: number } = {}): MediaItem[] {
-  if (!isDict(body)) throw new EngineError('invalid_request', 'the body must be a JSON object')
+  if (!isObject(body)) throw new EngineError('invalid_request', 'the body must be a JSON object')
   if (!Array.isArray(body.messages)) throw new EngineError('invalid_request', '"messages" must be an array', { param: 'messages' })
   const base = requestSettings(body)
   const items: MediaItem[] = []
   for (const [index, message] of (body.messages as unknown[]).entries()) {
-    if (!isDict(message)) throw new EngineError('invalid_request', 'a message must be an object', { param: `messages[${index}]` })
+    if (!isObject(message)) throw new EngineError('invalid_request', 'a message must be an object', { param: `messages[${index}]` })
     if (Array.isArray(message.content)) readContent(message.content, index, base, items, options.maxItems ?? DEFAULT_MAX_ITEMS)
   }
   return items

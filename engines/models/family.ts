@@ -7,6 +7,7 @@
  * Idefics3/SmolVLM: tiles in dimension 1 with a pixel mask beside them, and a picture's tokens in several spans with
  * row and column markers between.
  */
+import type { Json } from '../../adapters/wire/json.ts'
 import type { TensorData, TensorSpec } from '../runtime/types.ts'
 
 /** Pixels. */
@@ -103,7 +104,7 @@ export interface TextShape {
 }
 
 /** A JSON object of a model folder. */
-export type Json = { readonly [key: string]: unknown }
+export type { Json }
 
 /** Everything a family may read. Plain data, so that it can be handed to a worker. */
 export interface ModelSource {

@@ -1,10 +1,11 @@
 /** Reading numbers out of a model's JSON files, with errors that name file and field. */
+import { isObject } from '../../adapters/wire/json.ts'
 import { ModelError, type Json } from './family.ts'
 
 export function object (source: Json, key: string, file: string): Json {
   const value = source[key]
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new ModelError(`${file}: "${key}" must be an object`)
-  return value as Json
+  if (!isObject(value)) throw new ModelError(`${file}: "${key}" must be an object`)
+  return value
 }
 
 /** A positive integer; `fallback` when the field is absent or null. */
@@ -38,8 +39,8 @@ export function flag (source: Json, key: string, fallback: boolean): boolean {
 export function pictureSize (value: unknown): { width: number, height: number } | undefined {
   if (typeof value === 'number') return { width: value, height: value }
   if (Array.isArray(value)) return { height: Number(value[0]), width: Number(value[1] ?? value[0]) }
-  if (typeof value !== 'object' || value === null) return undefined
-  const { height, width, shortest_edge: shortest, longest_edge: longest } = value as Record<string, unknown>
+  if (!isObject(value)) return undefined
+  const { height, width, shortest_edge: shortest, longest_edge: longest } = value
   const edge = shortest ?? longest
   if (typeof height === 'number' && typeof width === 'number') return { width, height }
   return typeof edge === 'number' ? { width: edge, height: edge } : undefined

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { hostname, userInfo } from 'node:os'
+import { isObject, objectOf } from '../../adapters/wire/json.ts'
 import { P2PError, type P2PEndpointInfo, type PoolInfo, type Transport } from './types.ts'
 
 /** Equal on two engines of one host (same boot, same name: a container is a host of its own) that run as one user. */
@@ -18,7 +19,7 @@ export function parseEndpoint (value: unknown): P2PEndpointInfo {
   if (typeof info === 'string') {
     try { info = JSON.parse(info) } catch (cause) { throw new P2PError('REFUSED', 'endpoint_info is not JSON', { cause }) }
   }
-  const fields = (typeof info === 'object' && info !== null ? info : {}) as Partial<Record<keyof P2PEndpointInfo, unknown>>
+  const fields = objectOf(info)
   if (fields.v !== 1) throw new P2PError('REFUSED', `the peer speaks version ${String(fields.v)} of the P2P protocol, this engine 1`)
   const strings = ['engine', 'host_id', 'tcp', 'fingerprint'] as const
   for (const name of strings) if (typeof fields[name] !== 'string') throw new P2PError('REFUSED', `endpoint_info.${name} must be a string`)
@@ -27,8 +28,8 @@ export function parseEndpoint (value: unknown): P2PEndpointInfo {
   for (const name of ['ipc', 'curve'] as const) {
     if (fields[name] !== null && typeof fields[name] !== 'string') throw new P2PError('REFUSED', `endpoint_info.${name} must be a string or null`)
   }
-  if (typeof fields.pools !== 'object' || fields.pools === null) throw new P2PError('REFUSED', 'endpoint_info.pools must be an object')
-  return fields as P2PEndpointInfo
+  if (!isObject(fields.pools)) throw new P2PError('REFUSED', 'endpoint_info.pools must be an object')
+  return fields as unknown as P2PEndpointInfo
 }
 
 /** Throws P2PError REFUSED, with the reason, unless blocks of one engine mean the same in the other. */

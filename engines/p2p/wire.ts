@@ -1,3 +1,4 @@
+import { isObject, type Json } from '../../adapters/wire/json.ts'
 import type { PoolName } from '../cache/index.ts'
 import type { P2PErrorCode, Dtype } from './types.ts'
 
@@ -62,13 +63,10 @@ export function encodeHeader (header: Request | Reply): Buffer {
   return Buffer.from(JSON.stringify(header))
 }
 
-type Fields = Record<string, unknown>
-
-function parse (frame: Uint8Array): Fields | undefined {
+function parse (frame: Uint8Array): Json | undefined {
   try {
-    const value: unknown = JSON.parse(Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength).toString('utf8'))
-    if (typeof value !== 'object' || value === null) return undefined
-    const fields = value as Fields
+    const fields: unknown = JSON.parse(Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength).toString('utf8'))
+    if (!isObject(fields)) return undefined
     const known = fields.v === WIRE_VERSION && typeof fields.id === 'string' && fields.id.length <= 64
     return known && (fields.traceparent === undefined || isText(fields.traceparent)) ? fields : undefined
   } catch {
@@ -85,11 +83,11 @@ function isCount (value: unknown, max = Number.MAX_SAFE_INTEGER): boolean {
   return Number.isSafeInteger(value) && (value as number) >= 0 && (value as number) <= max
 }
 
-function namesLease (f: Fields): boolean {
+function namesLease (f: Json): boolean {
   return isText(f.from) && isText(f.engine) && isCount(f.epoch) && isCount(f.link) && isText(f.lease)
 }
 
-const REQUESTS: Record<string, (f: Fields) => boolean> = {
+const REQUESTS: Record<string, (f: Json) => boolean> = {
   hello: (f) => isText(f.from) && isText(f.engine) && isCount(f.epoch),
   pull: (f) => namesLease(f) && (f.pool === 'feature' || f.pool === 'kv') && Array.isArray(f.blocks) && f.blocks.every((id) => isCount(id)) &&
     isCount(f.bytes) && isCount(f.chunk) && isCount(f.window),
@@ -99,7 +97,7 @@ const REQUESTS: Record<string, (f: Fields) => boolean> = {
   release: namesLease
 }
 
-const REPLIES: Record<string, (f: Fields) => boolean> = {
+const REPLIES: Record<string, (f: Json) => boolean> = {
   welcome: (f) => typeof f.engine === 'string' && isCount(f.epoch),
   chunk: (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff),
   ended: (f) => typeof f.ended === 'boolean',

@@ -3,12 +3,15 @@
  * Nothing here knows HTTP but for the status of an answer, and nothing here knows Fastify.
  */
 import type { Context } from '@opentelemetry/api'
-import type { EngineInfo } from '../../adapters/wire/distserve.ts'
+import { OUR_ENGINE, type EngineInfo } from '../../adapters/wire/distserve.ts'
 import type { Role } from '../../adapters/wire/roles.ts'
 
 export type { EngineInfo } from '../../adapters/wire/distserve.ts'
 export type EngineRole = Role
 export type EngineBackend = EngineInfo['backend']
+
+/** The members of engine_info that are the same in all our engines: one runs on one device. */
+export const ONE_DEVICE = { tp_size: 1, ep_size: 1, dp_size: 1, pp_size: null, dp_rank: 0, num_cpu_blocks: 0, engine: OUR_ENGINE } as const
 
 /** Logs to pino's signature: data first, constant message second. Never prompts, pictures or credentials. */
 export interface EngineLog {

@@ -1,5 +1,6 @@
 import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
+import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { epdError } from '../errors.ts'
 import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
@@ -111,7 +112,7 @@ export class Exchange implements Cancellable {
   }
 
   call (signal: TimeLimit, span: StageSpan, id: string): Call {
-    return { signal, headers: { ...span.headers, 'x-request-id': id }, dispatcher: this.core.dispatcher, log: this.log }
+    return { signal, headers: { ...span.headers, [REQUEST_ID_HEADER]: id }, dispatcher: this.core.dispatcher, log: this.log }
   }
 
   /** What a failed call means: the request was cancelled, its deadline has passed, its node hangs, or what the adapter says. */

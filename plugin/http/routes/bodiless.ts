@@ -3,6 +3,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import { abortable, TimeLimit } from '../../../adapters/abort.ts'
 import { AdapterError } from '../../../adapters/adapter.ts'
 import { send } from '../../../adapters/http.ts'
+import { REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import { beginAnswer, type Cancellable, type Delivery } from '../../pipeline/index.ts'
@@ -31,7 +32,7 @@ export async function forwardBodiless (gateway: Gateway, request: FastifyRequest
   const ticket = gateway.registry.acquire(node.id, 'decode')
   try {
     const trace = upstreamContext(parentContext(request.headers))
-    const headers = { ...propagationHeaders(trace, request.headers), 'x-request-id': callId(request.id) }
+    const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id) }
     const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
     const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'DELETE', path }, call), limit))
     const answer = await beginAnswer(upstream, limit, timeouts.idle)
