@@ -1,4 +1,4 @@
-/** How the source files stand to each other: no import circle, no crumb of a file that only one other file reads. */
+/** Relations of source files: no import circle, no tiny file that only one other file imports. */
 import { readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
 import t from 'tap'
@@ -11,13 +11,13 @@ const root = packageRoot()
 const sources = ['adapters', 'engines', 'plugin'].flatMap(folder => readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
   .filter(file => file.endsWith('.ts')).map(file => join(folder, file)))
 
-/** What each file imports of ours, types included: they tie files for a reader, too. */
+/** The project's files that each file imports. Types count: a reader follows them too. */
 const imports = new Map(sources.map(file => {
   const { importedFiles } = ts.preProcessFile(readFileSync(join(root, file), 'utf8'))
   return [file, importedFiles.filter(({ fileName }) => fileName.startsWith('.')).map(({ fileName }) => relative(root, join(root, dirname(file), fileName)))]
 }))
 
-/** Files that reach themselves, by a walk that marks what lies on its path. */
+/** Files that import themselves through others, by a walk that marks the files on its path. */
 function circles (): string[] {
   const found: string[] = []
   const done = new Set<string>()

@@ -44,7 +44,7 @@ export async function run (context: BenchContext): Promise<string> {
 
 type Start = (script: string, args: readonly string[], core: number) => Peer
 
-/** Whatever a section starts ends with it. */
+/** Ends with the section all that the section starts. */
 async function section (context: BenchContext, what: string, measure: (context: BenchContext, start: Start) => Promise<string>): Promise<string> {
   context.log(`  ${what}`)
   const peers: Peer[] = []
@@ -166,7 +166,7 @@ async function smallPicture (context: BenchContext, start: Start): Promise<strin
   ] as const
   let seed = 1000
   for (let n = -3; n < context.rounds * 4; n++) {
-    // Who comes first may find the processor asleep: by turns.
+    // The first may find the processor asleep, so the sides take turns.
     for (let i = 0; i < ways.length; i++) {
       const { origin, path, times } = ways[(i + n + ways.length) % ways.length]!
       // Another picture each time, so that no cache has it.

@@ -9,7 +9,7 @@ import { median, quantile, table, type BenchContext } from './report.ts'
 export const name = 'llm'
 
 const CONCURRENCY = [1, 4, 16, 32]
-/** The row the budget of 15 % speaks of. */
+/** Concurrency of the row that the budget of 15 % is for. */
 const BUDGET_AT = 16
 const OUTPUT_TOKENS = 128
 

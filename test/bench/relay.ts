@@ -89,7 +89,7 @@ function report (sides: Record<Kind, Side>, direct: number): string {
   ].join('\n')
 }
 
-/** Median of the rounds' ratios: what else the machine did in a round, it did to both. */
+/** Median of the rounds' ratios: other work on the machine affects both sides of a round. */
 function ratio (values: readonly number[], base: readonly number[]): string {
   return `${median(values.map((value, i) => value / base[i]!)).toFixed(2)}x`
 }

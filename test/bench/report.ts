@@ -30,7 +30,7 @@ export function quantile (values: readonly number[], q: number): number {
   return sorted[low]! + (sorted[Math.ceil(at)]! - sorted[low]!) * (at - low)
 }
 
-/** Mean of the middle of these values: what else a machine does now and then does not count, what all have does. */
+/** Mean of the middle of these values, without the outliers that other work on the machine causes. */
 export function trimmedMean (values: readonly number[], share = 0.7): number {
   const sorted = [...values].sort((a, b) => a - b)
   const cut = Math.floor(sorted.length * (1 - share) / 2)

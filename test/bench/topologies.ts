@@ -1,4 +1,4 @@
-/** The same engines, cut up differently: latency of text and picture requests side by side, over the same number of processes. */
+/** The same engines in different roles: latency of text and picture requests side by side, over the same number of processes. */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -14,7 +14,7 @@ export const name = 'topologies'
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
 const PROCESSES = 3
 const PICTURES = 4
-/** Who asks in a closed loop: these many clients for text, these for pictures. */
+/** Clients in a closed loop: so many ask about text, so many about pictures. */
 const CLIENTS = { text: 6, pictures: 2 }
 const TOKENS = { text: 64, pictures: 16 }
 
@@ -55,7 +55,7 @@ async function stop ({ gateway }: Side): Promise<void> {
   await exited
 }
 
-/** Asks once and takes down when events came. */
+/** Asks once and records the times of events. */
 async function ask ({ url, topology, times }: Side, kind: Kind, urls: readonly string[], id: number): Promise<number> {
   const content = [...urls.map(picture => ({ type: 'image_url', image_url: { url: picture } })), { type: 'text', text: `${id}. How many shapes are there in all pictures? ` + 'Take your time. '.repeat(6) }]
   const body = { model: 'tiny-internvl', temperature: 0, stream: true, ignore_eos: true, max_tokens: TOKENS[kind], messages: [{ role: 'user', content }] }
@@ -120,7 +120,7 @@ export async function run (context: BenchContext): Promise<string> {
         if (i === 0) forget(side)
         await clearCaches(side)
         await round(side, draw, perClient)
-        // What is still being ended belongs to this side's time, not to the next one's.
+        // Requests that are still ending count for this side, not for the next.
         await until(async () => Object.values(await (await fetch(`${side.url}/nodes/status`)).json() as Record<string, { unfinished: number }>).every(node => node.unfinished === 0), 'nothing is in flight')
       }
       context.log(`  round ${i + 1}`)

@@ -69,7 +69,7 @@ async function sourceZmq (address: string, curve: CurveKeys | null): Promise<str
   return router.lastEndpoint as string
 }
 
-/** Held, as a socket that only its own pending promise knows may be collected. */
+/** Kept here, because a socket that only its own pending promise refers to may be collected. */
 const receivers = new Set<Dealer>()
 
 async function drainZmq (address: string, chunk: number, bytes: number, curve: CurveKeys | null): Promise<number> {

@@ -29,7 +29,7 @@ type Side = typeof SIDES[number]
 /** `speed` in GB/s, `cpu` in seconds per GB over both processes. */
 interface Figures { speed: number, cpu: number }
 
-/** One end in a process of its own, on whatever core is free: an engine is not pinned either. One call at a time. */
+/** One end in a process of its own, not pinned to a core, like an engine. One call at a time. */
 class End {
   readonly #child: ChildProcess = fork(fileURLToPath(new URL('./transfer-peer.js', import.meta.url)))
 

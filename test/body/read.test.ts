@@ -134,7 +134,7 @@ t.test('other work gets its turn while a big body is scanned', async t => {
     setImmediate(turn)
     await parseBody(bytes)
     over = true
-    // How long each takes the bench measures.
+    // `npm run bench -- body` measures the times.
     t.ok(turns >= 2, `${bytes.length} bytes: ${turns} turns`)
   }
 })

@@ -10,7 +10,7 @@ import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, type Q
 
 const FULL = process.env.EPD_TEST_FULL === '1'
 const ROUNDS = FULL ? 50 : 3
-/** 100 ms are promised; a machine that is busy with other things adds its own. */
+/** The promise is 100 ms; a busy machine adds to it. */
 const PROMPTLY_MS = 3_000
 
 const [gateway, tight, encoder, llm] = await Promise.all([

@@ -78,7 +78,7 @@ export class Engine {
   }
 
   static async start (t: Test, role: Role, options: { flags?: readonly string[], flakyWire?: boolean } = {}): Promise<Engine> {
-    // With a public URL it prints that one and not its port, and it shall come back at the same.
+    // With a public URL the engine prints that URL and not its port, and it must restart on the same port.
     const port = await freePort()
     const node = await FaultyNode.listen(port, options)
     t.teardown(() => node.close())
@@ -114,7 +114,7 @@ export class Engine {
     return metric(await this.metrics(), name) ?? NaN
   }
 
-  /** Which life of it this is. */
+  /** Number of the process: one more after each restart. */
   async epoch (): Promise<number> {
     return (await (await get(`${this.#own}/distserve/engine_info`)).json() as { epoch: number }).epoch
   }
@@ -235,7 +235,7 @@ export class GatewayProcess {
     await post(`${this.url}/nodes/add`, { url: id, status: { role: WIRE_ROLES[role], models: [MODEL] } })
   }
 
-  /** As `use`, with nodes nothing is known of: no failure is counted against them. */
+  /** Like `use`, with nodes that are new to the gateway: no failure is counted against them. */
   async useAfresh (...engines: readonly Engine[]): Promise<void> {
     await this.use()
     await this.use(...engines)

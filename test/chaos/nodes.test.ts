@@ -30,7 +30,7 @@ const other = (encoder: Engine): Engine => encoder === e1 ? e2 : e1
 await gateway.use(...engines)
 const first = await gateway.ask({ pictures: [picture] })
 const right = first.body.choices[0].message.content as string
-/** Whose picture it is, and who comes next. */
+/** The encoder of the picture, and the next one by hash. */
 const mine = first.headers.get('x-epd-encoders') === e1.id ? e1 : e2
 const next = other(mine)
 await settle(gateway, ...engines)

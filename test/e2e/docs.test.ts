@@ -25,7 +25,7 @@ await t.test('docs/engines.md: E -> PD and P -> D by hand answer the questions a
     .replaceAll(/2333[3-6]/g, port => ports[Number(port) - 23333]!)
     .replaceAll('npx fastify-epd', [process.execPath, ...nodeArgs, cli].join(' '))
     .replaceAll('docs/examples', join(ROOT, 'docs', 'examples'))
-    // Kept, to be looked at below.
+    // The files are read below.
     .replaceAll(/^rm .*$/gm, '')
   const dir = t.testdir({})
   await mkdir(dir, { recursive: true })

@@ -7,7 +7,7 @@ import { nodeCommand } from './node-command.ts'
 
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
 
-/** A process that has not ended by then, busy machine or not, never will. */
+/** Long enough for a process to end, also on a busy machine. */
 const PATIENCE_MS = 60_000
 
 /** Also when a test process is ended before its teardown, nothing it started may stay behind. */

@@ -75,7 +75,7 @@ export class FakeDistServe {
     if (path.startsWith('/distserve/p2p')) this.handshakes.push({ path, body })
     switch (path) {
       case '/distserve/p2p_initialize':
-        // DSLime reads link_type of it, whatever it is.
+        // DSLime reads its link_type in any case.
         if (body.protocol === 2 && body.rdma_config === null) return { status: 500, body: 'Internal Server Error' }
         return { status: 200, body: { status: 1, engine_endpoint_info: { zmq_address: `tcp://127.0.0.1:${port}` }, kvtransfer_endpoint_info: [{ protocol: 2, endpoint_info: `{"gid":"${port}"}`, cache_pools: [] }] } }
       case '/distserve/p2p_connect':
@@ -93,7 +93,7 @@ export class FakeDistServe {
     }
   }
 
-  /** The blocks are read whatever the session; an ACK of an unknown session frees nothing. */
+  /** D reads the blocks of any session; an ACK of an unknown session frees nothing. */
   #pulled ({ session, blocks }: { session: number, blocks: number[] }): Answer {
     const there = [...this.kept.values()].some(kept => kept.join() === blocks.join())
     if (!there) return { status: 404, body: {} }

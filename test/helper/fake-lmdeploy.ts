@@ -1,6 +1,6 @@
 /**
  * A stand-in for `lmdeploy serve api_server`, as a real HTTP server: it registers before it listens, answers engine_info
- * as a string that holds JSON (500 with TurboMind), drops pictures without a word when started language-model-only,
+ * as a string that holds JSON (500 with TurboMind), drops pictures silently when started language-model-only,
  * hangs on a migration sent to a hybrid, closes idle connections after 5 s, and breaks in the ways a test asks for. What
  * it does as Prefill or Decode is in fake-distserve.ts.
  */
@@ -206,7 +206,7 @@ export class FakeLmdeploy {
     else this.#answer(body, response, done.extras)
   }
 
-  /** Tells how many pictures reached the model. */
+  /** Reports how many pictures reached the model. */
   says (body: ChatBody): string {
     if (JSON.stringify(body.messages ?? body.prompt).includes(ENDS_AT_ONCE)) return ''
     return this.options.answer ?? `I see ${this.#pictures(body)} pictures.`

@@ -2,7 +2,7 @@ import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 
-/** Below every system's range of ports for those who ask for any: no other server or connection is given one of these meanwhile. */
+/** Below every system's range of ephemeral ports, so that no other server or connection gets one of these meanwhile. */
 const PORTS = { first: 15_000, count: 15_000 }
 
 /** A port for a server that has to know it beforehand; other servers listen on port 0. */

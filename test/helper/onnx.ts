@@ -63,7 +63,7 @@ export interface NodeOptions {
 /** A graph under construction; `save` writes it. */
 export class GraphWriter {
   readonly #nodes: Buffer[] = []
-  /** Heads and raw data in turn: weights are never copied, as a model's may be a gigabyte. */
+  /** Heads and raw data in turn: weights are never copied, because they may be a gigabyte. */
   readonly #initializers: Buffer[] = []
   readonly #inputs: Buffer[] = []
   readonly #outputs: Buffer[] = []

@@ -9,7 +9,7 @@ function chunk (type: string, data: Buffer): Buffer {
   return Buffer.concat([length, body, sum])
 }
 
-/** A PNG that claims a size, with whatever image data (by default hardly any). */
+/** A PNG that claims a size, with the given image data (by default almost none). */
 export function pngHeader (width: number, height: number, data: Buffer = Buffer.from('789c030000000001', 'hex')): Buffer {
   const header = Buffer.alloc(13)
   header.writeUInt32BE(width, 0)

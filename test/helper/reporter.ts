@@ -9,7 +9,7 @@ import { stringify } from 'tap-yaml'
 export default class Reporter extends Transform {
   readonly #parser = new Parser()
   readonly #failures: string[] = []
-  /** Of the file at hand, then of all. */
+  /** Of the present file, then of all. */
   #file = { passed: 0, failed: 0, skipped: 0 }
   readonly #all = { passed: 0, failed: 0, skipped: 0 }
 

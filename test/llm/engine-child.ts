@@ -1,4 +1,4 @@
-/** An LLM engine in a process of its own: what a test can kill with -9. */
+/** An LLM engine in a process of its own, so that a test can kill it with -9. */
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import { createLlmEngine, type LlmService } from '../../engines/llm/index.ts'
 import { EngineError } from '../../engines/service/errors.ts'

@@ -1,4 +1,4 @@
-/** Engines with the shipped model, without HTTP: what a test sends to and looks into. */
+/** Engines with the shipped model, without HTTP, for tests that send requests and inspect the state. */
 import { ROOT_CONTEXT, type Context } from '@opentelemetry/api'
 import type { Test } from 'tap'
 import type { EncoderResultWire } from '../../adapters/wire/results.ts'

@@ -1,4 +1,4 @@
-/** Sequences and a scheduler without engine, runner or model: what a test moves by hand. */
+/** Sequences and a scheduler without engine, runner or model; a test moves them by hand. */
 import { ROOT_CONTEXT } from '@opentelemetry/api'
 import { BlockPool } from '../../engines/cache/index.ts'
 import { BlockManager } from '../../engines/llm/blocks/block-manager.ts'

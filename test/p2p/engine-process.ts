@@ -19,7 +19,7 @@ export interface Answer {
   error?: string
 }
 
-/** A peer in a process of its own: what a test can kill with -9. */
+/** A peer in a process of its own, so that a test can kill it with -9. */
 export class EngineProcess {
   endpoint!: P2PEndpointInfo
   readonly #child: ChildProcess = fork(fileURLToPath(new URL('./child.js', import.meta.url)), forkOptions())

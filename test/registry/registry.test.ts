@@ -90,7 +90,7 @@ function worldWith (t: T, options: Partial<RegistryOptions> = {}): { world: Worl
   }
 }
 
-/** A gateway's /nodes/add, as thin as it can be. */
+/** A gateway's /nodes/add, reduced to the minimum. */
 async function nodesAdd (t: T, registry: Registry): Promise<string> {
   const server = createServer((request, response) => {
     const chunks: Buffer[] = []

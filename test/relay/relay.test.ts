@@ -36,7 +36,7 @@ async function relay (upstream: UpstreamResponse, reply: FastifyReply, { headers
   return await answer.delivered
 }
 
-/** A gateway that relays whatever `open` gives. */
+/** A gateway that relays the answers that `open` gives. */
 async function gateway (t: Test, open: (reply: FastifyReply) => UpstreamResponse | Promise<UpstreamResponse>, options: Options = {}, setUp?: (app: FastifyInstance) => Promise<void>): Promise<Gateway> {
   const app = (options.http2 ? Fastify({ http2: true, forceCloseConnections: true }) : Fastify({ forceCloseConnections: true })) as FastifyInstance
   t.teardown(() => app.close())

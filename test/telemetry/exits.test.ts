@@ -34,7 +34,7 @@ t.teardown(async () => {
 const encoders = await Promise.all([0, 1].map(() => FakeNode.start(t, { role: 'encoder' })))
 const pds = await Promise.all([0, 1].map(() => FakeNode.start(t)))
 const nodes = [...encoders, ...pds]
-/** An encoder whose adapter never comes back, whatever its signal says. */
+/** An encoder whose adapter never settles and ignores its signal. */
 const deaf = { ...fakeAdapter, name: 'deaf', encode: () => new Promise<never>(() => {}) }
 const options: EpdOptions = { bypass: 'never', admission: { visionTokens: 1, queue: 1, wait: 5_000 }, timeouts: { encode: 200, firstByte: 200, answer: 200, idle: 200 } }
 
@@ -58,7 +58,7 @@ function leave (body: object, ready: () => unknown): (url: string) => Promise<vo
   }
 }
 
-/** A client that is not instrumented, as fetch would be. */
+/** A client without instrumentation; fetch would be instrumented. */
 async function bare (url: string, headers: Record<string, string>, body?: object): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     httpRequest(url, { method: body === undefined ? 'GET' : 'POST', headers: { ...headers, 'content-type': 'application/json' } }, response => { response.resume().on('end', resolve) })
@@ -100,7 +100,7 @@ for (const [name, { before, run, root }] of Object.entries(exits)) {
       node.encodeFaults.length = 0
       node.generateFaults.length = 0
     }
-    // A gateway of its own: breakers remember.
+    // Another gateway, because breakers keep their state.
     const gateway = await buildGateway(t, { nodes, options })
     before?.()
     const spans = await spansOf(gateway, run)
