@@ -7,9 +7,10 @@ import { Admission, serve, Stats, type Cancellable, type Core, type Deliver, typ
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
+import { Tracing } from './telemetry/tracing.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from '../adapters/wire/semconv.ts'
 import type { Thumbnails } from './ui/thumbnails.ts'
-import type { StoredSpan } from './traces/stored-span.ts'
+import type { StoredSpan } from './traces/span.ts'
 import { VERSION } from '../adapters/wire/version.ts'
 
 export interface GatewayInit {
@@ -19,6 +20,8 @@ export interface GatewayInit {
   readonly dispatcher?: Dispatcher
   /** Takes the metrics too, beside the meter of an SDK the application may have. */
   readonly meter?: Meter | undefined
+  /** Makes and keeps spans. @default those of the application's OpenTelemetry SDK, if there is one; they are not kept */
+  readonly tracing?: Tracing
   /** Keeps small copies of the pictures of traced requests. */
   readonly thumbnails?: Thumbnails | undefined
 }
@@ -43,6 +46,7 @@ export class Gateway implements Core {
   readonly admission: Admission
   readonly stats = new Stats()
   readonly metrics: GatewayMetrics
+  readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined
   readonly log: Log
   readonly #ownDispatcher: Agent | undefined
@@ -52,9 +56,10 @@ export class Gateway implements Core {
   #draining = false
   #closed: Promise<void> | undefined
 
-  constructor ({ options, log, dispatcher, meter, thumbnails }: GatewayInit) {
+  constructor ({ options, log, dispatcher, meter, tracing = new Tracing(), thumbnails }: GatewayInit) {
     this.options = options
     this.log = log
+    this.tracing = tracing
     this.thumbnails = thumbnails
     const { timeouts } = options
     this.#ownDispatcher = dispatcher === undefined
@@ -157,6 +162,7 @@ export class Gateway implements Core {
     await this.registry.close()
     this.metrics.close()
     await this.thumbnails?.close()
+    await this.tracing.close()
     await this.#ownDispatcher?.close()
   }
 }

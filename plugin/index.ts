@@ -11,12 +11,13 @@ import { requireOperator } from './http/routes/guard.ts'
 import { nodeRoutes } from './http/routes/nodes.ts'
 import { openaiRoutes } from './http/routes/openai.ts'
 import { opsRoutes } from './http/routes/ops.ts'
-import { traceRoutes } from './http/routes/traces.ts'
+import { spanRoutes, traceRoutes } from './http/routes/traces.ts'
 import { uiRoutes } from './http/routes/ui.ts'
 import { keepOneTraceparent } from './telemetry/propagation.ts'
 import type { Prometheus } from './telemetry/prometheus.ts'
+import { Tracing } from './telemetry/tracing.ts'
 import { Thumbnails } from './ui/thumbnails.ts'
-import { TraceStore } from './traces/trace-store.ts'
+import { TraceStore } from './traces/store.ts'
 
 /** What `app.epd` is. */
 export interface Epd {
@@ -46,12 +47,13 @@ const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, r
   // Loaded where it is wanted only: whoever has metrics of his own need not pay for these.
   const prometheus = options.routes.metrics ? (await import('./telemetry/prometheus.ts')).createPrometheus() : undefined
   const thumbnails = options.captureContent ? new Thumbnails() : undefined
-  const gateway = new Gateway({ options, log: app.log, meter: prometheus?.meter, thumbnails })
+  const tracing = new Tracing(options.store ?? (options.traces > 0 ? new TraceStore({ maxTraces: options.traces }) : undefined))
+  await tracing.start(message => { app.log.warn(message) })
+  const gateway = new Gateway({ options, log: app.log, meter: prometheus?.meter, tracing, thumbnails })
   const rawBodies: RawBodies = new WeakMap()
   const handle = createHandle(gateway, rawBodies)
-  const store = options.store ?? (options.traces > 0 ? new TraceStore({ maxTraces: options.traces }) : undefined)
-  const embedded = options.embedded === undefined ? undefined : embeddedControl({ gateway, log: app.log, store })
-  const epd: Epd = { gateway, handle, nodes: gateway.registry, traces: store, embedded }
+  const embedded = options.embedded === undefined ? undefined : embeddedControl({ gateway, log: app.log })
+  const epd: Epd = { gateway, handle, nodes: gateway.registry, traces: tracing.store, embedded }
 
   app.decorate('epd', epd)
   attachRoutes(app, { gateway, handle, rawBodies })
@@ -60,15 +62,16 @@ const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, r
 }
 
 /** Plain plugins, not fastify-plugin's: prefix, parsers and error shape stay inside, and the application's hooks apply. */
-async function mountRoutes (app: FastifyInstance, { gateway, handle, traces }: Epd, prometheus: Prometheus | undefined): Promise<void> {
+async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prometheus: Prometheus | undefined): Promise<void> {
   const { prefix, routes, logLevel } = gateway.options
   const mount = { prefix, ...(logLevel === undefined ? {} : { logLevel }) }
   if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics: prometheus })
   if (routes.nodes) await app.register(nodeRoutes, { ...mount, gateway })
-  if (routes.traces && traces !== undefined) {
-    await app.register(traceRoutes, { ...mount, store: traces, isNodeToken: (token: string) => gateway.registry.isNodeToken(token), guard: requireOperator(gateway.options), onSpan: span => { gateway.noteSpan(span) } })
+  if (routes.traces) {
+    await app.register(traceRoutes, { ...mount, gateway, guard: requireOperator(gateway.options) })
+    await app.register(spanRoutes, { ...mount, gateway })
   }
-  if (gateway.options.ui) await app.register(uiRoutes, { ...mount, gateway, store: traces })
+  if (gateway.options.ui) await app.register(uiRoutes, { ...mount, gateway })
   if (routes.openai) await app.register(openaiRoutes, { ...mount, gateway, handle })
 }
 
@@ -98,5 +101,6 @@ export type { Handle, HandleOptions, HandleOverrides } from './http/handle.ts'
 export type { Deliver, Delivery, GatewayRequest, Served } from './pipeline/index.ts'
 export type { Plan, Policy, PolicyRequest, Refusal, RequestView, Topology } from './planning/index.ts'
 export type { NodeSnapshot, RegistryApi, RegistrySnapshot } from './registry/index.ts'
-export { TraceStore } from './traces/trace-store.ts'
+export { EpdSpanProcessor } from './traces/processor.ts'
+export { TraceStore, type TraceStoreOptions } from './traces/store.ts'
 export type { EmbeddedHandle } from './embedded/index.ts'

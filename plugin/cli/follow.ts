@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import type { TraceSummary, TraceView } from '../traces/trace-view.ts'
+import type { TraceSummary, TraceView } from '../traces/view.ts'
 import { UnreachableError } from './trace-source.ts'
 
 export interface FollowOptions {

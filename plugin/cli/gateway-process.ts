@@ -1,8 +1,6 @@
 import Fastify, { LogController } from 'fastify'
 import epd from '../index.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
-import { startTelemetry } from '../telemetry/start-telemetry.ts'
-import { TraceStore } from '../traces/trace-store.ts'
 
 export interface GatewayProcessOptions {
   readonly options: EpdOptions
@@ -28,12 +26,10 @@ export interface GatewayProcess {
 const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 
 /**
- * The gateway as a program: Fastify, the plugin, the OpenTelemetry SDK and, if configured, embedded engines. Resolves
- * when it is ready for requests: with embedded engines, when all of them are up.
+ * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
  */
 export async function startGateway ({ options, host, port, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
-  const store = resolved.traces > 0 ? new TraceStore({ maxTraces: resolved.traces }) : undefined
   const ui = options.ui ?? LOOPBACK.has(host)
   const app = Fastify({
     // stdout has the URL only.
@@ -42,23 +38,14 @@ export async function startGateway ({ options, host, port, logLevel, onProgress 
     // While the gateway drains, the plugin answers with OpenAI's shape and Retry-After.
     return503OnClosing: false
   })
-  const telemetry = await startTelemetry({ store, onProblem: message => { app.log.warn(message) } })
-  const close = async (): Promise<void> => {
-    await app.close()
-    await telemetry.close()
-  }
   try {
-    await app.register(epd, {
-      ...options,
-      ui,
-      ...(store === undefined ? {} : { telemetry: { ...options.telemetry, store } })
-    })
+    await app.register(epd, { ...options, ui })
     const url = await app.listen({ host, port })
     await embeddedReady(app.epd.embedded, onProgress)
     const base = url + resolved.prefix
-    return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close }
+    return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close: async () => { await app.close() } }
   } catch (err) {
-    await close()
+    await app.close()
     throw err
   }
 }

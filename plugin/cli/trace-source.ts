@@ -17,14 +17,18 @@ const AWAY = [502, 503, 504]
  * Reads one of a gateway's `/epd/traces` routes.
  *
  * @returns undefined for 404
- * @throws UnreachableError when nothing answers; Error when the server refuses or is not a gateway
+ * @throws UnreachableError when nothing answers; Error when the server refuses, keeps no traces or is not a gateway
  */
 export async function read<T extends object> (source: TraceSource, path: string): Promise<T | undefined> {
   const { status, text } = await call(source, path).catch((err: NodeJS.ErrnoException) => {
     const why = err.name === 'TimeoutError' ? `no answer within ${CALL_TIMEOUT_MS / 1_000} s` : err.code ?? err.message
     throw new UnreachableError(`can't reach the gateway at ${source.url} (${why})`, { cause: err })
   })
-  if (status === 404) return undefined
+  if (status === 404) {
+    const reason = whyOff(text)
+    if (reason !== undefined) throw new Error(reason)
+    return undefined
+  }
   const refusal = `the gateway answered ${status}: ${text.slice(0, 300)}`
   if (AWAY.includes(status)) throw new UnreachableError(refusal)
   if (status !== 200) throw new Error(refusal)
@@ -41,6 +45,16 @@ async function call ({ url, adminKey }: TraceSource, path: string): Promise<{ st
     signal: AbortSignal.timeout(CALL_TIMEOUT_MS)
   })
   return { status: statusCode, text: await body.text() }
+}
+
+/** The gateway's own words when its tracing is off. */
+function whyOff (text: string): string | undefined {
+  try {
+    const { error } = JSON.parse(text) as { error?: { code?: unknown, message?: unknown } }
+    return error?.code === 'tracing_off' ? String(error.message) : undefined
+  } catch {
+    return undefined
+  }
 }
 
 function parse<T extends object> (source: TraceSource, text: string): T {

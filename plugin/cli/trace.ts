@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import type { TraceSummary, TraceView } from '../traces/trace-view.ts'
+import type { TraceSummary, TraceView } from '../traces/view.ts'
 import { follow } from './follow.ts'
 import { noTraces, read, type TraceSource } from './trace-source.ts'
 import { httpUrl, parseFlags, UsageError, withUsage } from './usage.ts'

@@ -1,5 +1,5 @@
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import type { SpanView, TraceView } from '../traces/trace-view.ts'
+import type { SpanView, TraceView } from '../traces/view.ts'
 
 export interface WaterfallOptions {
   /** Columns of the terminal. @default 100 */

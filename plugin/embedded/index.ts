@@ -5,9 +5,8 @@
 import Fastify, { LogController, type FastifyBaseLogger } from 'fastify'
 import type { Gateway } from '../gateway.ts'
 import { nodeRoutes } from '../http/routes/nodes.ts'
-import { traceRoutes } from '../http/routes/traces.ts'
+import { spanRoutes } from '../http/routes/traces.ts'
 import type { RegistrySnapshot } from '../registry/index.ts'
-import type { TraceStore } from '../traces/trace-store.ts'
 import { superviseEngines, type Supervisor } from './supervisor.ts'
 
 export interface EmbeddedHandle {
@@ -24,14 +23,13 @@ export interface EmbeddedControl extends EmbeddedHandle {
 interface Init {
   readonly gateway: Gateway
   readonly log: FastifyBaseLogger
-  readonly store: TraceStore | undefined
 }
 
 /**
  * Starts the engines with `start()`. They register at a loopback listener of their own, because the application's
  * authentication, rate limits, prefix or TLS could reject them.
  */
-export function embeddedControl ({ gateway, log, store }: Init): EmbeddedControl {
+export function embeddedControl ({ gateway, log }: Init): EmbeddedControl {
   const config = gateway.options.embedded!
   const server = Fastify({ loggerInstance: log, logController: new LogController({ disableRequestLogging: true }) })
   const urls = new Map<string, string>()
@@ -45,7 +43,7 @@ export function embeddedControl ({ gateway, log, store }: Init): EmbeddedControl
 
   async function run (): Promise<void> {
     await server.register(nodeRoutes, { gateway })
-    if (store !== undefined) await server.register(traceRoutes, { store, isNodeToken: token => gateway.registry.isNodeToken(token), onSpan: span => { gateway.noteSpan(span) } })
+    await server.register(spanRoutes, { gateway })
     const proxyUrl = await server.listen({ host: '127.0.0.1', port: 0 })
     if (ending.signal.aborted) return
     supervisor = superviseEngines({ config, proxyUrl, log, onUp })

@@ -1,7 +1,7 @@
 import { Ajv, type ErrorObject } from 'ajv'
 import { adapters as shipped } from '../../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
-import type { TraceStore } from '../traces/trace-store.ts'
+import type { TraceStore } from '../traces/store.ts'
 import {
   optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type TimeoutOptions
 } from './schema.ts'

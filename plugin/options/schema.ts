@@ -6,7 +6,7 @@ import { Type, type ObjectOptions, type SchemaOptions, type Static, type TProper
 import type { FastifyRequest } from 'fastify'
 import type { Adapter } from '../../adapters/adapter.ts'
 import { POLICIES, type Policy, type PolicyName } from '../planning/policy.ts'
-import type { TraceStore } from '../traces/trace-store.ts'
+import type { TraceStore } from '../traces/store.ts'
 
 /** `expects` completes the message "X must be ...". Two more keywords of ours, `inCode` and `isFunction`, mark what JSON can not hold. */
 type Options = SchemaOptions & { readonly expects?: string }

@@ -49,15 +49,15 @@ export class Exchange implements Cancellable {
     this.core = core
     this.request = request
     this.deadline = this.startedAt + core.options.timeouts.total
-    this.trace = startRequest({
+    this.trace = startRequest(core.tracing, {
       headers: request.headers,
       model: request.body.model,
       operation: this.operation,
       arrivedAt: request.arrivedAt,
       attributes: { [ATTR.requestStream]: request.body.stream, [ATTR.requestId]: request.id, [ATTR.items]: request.body.media.length }
     })
-    this.log = withTraceId(request.log, this.trace)
-    if (this.trace.recording) core.thumbnails?.keep(this.trace.traceId, request.body)
+    this.log = withTraceId(request.log, this.trace.traceId)
+    if (this.trace.kept) core.thumbnails?.keep(this.trace.traceId!, request.body)
     core.began(this)
     request.onClientGone(() => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
   }
@@ -187,7 +187,7 @@ export class Exchange implements Cancellable {
     }
     if (this.encodedBy.length > 0) headers['x-epd-encoders'] = this.encodedBy.join(',')
     const { traceId } = this.trace
-    if (traceId !== undefined) headers['x-epd-trace-id'] = traceId
+    if (traceId !== undefined && this.trace.kept) headers['x-epd-trace-id'] = traceId
     return headers
   }
 
@@ -202,9 +202,9 @@ export class Exchange implements Cancellable {
   }
 }
 
-/** Not a child logger: a request without SDK draws its trace id when the first line asks for it. */
-function withTraceId (log: Log, trace: { readonly traceId: string }): Log {
-  const data = (own: object): object => ({ trace_id: trace.traceId, ...own })
+/** Puts the trace id, if there is one, on every line. A child logger costs more to make than most requests ever log. */
+function withTraceId (log: Log, traceId: string | undefined): Log {
+  const data = (own: object): object => ({ trace_id: traceId, ...own })
   return {
     debug: (own, message) => { log.debug(data(own), message) },
     info: (own, message) => { log.info(data(own), message) },

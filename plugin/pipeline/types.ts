@@ -5,6 +5,7 @@ import type { Body } from '../body/index.ts'
 import type { Bypass, ResolvedOptions } from '../options/index.ts'
 import type { RegistryApi } from '../registry/index.ts'
 import type { GatewayMetrics } from '../telemetry/metrics.ts'
+import type { Tracing } from '../telemetry/tracing.ts'
 import type { Admission } from './admission.ts'
 import type { Answer } from './answer.ts'
 import type { Stats } from './stats.ts'
@@ -24,6 +25,7 @@ export interface Core {
   /** Defined when pictures may be shown to operators. */
   readonly thumbnails?: { keep (traceId: string, body: Body): void } | undefined
   readonly metrics: Pick<GatewayMetrics, 'request'>
+  readonly tracing: Tracing
   /** A request is in flight, and can be made to end; then no longer. */
   began (request: Cancellable): void
   ended (request: Cancellable): void

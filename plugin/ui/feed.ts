@@ -1,8 +1,7 @@
 import type { Gateway, Health } from '../gateway.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import type { StoredSpan } from '../traces/stored-span.ts'
-import type { TraceStore } from '../traces/trace-store.ts'
-import type { TraceSummary } from '../traces/trace-view.ts'
+import type { StoredSpan } from '../traces/span.ts'
+import type { TraceSummary } from '../traces/view.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { Points, type Point } from './points.ts'
 
@@ -43,6 +42,8 @@ export interface FeedState {
   readonly links: readonly LinkStatus[]
   /** Newest first; null when no traces are kept. */
   readonly traces: readonly TraceSummary[] | null
+  /** Why none are kept. */
+  readonly tracesOff: string | null
   readonly stages: Readonly<Record<string, readonly Point[]>>
   readonly capture: boolean
 }
@@ -67,20 +68,19 @@ const STAGES = ['request', 'encode', 'handoff', 'generate', 'migrate', 'prefill'
  */
 export class Feed {
   readonly #gateway: Gateway
-  readonly #store: TraceStore | undefined
   #points = pointsByStage()
   #unwatch: (() => void) | undefined
 
-  constructor (gateway: Gateway, store: TraceStore | undefined) {
+  constructor (gateway: Gateway) {
     this.#gateway = gateway
-    this.#store = store
   }
 
   start (): void {
-    if (this.#store === undefined || this.#unwatch !== undefined) return
+    const { store } = this.#gateway.tracing
+    if (store === undefined || this.#unwatch !== undefined) return
     this.#points = pointsByStage()
-    for (const span of this.#store.lastSpans(LOOK_BACK)) this.#note(span)
-    this.#unwatch = this.#store.watch(span => { this.#note(span) })
+    for (const span of store.lastSpans(LOOK_BACK)) this.#note(span)
+    this.#unwatch = store.watch(span => { this.#note(span) })
   }
 
   stop (): void {
@@ -90,7 +90,7 @@ export class Feed {
 
   state (): FeedState {
     const gateway = this.#gateway
-    const { stats } = gateway
+    const { stats, tracing: { store, off } } = gateway
     const now = Date.now()
     return {
       at: now,
@@ -102,7 +102,8 @@ export class Feed {
       admission: gateway.admission.stats,
       nodes: nodesOf(gateway),
       links: linksOf(gateway),
-      traces: this.#store === undefined ? null : this.#store.list({ limit: TRACES }),
+      traces: off === undefined ? store!.list({ limit: TRACES }) : null,
+      tracesOff: off ?? null,
       stages: Object.fromEntries([...this.#points].map(([stage, points]) => [stage, points.since(now)])),
       capture: gateway.thumbnails !== undefined
     }

@@ -1,4 +1,4 @@
-import type { StoredSpan } from '../traces/stored-span.ts'
+import type { StoredSpan } from '../traces/span.ts'
 
 /** [when it ended, in ms of Unix time; how long it took, in ms; 1 when it failed] */
 export type Point = readonly [at: number, ms: number, failed: 0 | 1]

@@ -3,12 +3,12 @@
  * relay with undici that never reads a body: a Buffer in, the same Buffer out.
  */
 import type { AddressInfo } from 'node:net'
+import * as api from '@opentelemetry/api'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Agent } from 'undici'
-import epd, { TraceStore } from '../../plugin/index.ts'
-import { startTelemetry, type Telemetry } from '../../plugin/telemetry/start-telemetry.ts'
+import epd from '../../plugin/index.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 
@@ -39,12 +39,15 @@ function relay (app: FastifyInstance): void {
   })
 }
 
-const store = new TraceStore()
-let telemetry: Telemetry | undefined
+/** In the place of an application's SDK a provider that records nothing switches tracing off. */
+function trace (on: boolean): void {
+  if (on) api.trace.disable()
+  else api.trace.setGlobalTracerProvider({ getTracer: () => new api.ProxyTracerProvider().getTracer('') })
+}
 
 async function gateway (app: FastifyInstance): Promise<void> {
   const nodes = [...encoders.map(url => ({ url, role: 'encoder' as const })), { url: pd, role: 'hybrid' as const }]
-  await app.register(epd, { nodes, bypass: 'never', telemetry: { store } })
+  await app.register(epd, { nodes, bypass: 'never' })
 }
 
 /** Real engines; the second route never bypasses the encoder. */
@@ -69,6 +72,8 @@ if (kind !== 'relay') {
 
 setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc') as () => void
+// Measured by telemetry-whole.ts alone.
+trace(false)
 let since = process.cpuUsage()
 serve({
   port: () => (app.server.address() as AddressInfo).port,
@@ -80,10 +85,7 @@ serve({
     return used.user + used.system
   },
   /** Switches tracing on or off. */
-  trace: async (on: boolean) => {
-    await telemetry?.close()
-    telemetry = on ? await startTelemetry({ store }) : undefined
-  },
+  trace,
   /** Resident memory in bytes, with nothing left to collect. */
   memory: () => {
     collect()

@@ -67,7 +67,7 @@ function parts (app: FastifyInstance): void {
 const app = Fastify({ bodyLimit: LIMIT, forceCloseConnections: true })
 if (kind === 'bare') bare(app)
 else if (kind === 'parts') parts(app)
-else if (kind === 'plugin') await app.register(epd, { nodes: [{ url: origin, role: 'hybrid', adapter: 'openai' }] })
+else if (kind === 'plugin') await app.register(epd, { nodes: [{ url: origin, role: 'hybrid', adapter: 'openai' }], telemetry: { traces: false } })
 else if (kind === 'reply-from') {
   await app.register(replyFrom, { base: origin })
   app.post(PATH, (_request, reply) => { reply.from(PATH) })

@@ -3,8 +3,7 @@ import Fastify from 'fastify'
 import type { AddressInfo } from 'node:net'
 import type { Adapter } from '../../adapters/adapter.ts'
 import { postStream } from '../../adapters/http.ts'
-import epd, { TraceStore } from '../../plugin/index.ts'
-import { startTelemetry } from '../../plugin/telemetry/start-telemetry.ts'
+import epd from '../../plugin/index.ts'
 import { serve } from './processes.ts'
 
 const url = `http://127.0.0.1:${process.argv[2]}`
@@ -21,10 +20,8 @@ const adapter: Adapter = {
   abort: nothing
 }
 
-const store = new TraceStore()
-await startTelemetry({ store })
 const app = Fastify()
-await app.register(epd, { embedded: false, ui: true, adapters: [adapter], nodes: [{ url, adapter: 'bench', role: 'hybrid' }], telemetry: { store } })
+await app.register(epd, { embedded: false, ui: true, adapters: [adapter], nodes: [{ url, adapter: 'bench', role: 'hybrid' }] })
 await app.listen({ port: 0, host: '127.0.0.1' })
 await app.epd.nodes.waitFor(({ nodes }) => nodes[0]?.state === 'healthy')
 

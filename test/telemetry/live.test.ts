@@ -2,7 +2,7 @@
 import t from 'tap'
 import { Agent, request } from 'undici'
 import { fetchTrace } from '../../plugin/cli/trace.ts'
-import type { SpanView } from '../../plugin/traces/trace-view.ts'
+import type { SpanView } from '../../plugin/traces/view.ts'
 import { startCli } from '../helper/cli.ts'
 import { metric } from '../helper/metrics.ts'
 import { median } from '../bench/report.ts'

@@ -2,22 +2,15 @@ import type { AddressInfo } from 'node:net'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { setImmediate } from 'node:timers/promises'
-import { ROOT_CONTEXT, SpanKind, SpanStatusCode, trace, type Attributes } from '@opentelemetry/api'
-import { InMemorySpanExporter, NodeTracerProvider, SimpleSpanProcessor } from '@opentelemetry/sdk-trace-node'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import { spansToJson } from '../../engines/server/span-json.ts'
 import { follow } from '../../plugin/cli/follow.ts'
 import { fetchTrace } from '../../plugin/cli/trace.ts'
 import { renderWaterfall } from '../../plugin/cli/waterfall.ts'
-import { traceRoutes, type TraceRoutesOptions } from '../../plugin/http/routes/traces.ts'
-import { fromWords, toWords } from '../../plugin/traces/compact.ts'
-import { EntryLog, NOWHERE } from '../../plugin/traces/entry-log.ts'
-import { parseOtlpTraces } from '../../plugin/traces/otlp-json.ts'
-import { cutSpans } from '../../plugin/traces/otlp-text.ts'
-import { StoreTracerProvider } from '../../plugin/telemetry/store-tracer.ts'
-import type { StoredSpan } from '../../plugin/traces/stored-span.ts'
-import { TraceStore } from '../../plugin/traces/trace-store.ts'
+import { spanRoutes, traceRoutes, type TraceRoutesOptions } from '../../plugin/http/routes/traces.ts'
+import { parseOtlpTraces } from '../../plugin/traces/otlp.ts'
+import type { StoredSpan } from '../../plugin/traces/span.ts'
+import { TraceStore } from '../../plugin/traces/store.ts'
 import { runCli, spawnCli } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
 
@@ -114,51 +107,28 @@ t.test('the store keeps within its bounds, by number and by bytes', async t => {
   t.equal(few.size + few.bytes, 0)
 })
 
+t.test('the oldest complete trace leaves first, and traces that never complete keep half of the room at most', async t => {
+  const store = new TraceStore({ maxTraces: 10 })
+  store.add(span(1, 2, { name: 'epd.plan' }))
+  for (let n = 2; n <= 50; n++) store.add(chat(n))
+  t.equal(store.size, 10)
+  store.add(chat(1))
+  t.match(store.get(id(1, 32)), { partial: false, spans: [{ name: 'chat tiny' }, { name: 'epd.plan' }] }, 'what ran for long is whole')
+  store.add(chat(51))
+  t.notOk(store.has(id(1, 32)), 'and leaves when it has ended, being the oldest')
+  for (let n = 100; n < 200; n++) store.add(span(n, 2))
+  for (let n = 200; n < 204; n++) store.add(chat(n))
+  t.equal(store.size, 10)
+  t.ok([200, 201, 202, 203].every(n => store.has(id(n, 32))), 'spans without a request do not push requests out')
+})
+
 t.test('a span that is too long is truncated, never dropped', async t => {
   const store = new TraceStore({ maxBytes: 100_000 })
   store.add(chat(1, { message: 'm'.repeat(50_000), status: 'error' }, { 'gen_ai.request.model': 'é'.repeat(50_000) }))
-  t.match(store.get(id(1, 32)), { status: 'error', model: 'é'.repeat(256), spans: [{ status: { message: 'm'.repeat(256) } }] })
-  store.add(chat(2, {}, { 'epd.encoders': Array.from({ length: 1_000 }, (_, n) => `http://${n}`) }))
-  t.match(store.list()[0], { name: 'chat tiny', spans: 1, partial: true }, 'or has no attributes')
-  const tracer = new StoreTracerProvider(store, { service: 's' }).getTracer()
-  const span = tracer.startSpan('chat', { kind: SpanKind.CLIENT, attributes: { 'gen_ai.operation.name': 'chat', 'gen_ai.request.model': 'x'.repeat(500_000) } }, ROOT_CONTEXT)
-  const within = trace.setSpan(ROOT_CONTEXT, span)
-  for (let n = 0; n < 50; n++) tracer.startSpan('epd.encode_call', { attributes: { 'epd.node': 'n'.repeat(500) } }, within).end()
-  span.end()
-  t.match(store.list(), [{ model: 'x'.repeat(256), spans: 51, partial: false }, {}, {}])
-})
-
-t.test('what is written down in few words is read as it was', async t => {
-  for (const value of [0, -1, 1 << 28, -(1 << 28) - 1, 2 ** 40, 0.1, -0.5, Number.MAX_SAFE_INTEGER, 1e300, '', 'epd.node', 'a', 'é€😀', 'x'.repeat(39) + 'ß', 'y'.repeat(5_000), true, false, null, [], [1, ['a', [true, null]], 'epd.plan']]) {
-    t.strictSame(fromWords(toWords(value)!.slice()), value)
-  }
-  t.equal(fromWords(toWords(undefined)!), null)
-  for (const value of [Number.NaN, Number.POSITIVE_INFINITY]) t.ok(Object.is(fromWords(toWords(value)!), value), String(value))
-  t.equal(toWords(Array.from({ length: 100_000 }, (_, i) => i)), undefined, 'too many words')
-  t.equal(toWords('x'.repeat(100_000)), undefined, 'too long')
-})
-
-t.test('a log forgets from its oldest end on, and uses the memory again', async t => {
-  const log = new EntryLog(64 * 1024)
-  const kept: Array<{ at: number, n: number }> = []
-  let most = 0
-  for (let n = 0; n < 200_000; n++) {
-    const before = kept.at(-1)?.at ?? NOWHERE
-    const at = n % 2 === 0 ? log.appendText(before, 1, n, `text ${n}`, 'é'.repeat(n % 300)) : log.appendWords(before, 2, n, Int32Array.of(n, -n))
-    kept.push({ at, n })
-    if (kept.length > 50) {
-      kept.shift()
-      log.forget(kept[0]!.at)
-    }
-    most = Math.max(most, log.bytes)
-  }
-  t.ok(most <= 64 * 1024, `${most} bytes`)
-  for (const [i, { at, n }] of kept.entries()) {
-    t.equal(log.mark(at), n)
-    if (n % 2 === 0) t.equal(log.text(at), `text ${n}${'é'.repeat(n % 300)}`)
-    else t.strictSame([...log.words(at)], [n, -n])
-    if (i > 0) t.equal(log.before(at), kept[i - 1]!.at)
-  }
+  t.match(store.get(id(1, 32)), { status: 'error', model: 'é'.repeat(1_024), spans: [{ status: { message: 'm'.repeat(1_024) } }] })
+  const encoders = Array.from({ length: 1_000 }, (_, n) => `http://${n}`)
+  store.add(chat(2, {}, { 'epd.encoders': encoders }))
+  t.match(store.list()[0], { name: 'chat tiny', spans: 1, partial: false, encoders: encoders.slice(0, 64) })
 })
 
 t.test('ten thousand traces of ten spans stay near what the bound says', async t => {
@@ -171,44 +141,13 @@ t.test('ten thousand traces of ten spans stay near what the bound says', async t
   t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
 })
 
-t.test('so do ten thousand of the gateway itself', async t => {
-  const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
-  const tracer = new StoreTracerProvider(store, { service: 's' }).getTracer()
-  const request = (n: number): void => {
-    const chat = tracer.startSpan('chat', { kind: SpanKind.CLIENT }, ROOT_CONTEXT)
-    const within = trace.setSpan(ROOT_CONTEXT, chat)
-    for (let k = 1; k < 10; k++) tracer.startSpan('epd.encode_call', { attributes: { 'epd.node': `http://127.0.0.1:${n}`, 'epd.tokens': k } }, within).end()
-    chat.end()
-  }
-  request(0)
-  const before = await memory() - store.bytes
-  for (let n = 1; n < 10_000; n++) request(n)
-  t.ok(store.bytes <= 8 * 1024 * 1024 && store.size > 2_000, `${store.size} traces in ${store.bytes} bytes`)
-  const held = await memory() - before
-  t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
-})
-
-t.test('so do ten thousand that engines send', async t => {
-  const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
-  const body = sentByEngine(Array.from({ length: 100 }, () => ['engine.decode', { 'epd.request.id': 'req-1', 'gen_ai.usage.output_tokens': 12 }] as const)).toString()
-  const take = (n: number): void => {
-    for (const one of cutSpans(Buffer.from(body.replaceAll('"traceId":"0000', `"traceId":"${id(n, 4)}`)), 'http://e:1')!) store.add(one)
-  }
-  take(0)
-  const before = await memory() - store.bytes
-  for (let n = 1; n < 1_000; n++) take(n)
-  t.ok(store.bytes <= 8 * 1024 * 1024 && store.size > 5_000, `${store.size} traces in ${store.bytes} bytes`)
-  const held = await memory() - before
-  t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
-})
-
 const exported = (spans: unknown[], resource: unknown = { attributes: [{ key: 'service.name', value: { stringValue: 'svc' } }] }): object => ({ resourceSpans: [{ resource, scopeSpans: [{ scope: {}, spans }] }] })
 const raw = (over: object = {}): object => ({
   traceId: id(1, 32), spanId: id(2, 16), parentSpanId: '', name: 'engine.encode', kind: 1, startTimeUnixNano: `${NOW}000000001`, endTimeUnixNano: `${NOW}000000501`, status: {}, ...over
 })
 
 t.test('OTLP JSON is read, and what is malformed in it is counted and left out', async t => {
-  const { spans, rejected } = parseOtlpTraces(exported([
+  const { spans: [first], rejected } = parseOtlpTraces(exported([
     raw({
       attributes: [
         { key: 's', value: { stringValue: 'x'.repeat(5_000) } }, { key: 'i', value: { intValue: '42' } }, { key: 'd', value: { doubleValue: 1.5 } }, { key: 'b', value: { boolValue: false } },
@@ -217,56 +156,37 @@ t.test('OTLP JSON is read, and what is malformed in it is counted and left out',
       status: { code: 2, message: 'went wrong' }
     }),
     raw({ traceId: 'xyz' }), raw({ spanId: '0'.repeat(16) }), raw({ startTimeUnixNano: 'yesterday' }), raw({ name: '' }), null, 'span'
-  ]))!
+  ]), 'http://e:1')!
   t.equal(rejected, 6)
-  t.match(spans[0], { startTime: [NOW, 1], endTime: [NOW, 501], parentSpanId: undefined, status: 'error', message: 'went wrong', service: 'svc', kind: 'internal' })
-  t.strictSame({ ...spans[0]!.attributes, s: (spans[0]!.attributes.s as string).length }, { s: 1_024, i: 42, d: 1.5, b: false, a: ['p', 3] })
-  t.equal(parseOtlpTraces(exported(Array.from({ length: 3_000 }, () => raw())))!.rejected, 952)
-  for (const nonsense of [null, 7, 'x', [], {}, { resourceSpans: {} }]) t.equal(parseOtlpTraces(nonsense), undefined)
-  t.strictSame(parseOtlpTraces({ resourceSpans: [null, { scopeSpans: 7 }, { scopeSpans: [{ spans: 'x' }] }] }), { spans: [], rejected: 0 })
+  t.match(first, { startTime: [NOW, 1], endTime: [NOW, 501], parentSpanId: undefined, status: 'error', message: 'went wrong', service: 'svc', instance: 'http://e:1', kind: 'internal' })
+  const kept = new TraceStore().add(first!)!
+  t.strictSame({ ...kept.attributes, s: (kept.attributes.s as string).length }, { s: 1_024, i: 42, d: 1.5, b: false, a: ['p', 3] })
+  t.equal(parseOtlpTraces(exported(Array.from({ length: 3_000 }, () => raw())), 'n')!.rejected, 952)
+  for (const nonsense of [null, 7, 'x', [], {}, { resourceSpans: {} }]) t.equal(parseOtlpTraces(nonsense, 'n'), undefined)
+  t.strictSame(parseOtlpTraces({ resourceSpans: [null, { scopeSpans: 7 }, { scopeSpans: [{ spans: 'x' }] }] }, 'n'), { spans: [], rejected: 0 })
 })
 
-/** What an engine sends of these spans: name, attributes, error. */
-function sentByEngine (spans: ReadonlyArray<readonly [name: string, attributes?: Attributes, error?: string]>): Buffer {
-  const exporter = new InMemorySpanExporter()
-  const tracer = new NodeTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] }).getTracer('fastify-epd-engine')
-  for (const [n, [name, attributes = {}, error]] of spans.entries()) {
-    const parent = { traceId: id(n + 1, 32), spanId: id(n + 1, 16), traceFlags: 1 }
-    const one = tracer.startSpan(name, { attributes, startTime: [NOW, n] }, n === 0 ? ROOT_CONTEXT : trace.setSpanContext(ROOT_CONTEXT, parent))
-    if (error !== undefined) one.setStatus({ code: SpanStatusCode.ERROR, message: error })
-    one.end([NOW + 1, 999_999_999])
+t.test('ten thousand traces that engines send stay near the bound, too', async t => {
+  const store = new TraceStore({ maxTraces: 20_000, maxBytes: 8 * 1024 * 1024 })
+  const attributes = [{ key: 'epd.request.id', value: { stringValue: 'req-1' } }, { key: 'gen_ai.usage.output_tokens', value: { intValue: 12 } }]
+  const take = (call: number): void => {
+    const body = JSON.stringify(exported(Array.from({ length: 100 }, (_, n) => raw({ traceId: id(call * 100 + n + 1, 32), attributes }))))
+    for (const one of parseOtlpTraces(JSON.parse(body), 'http://e:1')!.spans) store.add(one)
   }
-  return Buffer.from(spansToJson(exporter.getFinishedSpans()))
-}
-
-t.test('what engines send takes the short way in, and says the same as by the long one', async t => {
-  const nasty = '"},{"traceId":"' + id(9, 32) + '"} \\ ]}]}]} ü 圖'
-  const body = sentByEngine([
-    ['engine.prefill', { 'epd.items': 1, 'epd.queue_ms': 0.25, 'epd.cached': true, 'epd.peer.bytes': [1, 2], 'epd.request.id': nasty }],
-    ['engine.decode', {}, nasty],
-    ['engine.encode'],
-    ['engine.migrate', { 'epd.peer': 'x'.repeat(5_000), __proto__x: 'y' }]
-  ])
-  const short = cutSpans(body, 'http://e:1')
-  t.ok(short, 'engines/server/span-json.ts and otlp-text.ts agree on the form')
-  const plain = ({ traceId, spanId, parentSpanId, name, kind, startTime, endTime, attributes, status, message, service, instance }: StoredSpan): object =>
-    ({ traceId, spanId, parentSpanId, name, kind, startTime, endTime, attributes, status, message, service, instance })
-  t.strictSame(short!.map(plain), parseOtlpTraces(JSON.parse(body.toString()), 'http://e:1')!.spans.map(plain))
-  t.match(short![1], { status: 'error', message: nasty })
-
-  const text = body.toString()
-  const long = (changed: string): void => { t.equal(cutSpans(Buffer.from(changed), 'n'), undefined) }
-  for (const changed of [text.replace('"kind":1', '"kind":2'), text.replace('engine.encode', 'other'), text.replace(id(2, 32), id(0, 32)), text.replace('"attributes":[],', ''), text + ' ', text.replace('"attributes":[],', `"attributes":[],"links":[{"traceId":"${id(1, 32)}","spanId":"${id(1, 16)}"},{"traceId":"${id(2, 32)}"}],`), text.replace(/\},(\{"traceId":"0{31}3)/, '}]},{"spans":[$1'), '', '{"resourceSpans":[]}']) long(changed)
-  long(sentByEngine([['engine.encode', { s: 'x'.repeat(9_000) }]]).toString())
-  long(sentByEngine(Array.from({ length: 2_049 }, () => ['engine.encode'] as const)).toString())
-  const broken = cutSpans(Buffer.from(text.replace('{"intValue":1}', '{"intValue":1')), 'n')!
-  t.strictSame([broken[0]!.attributes, broken[0]!.status, broken[2]!.status], [{}, 'unset', 'unset'], 'text that turns out to be none is nothing')
+  take(0)
+  const before = await memory() - store.bytes
+  for (let call = 1; call < 100; call++) take(call)
+  t.ok(store.bytes <= 8 * 1024 * 1024 && store.size > 5_000, `${store.size} traces in ${store.bytes} bytes`)
+  const held = await memory() - before
+  t.ok(held <= 1.1 * 8 * 1024 * 1024, `${(held / 1024 / 1024).toFixed(1)} MiB for a bound of 8`)
 })
 
-async function serve (t: Test, store: TraceStore, options: Partial<TraceRoutesOptions> = {}): Promise<FastifyInstance> {
+async function serve (t: Test, store: TraceStore | undefined, { guard = async () => {}, off }: { guard?: TraceRoutesOptions['guard'], off?: string } = {}): Promise<FastifyInstance> {
   const app = Fastify()
   t.teardown(() => app.close())
-  await app.register(traceRoutes, { store, isNodeToken: token => (token === 'good' ? 'http://e:1' : undefined), ...options })
+  const gateway = { tracing: { store, off }, registry: { isNodeToken: (token: string) => (token === 'good' ? 'http://e:1' : undefined) }, noteSpan () {} }
+  await app.register(traceRoutes, { gateway, guard })
+  await app.register(spanRoutes, { gateway })
   return app
 }
 
@@ -303,6 +223,21 @@ t.test('the reading routes list, filter, show one, and let a guard decide who ma
   const guarded = await serve(t, store, { guard: async (_request, reply) => reply.code(403).send({ error: {} }) })
   t.equal((await guarded.inject('/epd/traces')).statusCode, 403)
   t.equal((await guarded.inject(`/epd/traces/${id(2, 32)}`)).statusCode, 403)
+})
+
+t.test('without traces the routes and fastify-epd trace say why', async t => {
+  const app = await serve(t, undefined, { off: 'the option telemetry.traces is false' })
+  const message = 'This gateway keeps no traces: the option telemetry.traces is false.'
+  for (const path of ['/epd/traces', `/epd/traces/${id(1, 32)}`]) {
+    const answer = await app.inject(path)
+    t.equal(answer.statusCode, 404)
+    t.strictSame(answer.json(), { error: { message, type: 'invalid_request_error', code: 'tracing_off', param: null } })
+  }
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  for (const args of [[], [id(1, 32)], ['--follow']]) {
+    const told = await runCli(['trace', ...args, '--url', url])
+    t.match(told, { code: 1, stderr: new RegExp(message) }, args.join(' '))
+  }
 })
 
 function sample (store: TraceStore): void {

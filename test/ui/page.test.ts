@@ -145,7 +145,7 @@ async function suite (browser: Browser): Promise<void> {
   })
 
   t.test('a page without requests, or without traces, says so', async t => {
-    for (const [telemetry, text] of [[{ store: new TraceStore() }, 'No requests here yet.'], [{ traces: false }, 'Traces are switched off here (telemetry.traces).']] as const) {
+    for (const [telemetry, text] of [[{ store: new TraceStore() }, 'No requests here yet.'], [{ traces: false }, 'No traces are kept here: the option telemetry.traces is false.']] as const) {
       const { url } = await buildGateway(t, { options: { ui: true, telemetry } })
       const context = await browser.newContext()
       const page = await context.newPage()

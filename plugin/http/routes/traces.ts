@@ -1,18 +1,16 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHandler } from 'fastify'
-import type { ParsedSpans } from '../../traces/otlp-json.ts'
-import { readSpans } from '../../traces/otlp-text.ts'
-import type { StoredSpan } from '../../traces/stored-span.ts'
-import type { TraceStore } from '../../traces/trace-store.ts'
-import type { TraceFilter, TraceStatus } from '../../traces/trace-view.ts'
+import type { Gateway } from '../../gateway.ts'
+import { parseOtlpTraces } from '../../traces/otlp.ts'
+import type { TraceFilter, TraceStatus } from '../../traces/view.ts'
+
+export interface SpanRoutesOptions {
+  readonly gateway: Pick<Gateway, 'noteSpan'> & TraceRoutesOptions['gateway'] & { readonly registry: Pick<Gateway['registry'], 'isNodeToken'> }
+}
 
 export interface TraceRoutesOptions {
-  readonly store: TraceStore
-  /** The id of the node a bearer token belongs to; undefined for any other token. */
-  readonly isNodeToken: (token: string) => string | undefined
-  /** Runs before the two reading routes: who may look. */
-  readonly guard?: onRequestHookHandler | undefined
-  /** Told of each span that came in and was not there yet. */
-  readonly onSpan?: ((span: StoredSpan) => void) | undefined
+  readonly gateway: { readonly tracing: Pick<Gateway['tracing'], 'store' | 'off'> }
+  /** Decides who may look. */
+  readonly guard: onRequestHookHandler
 }
 
 interface ListQuery { model?: string, plan?: string, status?: TraceStatus, min_duration_ms?: number, limit?: number }
@@ -25,69 +23,81 @@ const LIST_PARAMETERS = {
   min_duration_ms: { type: 'number', minimum: 0 },
   limit: { type: 'integer', minimum: 1, maximum: 1_000 }
 } as const
-/** `additionalProperties: false` would make Fastify drop a filter that is misspelt, and show all there is. */
+/** `additionalProperties: false` would make Fastify drop a misspelt filter, and show every trace. */
 const LIST_SCHEMA = {
   querystring: { type: 'object', propertyNames: { enum: Object.keys(LIST_PARAMETERS) }, properties: LIST_PARAMETERS }
 } as const
 
 /**
- * GET /epd/traces, GET /epd/traces/:id, and POST /epd/otlp/v1/traces for the spans of registered nodes.
- * Register it without fastify-plugin: its content type parser and error shape are meant to stay inside.
+ * GET /epd/traces and GET /epd/traces/:id. Register it, and `spanRoutes`, without fastify-plugin: error shape and
+ * content type parser are meant to stay inside.
  */
-export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async function traceRoutes (app, options) {
+export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async function traceRoutes (app, { gateway: { tracing }, guard }) {
+  answerErrors(app)
+  app.addHook('onRequest', guard)
+  app.addHook('onRequest', async (_request, reply) => {
+    const { off } = tracing
+    if (off !== undefined) return reply.code(404).send(errorBody(`This gateway keeps no traces: ${off}.`, 'tracing_off'))
+  })
+  app.get<{ Querystring: ListQuery }>('/epd/traces', { schema: LIST_SCHEMA, schemaErrorFormatter: queryError }, async request => {
+    return { traces: tracing.store?.list(filterOf(request.query)) }
+  })
+  app.get<{ Params: { id: string } }>('/epd/traces/:id', async (request, reply) => {
+    const trace = tracing.store?.get(request.params.id.toLowerCase())
+    return trace ?? reply.code(404).send(errorBody('No such trace: it was not sampled, or newer ones have taken its place.', 'trace_not_found'))
+  })
+}
+
+/** POST /epd/otlp/v1/traces, for the spans of registered nodes. Not there when no traces are kept. */
+export const spanRoutes: FastifyPluginAsync<SpanRoutesOptions> = async function spanRoutes (app, { gateway }) {
+  const { store } = gateway.tracing
+  if (store === undefined) return
+  answerErrors(app)
+  // Only JSON is taken, whatever is in force outside.
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('application/json', { parseAs: 'buffer', bodyLimit: OTLP_BODY_LIMIT }, async (_request: unknown, body: Buffer) => parseJson(body))
+  app.post('/epd/otlp/v1/traces', {
+    bodyLimit: OTLP_BODY_LIMIT,
+    // Before the body is read: a stranger must not make the gateway take 4 MiB.
+    onRequest: async (request, reply) => { if (nodeOf(request.headers.authorization, gateway) === undefined) return stranger(reply) }
+  }, async (request, reply) => {
+    // The token says whose spans these are.
+    const node = nodeOf(request.headers.authorization, gateway)
+    if (node === undefined) return stranger(reply)
+    const parsed = parseOtlpTraces(request.body, node)
+    if (parsed === undefined) return reply.code(400).send(errorBody('The body is not an OTLP ExportTraceServiceRequest in JSON.', 'invalid_request'))
+    for (const span of parsed.spans) {
+      const kept = store.add(span)
+      if (kept !== undefined) gateway.noteSpan(kept)
+    }
+    return parsed.rejected === 0 ? {} : { partialSuccess: { rejectedSpans: String(parsed.rejected), errorMessage: 'malformed or too many spans' } }
+  })
+}
+
+function answerErrors (app: FastifyInstance): void {
   app.setErrorHandler<Error & { statusCode?: number, code?: string }>((err, request, reply) => {
     const status = err.statusCode ?? 500
     if (status >= 500) request.log.error({ err }, 'trace route failed')
     return reply.code(status).send(errorBody(status < 500 ? err.message : 'Internal error', status < 500 ? 'invalid_request' : 'internal'))
   })
-  // Only JSON is taken, whatever is in force outside, and it stays bytes: most of it need not be parsed.
-  app.removeAllContentTypeParsers()
-  app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer', bodyLimit: OTLP_BODY_LIMIT }, (_request, body, done) => { done(null, body) })
-  reading(app, options)
-  receiving(app, options)
 }
 
-function reading (app: FastifyInstance, { store, guard }: TraceRoutesOptions): void {
-  const onRequest = guard === undefined ? [] : [guard]
-  app.get<{ Querystring: ListQuery }>('/epd/traces', { schema: LIST_SCHEMA, schemaErrorFormatter: queryError, onRequest }, async request => {
-    return { traces: store.list(filterOf(request.query)) }
-  })
-  app.get<{ Params: { id: string } }>('/epd/traces/:id', { onRequest }, async (request, reply) => {
-    const trace = store.get(request.params.id.toLowerCase())
-    if (trace !== undefined) return trace
-    return reply.code(404).send(errorBody('No such trace: it was not sampled, or newer ones have taken its place.', 'trace_not_found'))
-  })
-}
-
-function receiving (app: FastifyInstance, { store, isNodeToken, onSpan }: TraceRoutesOptions): void {
-  const stranger = (reply: FastifyReply): FastifyReply => reply.code(401).send(errorBody('Spans are taken from registered nodes only.', 'invalid_api_key'))
-  app.post<{ Body: Buffer | undefined }>('/epd/otlp/v1/traces', {
-    bodyLimit: OTLP_BODY_LIMIT,
-    // Before the body is read: a stranger must not make the gateway take 4 MiB.
-    onRequest: async (request, reply) => { if (nodeOf(request.headers.authorization, isNodeToken) === undefined) return stranger(reply) }
-  }, async (request, reply) => {
-    // The token says whose spans these are.
-    const node = nodeOf(request.headers.authorization, isNodeToken)
-    if (node === undefined) return stranger(reply)
-    const parsed = request.body === undefined ? undefined : spansOf(request.body, node)
-    if (parsed === undefined) return reply.code(400).send(errorBody('The body is not an OTLP ExportTraceServiceRequest in JSON.', 'invalid_request'))
-    for (const span of parsed.spans) if (store.add(span)) onSpan?.(span)
-    return parsed.rejected === 0 ? {} : { partialSuccess: { rejectedSpans: String(parsed.rejected), errorMessage: 'malformed or too many spans' } }
-  })
-}
-
-/** @throws with status 400 when the body is not JSON */
-function spansOf (body: Buffer, node: string): ParsedSpans | undefined {
+/** @throws with status 400 */
+function parseJson (body: Buffer): unknown {
   try {
-    return readSpans(body, node)
+    return JSON.parse(body.toString())
   } catch (cause) {
     throw Object.assign(new Error('The body is not valid JSON.', { cause }), { statusCode: 400 })
   }
 }
 
-function nodeOf (authorization: string | undefined, isNodeToken: TraceRoutesOptions['isNodeToken']): string | undefined {
+function stranger (reply: FastifyReply): FastifyReply {
+  return reply.code(401).send(errorBody('Spans are taken from registered nodes only.', 'invalid_api_key'))
+}
+
+function nodeOf (authorization: string | undefined, { registry }: SpanRoutesOptions['gateway']): string | undefined {
   const token = /^Bearer (\S{1,256})$/i.exec(authorization ?? '')?.[1]
-  return token === undefined ? undefined : isNodeToken(token)
+  return token === undefined ? undefined : registry.isNodeToken(token)
 }
 
 function queryError (problems: ReadonlyArray<{ readonly keyword: string, readonly instancePath: string, readonly message?: string, readonly params: Record<string, unknown> }>): Error {

@@ -1,7 +1,6 @@
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import { onRouteError } from '../error-answer.ts'
 import type { Gateway } from '../../gateway.ts'
-import type { TraceStore } from '../../traces/trace-store.ts'
 import { loadAssets } from '../../ui/assets.ts'
 import { Broadcast } from '../../ui/broadcast.ts'
 import { Feed } from '../../ui/feed.ts'
@@ -9,7 +8,6 @@ import { requireViewer } from './guard.ts'
 
 export interface UiRoutesOptions {
   readonly gateway: Gateway
-  readonly store: TraceStore | undefined
 }
 
 const MAX_PAGES = 8
@@ -27,12 +25,12 @@ const HEADERS: Readonly<Record<string, string>> = {
 }
 
 /** The inspection page: GET /epd/ and what it loads. Register it without fastify-plugin: its hooks are meant to stay inside. */
-export const uiRoutes: FastifyPluginAsync<UiRoutesOptions> = async function uiRoutes (app, { gateway, store }) {
+export const uiRoutes: FastifyPluginAsync<UiRoutesOptions> = async function uiRoutes (app, { gateway }) {
   app.setErrorHandler(onRouteError)
   app.addHook('onRequest', requireViewer(gateway.options))
   app.addHook('onRequest', async (_request, reply) => { reply.headers(HEADERS) })
   page(app)
-  live(app, gateway, store)
+  live(app, gateway)
   pictures(app, gateway)
 }
 
@@ -48,8 +46,8 @@ function page (app: FastifyInstance): void {
   }
 }
 
-function live (app: FastifyInstance, gateway: Gateway, store: TraceStore | undefined): void {
-  const feed = new Feed(gateway, store)
+function live (app: FastifyInstance, gateway: Gateway): void {
+  const feed = new Feed(gateway)
   const broadcast = new Broadcast({
     maxClients: MAX_PAGES,
     interval: INTERVAL_MS,

@@ -69,7 +69,7 @@ async function update () {
 }
 
 function nothing () {
-  if (state.traces === null) return 'Traces are switched off here (telemetry.traces).'
+  if (state.traces === null) return `No traces are kept here: ${state.tracesOff}.`
   return state.traces.length === 0 ? 'No requests here yet.' : 'No request like that.'
 }
 

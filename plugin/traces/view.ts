@@ -1,11 +1,11 @@
 import { ATTR } from '../../adapters/wire/semconv.ts'
-import type { AttributeValue, SpanKindName, StoredSpan } from './stored-span.ts'
+import type { AttributeValue, SpanKindName, StoredSpan } from './span.ts'
 
 export type TraceStatus = 'ok' | 'error' | 'aborted'
 
 export interface TraceSummary {
   readonly traceId: string
-  /** Name of the request's own span; of the first span when the gateway's has not come (yet). */
+  /** Name of the request's own span; without one, of the topmost span. */
   readonly name: string
   readonly model: string | undefined
   readonly plan: string | undefined
@@ -15,7 +15,7 @@ export interface TraceSummary {
   readonly start: string
   readonly durationMs: number
   readonly spans: number
-  /** The request's own span has not come: it is still running, or was never sampled here. */
+  /** The request's own span is missing: the request is still running, or was not sampled here. */
   readonly partial: boolean
   readonly items: number
   /** Engine ids of the encoders, in item order. */
@@ -63,15 +63,11 @@ export function matches (summary: TraceSummary, filter: TraceFilter): boolean {
     (filter.minDurationMs === undefined || summary.durationMs >= filter.minDurationMs)
 }
 
-/**
- * @param spans in any order; as most who look need the request's own span alone, not all may be read
- * @param count of them
- */
-export function summarise (traceId: string, spans: Iterable<StoredSpan>, count: number): TraceSummary {
-  const root = ownSpan(spans) ?? topmost([...spans])
-  const { name, status, attributes } = root
-  const partial = attributes[ATTR.operation] === undefined
-  const { startTime, endTime } = partial ? extent(spans) : root
+/** @param spans at least one, in any order */
+export function summarise (traceId: string, spans: readonly StoredSpan[]): TraceSummary {
+  const request = spans.find(isRequestSpan)
+  const { name, status, attributes } = request ?? topmost(spans)
+  const { startTime, endTime } = request ?? extent(spans)
   return {
     traceId,
     name,
@@ -81,8 +77,8 @@ export function summarise (traceId: string, spans: Iterable<StoredSpan>, count: 
     status: status === 'error' ? 'error' : attributes[ATTR.aborted] === true ? 'aborted' : 'ok',
     start: iso(startTime),
     durationMs: millis(startTime, endTime),
-    spans: count,
-    partial,
+    spans: spans.length,
+    partial: request === undefined,
     items: number(attributes[ATTR.items]) ?? 0,
     encoders: texts(attributes[ATTR.encoders]),
     inputTokens: number(attributes[ATTR.inputTokens]),
@@ -90,20 +86,19 @@ export function summarise (traceId: string, spans: Iterable<StoredSpan>, count: 
   }
 }
 
-/** That of the request says `gen_ai.operation.name`. */
-function ownSpan (spans: Iterable<StoredSpan>): StoredSpan | undefined {
-  for (const span of spans) if (span.kind === 'client' && span.attributes[ATTR.operation] !== undefined) return span
-  return undefined
+/** Is it the gateway's span of a whole request? That one alone has `gen_ai.operation.name`. */
+export function isRequestSpan ({ attributes }: StoredSpan): boolean {
+  return attributes[ATTR.operation] !== undefined
 }
 
-/** One whose parent is not here. */
+/** A span whose parent is not here. */
 function topmost (spans: readonly StoredSpan[]): StoredSpan {
   const ids = new Set(spans.map(span => span.spanId))
   return spans.find(span => span.parentSpanId === undefined || !ids.has(span.parentSpanId)) ?? spans[0]!
 }
 
 /** From the first start to the last end. */
-function extent (spans: Iterable<StoredSpan>): Pick<StoredSpan, 'startTime' | 'endTime'> {
+function extent (spans: readonly StoredSpan[]): Pick<StoredSpan, 'startTime' | 'endTime'> {
   let startTime: StoredSpan['startTime'] = [Infinity, 0]
   let endTime: StoredSpan['endTime'] = [0, 0]
   for (const span of spans) {
@@ -117,7 +112,7 @@ function extent (spans: Iterable<StoredSpan>): Pick<StoredSpan, 'startTime' | 'e
 export function viewTrace (traceId: string, spans: readonly StoredSpan[]): TraceView {
   const sorted = [...spans].sort((a, b) => compare(a.startTime, b.startTime) || compare(b.endTime, a.endTime))
   const zero = sorted[0]!.startTime
-  return { ...summarise(traceId, spans, spans.length), spans: sorted.map(span => view(span, zero)) }
+  return { ...summarise(traceId, spans), spans: sorted.map(span => view(span, zero)) }
 }
 
 function view (span: StoredSpan, zero: StoredSpan['startTime']): SpanView {
@@ -130,7 +125,7 @@ function view (span: StoredSpan, zero: StoredSpan['startTime']): SpanView {
     start: iso(span.startTime),
     end: iso(span.endTime),
     offsetMs: millis(zero, span.startTime),
-    // A clock that was set back meanwhile made it end before it began.
+    // After the clock was set back, a span may end before it began.
     durationMs: Math.max(0, millis(span.startTime, span.endTime)),
     attributes: span.attributes,
     status: span.message === undefined ? { code: span.status } : { code: span.status, message: span.message },
