@@ -113,7 +113,7 @@ const admission = section({
 const telemetry = Type.Partial(object({
   traces: switchOr(object({ max: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000 })) }),
     { default: true, expects: 'true, false or { "max": number of traces kept }', description: 'Keeps traces in memory for GET /epd/traces, and how many.' }),
-  store: Type.Unsafe<TraceStore>({ type: 'object', inCode: true, expects: 'a TraceStore; give it in code', description: 'The store that an OpenTelemetry SDK of the application feeds.' }),
+  store: Type.Unsafe<TraceStore>({ type: 'object', inCode: true, expects: 'a TraceStore; give it in code', description: 'Where traces are kept, such as a store that the application\'s OpenTelemetry SDK adds spans to.' }),
   captureContent: Type.Boolean({ default: false, description: 'Keeps small copies of pictures for the inspection page.' })
 }), { default: {} })
 
