@@ -1,9 +1,10 @@
 import type { LeaseTable } from '../../cache/index.ts'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { VisionRunner } from '../../encoder/vision.ts'
+import { FEATURES_FORMAT, KV_FORMAT } from '../../../adapters/wire/results.ts'
 import { ROLE_TO_WIRE } from '../../../adapters/wire/roles.ts'
-import type {
-  ChatAnswer, ChatCall, EngineBackend, EngineCounters, EngineInfo, EngineLog, EngineService, GaugeName
+import {
+  ONE_DEVICE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName
 } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
 import { LeaseGrants } from '../../cache/lease-grants.ts'
@@ -63,12 +64,10 @@ interface OpenRequest {
 }
 
 /** What links carry, by role, as `<kind of blocks>:<protocol>/<version>`. */
-const FEATURES = 'features:epd-zmq/1'
-const KV = 'kv:epd-zmq/1'
 const CARRIED: Readonly<Record<LlmRole, Pick<EngineInfo, 'produces' | 'accepts'>>> = {
-  hybrid: { produces: [], accepts: [FEATURES] },
-  prefill: { produces: [KV], accepts: [FEATURES] },
-  decode: { produces: [], accepts: [KV] }
+  hybrid: { produces: [], accepts: [FEATURES_FORMAT] },
+  prefill: { produces: [KV_FORMAT], accepts: [FEATURES_FORMAT] },
+  decode: { produces: [], accepts: [KV_FORMAT] }
 }
 
 /** An LLM engine as its api_server sees it: requests in, sequences through the engine, answers out. */
@@ -110,15 +109,9 @@ export class LlmService implements EngineService {
   info (): EngineInfo {
     const { model, scheduler, version, blockTokens, vision, info } = this.#parts
     return {
-      tp_size: 1,
-      ep_size: 1,
-      dp_size: 1,
-      pp_size: null,
-      dp_rank: 0,
+      ...ONE_DEVICE,
       block_size: blockTokens,
-      num_cpu_blocks: 0,
       num_gpu_blocks: scheduler.stats.total,
-      engine: 'fastify-epd',
       version,
       backend: this.backend,
       role: ROLE_TO_WIRE[this.role],
