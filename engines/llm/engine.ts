@@ -166,7 +166,7 @@ export class LlmEngine {
 
   /**
    * Takes over a sequence and the references to features that it comes with. It starts in migration when its features, or
-   * its keys and values, lie in another engine. Prompt and output must fit in `maxLength`.
+   * its keys and values, are in another engine. Prompt and output must fit in `maxLength`.
    */
   submit (init: SequenceInit): Sequence {
     const has = { encoderResult: init.media.some(item => item.source !== undefined), migrationRequest: init.migration !== undefined }

@@ -65,8 +65,8 @@ function llmRole ({ role }: EngineOptions): LlmRole {
 
 /**
  * An LLM engine over a model folder, of role hybrid, prefill or decode. Resolves when `info` and `gauges` work; it can
- * generate when its `ready` resolves. With `vision: false`, and always with role decode, the vision encoder's file is never opened and may
- * be missing.
+ * generate when its `ready` resolves. With `vision: false`, and always with role decode, it never opens the vision
+ * encoder's file, which may be missing.
  * @throws ModelError naming the file that is missing or wrong; EngineError `unsupported` for a role it does not have.
  */
 export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning = {}): Promise<LlmService> {
@@ -86,16 +86,13 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
   const leases = new LeaseTable(randomInt(1, 2 ** 47))
   const p2p = await openP2P(options, model, leases, pools)
   const maxBatchSize = options.maxBatchSize ?? DEFAULT_MAX_BATCH_SIZE
-  let forget: Runner['forget'] = () => {}
   const scheduler = new Scheduler(new BlockManager(kv.pool, { caching: tuning.prefixCaching ?? true }), {
-    blockTokens, maxBatchSize, maxPrefillTokens: tuning.maxPrefillTokens ?? options.maxPrefillTokens ?? DEFAULT_MAX_PREFILL_TOKENS, onEvict: sequence => forget(sequence)
+    blockTokens, maxBatchSize, maxPrefillTokens: tuning.maxPrefillTokens ?? options.maxPrefillTokens ?? DEFAULT_MAX_PREFILL_TOKENS
   })
   const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
   const path = migrationPath(role, features, scheduler, { p2p, counters, log, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
-  const engine = (runner: Runner): LlmEngine => {
-    forget = sequence => runner.forget(sequence)
-    return new LlmEngine({ scheduler, runner, features, path, counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions })
-  }
+  const engine = (runner: Runner): LlmEngine =>
+    new LlmEngine({ scheduler, runner, features, path, counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions })
   return new LlmService({
     engineId,
     role,

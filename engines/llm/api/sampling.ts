@@ -3,7 +3,7 @@ import type { LoadedModel } from '../../models/family.ts'
 import type { SamplingParams } from '../sequence/sampling.ts'
 import { isObject, readBoolean, readInteger, readNumber, readStrings, refuse, type Json } from './fields.ts'
 
-/** How many choices, and how each is made and cut. */
+/** How many choices, how tokens are sampled, and where a choice ends. */
 export interface GenerationParams {
   readonly n: number
   /** Parameters of the first choice; the others have other seeds. */

@@ -27,17 +27,17 @@ interface Row {
   lastToken: number
 }
 
-/** Spare tokens a row when the past is laid out anew: masked columns cost a little in every step, laying out costs much at once. */
+/** Spare columns when the past is gathered anew: each costs a little in every step, gathering costs much at once. */
 const HEADROOM = 32
 const ROUND = 16
-/** With so many columns more than the longest row needs, the past is laid out anew. */
+/** With so many columns more than the longest row needs, the past is gathered anew. */
 const MAX_SLACK = 128
 
 /**
  * The rows of a decode step and their past, kept dense between steps. A step extends the past in place: graphs want
  * exact dimensions, so the past has a fixed number of columns with room to grow, and `attention_mask` leaves out those
- * not yet in use. Joining copies one row from the paged blocks, leaving moves the last row into the gap, and only when
- * the columns run out is everything gathered again.
+ * not yet in use. Joining copies one row from the paged blocks, leaving moves the last row into the gap, and the whole
+ * past is gathered again only when the columns run out.
  */
 export class DecodeBatch {
   readonly #shape: RunnerShape
@@ -47,7 +47,7 @@ export class DecodeBatch {
   #columns = 0
   #past: Elements[] = []
   #mask = new BigInt64Array(0)
-  /** Milliseconds spent since the start; what is not here is onnxruntime or next to nothing. */
+  /** Milliseconds since the start. The rest of a step is onnxruntime, or negligible. */
   readonly timings = { compose: 0, extend: 0, sample: 0 }
 
   constructor (shape: RunnerShape, kv: KvStore) {
@@ -55,11 +55,11 @@ export class DecodeBatch {
     this.#kv = kv
   }
 
-  /** Makes the batch consist of `ids`: others leave, `joins` bring in those not here yet. */
+  /** Makes the batch consist of `ids`: others leave, `joins` bring the new ones. */
   compose (ids: readonly number[], joins: readonly DecodeJoin[]): void {
     const begin = performance.now()
     const wanted = new Set(ids)
-    // A sequence that joins while it is still here was evicted since: its row is of no use.
+    // A sequence that joins while it has a row was evicted since; the old row is useless.
     for (const join of joins) wanted.delete(join.id)
     for (let row = this.#rows.length - 1; row >= 0; row--) if (!wanted.has((this.#rows[row] as Row).id)) this.#leave(row)
     const first = this.#rows.length
@@ -131,7 +131,7 @@ export class DecodeBatch {
     mask[this.#columns] = 1n
   }
 
-  /** One token for every sequence, in the order of `ids`. An Error in a place: that sequence alone failed. */
+  /** One token for every sequence, in the order of `ids`; an Error where sampling failed for that sequence alone. */
   async step (graph: DecoderGraph, embed: Session, ids: readonly number[]): Promise<Array<SampledToken | Error>> {
     const rows = this.#rows.length
     const { kvHeads, headDim, dtype } = this.#shape

@@ -10,11 +10,11 @@ export interface NewTokens {
 
 const ONE: TensorData = { type: 'int64', dims: [], data: new BigInt64Array([1n]) }
 
-/** Names of the decoder's inputs and outputs, and the cheapest way to what a run added to the past. */
+/** The decoder's inputs and outputs by name, with the cheapest outputs that hold new keys and values. */
 export class DecoderGraph {
   readonly session: Session
   readonly pastNames: readonly string[]
-  /** `delta.*` where the graph has them; else `present.*`, which brings the whole past along at about 1 ms per MB. */
+  /** `delta.*` if the graph has them; else `present.*`, which copies the whole past at about 1 ms per MB. */
   readonly #newNames: readonly string[]
   readonly hasDelta: boolean
   readonly #withLogits: readonly string[]
@@ -35,7 +35,7 @@ export class DecoderGraph {
     if (missing.length > 0) throw new Error(`the decoder graph lacks: ${missing.join(', ')}`)
   }
 
-  /** Runs the graph; `pastLength` and `newLength` are the tokens a row in the feeds. */
+  /** Runs the graph. `pastLength` and `newLength`: tokens per row in `feeds`. */
   async run (feeds: Record<string, TensorData>, pastLength: number, newLength: number, logits: boolean): Promise<{ logits: TensorData | undefined, added: NewTokens[] }> {
     feeds.num_logits_to_keep = ONE
     const out = await this.session.run(feeds, logits ? this.#withLogits : this.#newNames)

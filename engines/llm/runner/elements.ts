@@ -1,3 +1,4 @@
+import { fromFloat16 } from '../../runtime/float16.ts'
 import type { Session, TensorData } from '../../runtime/types.ts'
 
 /** Element types of features, keys and values; float16 as its bits. */
@@ -32,18 +33,9 @@ export function elementTypeOf (session: Session, side: 'inputs' | 'outputs', nam
   throw new Error(`the graph's ${side} lack a float32 or float16 "${name}"`)
 }
 
-function halfToFloat (bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1
-  const exponent = (bits >> 10) & 31
-  const fraction = bits & 1023
-  if (exponent === 0) return sign * fraction * 2 ** -24
-  if (exponent === 31) return fraction === 0 ? sign * Infinity : NaN
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15)
-}
-
-/** Row `row` of `[rows, width]` logits as float32: a view where they are that already. */
+/** Row `row` of `[rows, width]` logits as float32; a view if they are float32 already. */
 export function floatRow (data: TensorData['data'], row: number, width: number): Float32Array {
   const part = data.subarray(row * width, (row + 1) * width)
   if (part instanceof Float32Array) return part
-  return Float32Array.from(part as Uint16Array, halfToFloat)
+  return Float32Array.from(part as Uint16Array, fromFloat16)
 }

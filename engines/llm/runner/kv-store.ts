@@ -2,8 +2,8 @@ import { copyElements, elementsOver, type Elements } from './elements.ts'
 import { kvBlockElements, type RunnerShape } from './shape.ts'
 
 /**
- * Keys and values in paged blocks, and the way between them and the dense `[rows, heads, length, dim]` tensors that
- * graphs take. Tensor `2 * layer` holds keys, `2 * layer + 1` values.
+ * Keys and values in paged blocks; copies them to and from the dense `[rows, heads, length, dim]` tensors of the graphs.
+ * Tensor `2 * layer` holds keys, `2 * layer + 1` values.
  */
 export class KvStore {
   readonly #pool: Elements
@@ -64,7 +64,7 @@ export class KvStore {
     }
   }
 
-  /** As `scatter` for a single token, without making views: a decode step does this for every row and layer. */
+  /** Like `scatter` for one token, without making views: a decode step does this for every row and layer. */
   scatterToken (from: Elements, at: number, headStride: number, t: number, block: number, inBlock: number): void {
     const { kvHeads, headDim } = this.#shape
     for (let head = 0; head < kvHeads; head++) {

@@ -11,18 +11,18 @@ export type FeatureRows = {
   readonly offset: number
 } & ({ readonly blocks: readonly number[] } | { readonly tensor: Elements })
 
-/** A stretch of one prompt. What comes before it lies in `blocks`, and so will it. */
+/** A chunk of one prompt. `blocks` hold the keys and values before it, and get its own. */
 export interface PrefillRow {
   readonly tokens: Int32Array
   /** `positionAxes` rows of `tokens.length`. */
   readonly positions: Int32Array
-  /** Tokens before it. */
+  /** Prompt tokens before the chunk. */
   readonly start: number
   readonly blocks: readonly number[]
   readonly features: readonly FeatureRows[]
 }
 
-/** Puts features in the place of embeddings. */
+/** Overwrites embeddings of media tokens with features. */
 export function overlayFeatures (embeds: Elements, row: number, length: number, features: readonly FeatureRows[], pool: Elements, shape: RunnerShape): void {
   const { hiddenSize, featureBlockTokens } = shape
   for (const piece of features) {
@@ -43,7 +43,7 @@ export function overlayFeatures (embeds: Elements, row: number, length: number, 
   }
 }
 
-/** Computes prompts: embeddings, features in their places, one run over all rows padded to the longest, results to the blocks. */
+/** Computes prompts: embeds tokens, overlays features, runs the decoder over all rows padded to the longest, writes keys and values to the blocks. */
 export class Prefiller {
   readonly #shape: RunnerShape
   readonly #kv: KvStore

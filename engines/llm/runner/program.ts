@@ -9,7 +9,7 @@ import type { RunnerShape } from './shape.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
 
 export interface DecodeStep {
-  /** Who is decoded; the answer has their order. */
+  /** The sequences of the step, by id; the answer has their order. */
   readonly ids: readonly number[]
   /** Those of them that were not in the last step's batch. */
   readonly joins: readonly DecodeJoin[]
@@ -17,13 +17,13 @@ export interface DecodeStep {
   readonly blocks: ReadonlyArray<readonly [id: number, block: number]>
 }
 
-/** One sampled token, or why this sequence alone could not be sampled. */
+/** One sampled token, or why sampling failed for this sequence alone. */
 export type DecodeResult = SampledToken | { readonly error: string }
 
 export type RunnerMethods = {
   prefill (rows: readonly PrefillRow[]): Promise<void>
   decode (step: DecodeStep): Promise<DecodeResult[]>
-  /** Milliseconds by what a decode step does beside running graphs. */
+  /** Milliseconds of decode steps outside of running graphs. */
   timings (args: undefined): DecodeBatch['timings']
 }
 

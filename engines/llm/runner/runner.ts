@@ -11,7 +11,7 @@ export interface RunnerOptions {
   readonly device: Device
   readonly threads: number
   readonly pools: { readonly kv: SharedArrayBuffer, readonly feature: SharedArrayBuffer }
-  /** Where a chunk's features are. @default the feature blocks its sequence holds */
+  /** The features of a chunk. @default in the feature blocks that its sequence holds */
   readonly featuresOf?: ((chunk: PrefillChunk) => FeatureRows[]) | undefined
 }
 
@@ -59,8 +59,8 @@ export class Runner {
   readonly #host: ProgramHost<RunnerMethods>
   readonly #shape: RunnerShape
   readonly #featuresOf: (chunk: PrefillChunk) => FeatureRows[]
-  /** Who was in the last decode step, and how many blocks the worker knows of each. */
-  #resident = new Map<number, number>()
+  /** The sequences of the last decode step, by id: how many of their blocks the worker knows, and their evictions until then. */
+  #resident = new Map<number, { blocks: number, evictions: number }>()
 
   private constructor (host: ProgramHost<RunnerMethods>, { shape, featuresOf: from }: RunnerOptions) {
     this.#host = host
@@ -95,23 +95,19 @@ export class Runner {
   async decode (sequences: readonly Sequence[]): Promise<CallResult<DecodeResult[]>> {
     const joins: DecodeJoin[] = []
     const blocks: Array<[number, number]> = []
-    const resident = new Map<number, number>()
+    const resident = new Map<number, { blocks: number, evictions: number }>()
     for (const sequence of sequences) {
       const known = this.#resident.get(sequence.id)
-      if (known === undefined) joins.push(decodeJoin(sequence, this.#shape.positionAxes))
-      else for (let i = known; i < sequence.blocks.length; i++) blocks.push([sequence.id, sequence.blocks[i] as number])
-      resident.set(sequence.id, sequence.blocks.length)
+      // A sequence that was evicted since has other blocks, so it joins anew.
+      if (known?.evictions !== sequence.evictions) joins.push(decodeJoin(sequence, this.#shape.positionAxes))
+      else for (let i = known.blocks; i < sequence.blocks.length; i++) blocks.push([sequence.id, sequence.blocks[i] as number])
+      resident.set(sequence.id, { blocks: sequence.blocks.length, evictions: sequence.evictions })
     }
     this.#resident = resident
     return await this.#host.call('decode', { ids: sequences.map(s => s.id), joins, blocks })
   }
 
-  /** The sequence was evicted: should it come back, the worker must learn its blocks anew. */
-  forget (sequence: Sequence): void {
-    this.#resident.delete(sequence.id)
-  }
-
-  /** A step failed: what the worker knows of the batch is uncertain, so everybody joins anew. */
+  /** A step failed and left the worker's batch in an unknown state: all sequences join anew. */
   reset (): void {
     this.#resident.clear()
   }

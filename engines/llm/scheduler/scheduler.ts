@@ -13,8 +13,6 @@ export interface SchedulerOptions {
   readonly maxBatchSize: number
   /** Most prompt tokens of one prefill step: what a decode step may have to wait for. */
   readonly maxPrefillTokens: number
-  /** Called for each evicted sequence, WAITING again. */
-  readonly onEvict?: (sequence: Sequence) => void
 }
 
 /** `deferred`: the sequence waits, but not for room, so younger ones may go first. */
@@ -218,7 +216,6 @@ export class Scheduler implements BatchScheduler {
     sequence.evictions++
     this.evictions++
     this.add(sequence)
-    this.#options.onEvict?.(sequence)
   }
 
   clear (): void {

@@ -1,9 +1,9 @@
-/** What a sequence starts from: tokens, media items, and blocks that lie in other engines. */
+/** What a sequence starts from: tokens, media items, and blocks in other engines. */
 import type { FeatureEntry } from '../../cache/feature-cache.ts'
 import type { MediaSpan, Positions } from '../../models/family.ts'
 import type { SampledToken } from './sampling.ts'
 
-/** Where blocks lie in another engine, and the lease under which they may be pulled. */
+/** Blocks in another engine, and the lease under which they may be pulled. */
 export interface RemoteBlocks {
   readonly engineId: string
   readonly epoch: number
@@ -23,7 +23,7 @@ export interface SequenceMedia {
   features?: FeatureEntry | undefined
 }
 
-/** A media item whose features lie in another engine. */
+/** A media item whose features are in another engine. */
 export type RemoteMedia = SequenceMedia & { readonly source: RemoteBlocks }
 
 /** The prompt that another engine prefilled, and what decoding needs to continue from its KV blocks. */

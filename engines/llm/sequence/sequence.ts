@@ -3,7 +3,7 @@ import type { MediaSpan, Positions } from '../../models/family.ts'
 import type { MigrationRequest, Prompt, SequenceMedia } from './prompt.ts'
 import type { SampledToken, SamplingParams } from './sampling.ts'
 
-/** Where a sequence is in its life; the moves between them are in states.ts. */
+/** The moves between states are in states.ts. */
 export type SequenceState =
   | 'WAITING' | 'RUNNING' | 'LOCKED'
   | 'WAITING_EPD_MIGRATION' | 'RUNNING_EPD_MIGRATION' | 'EPD_MIGRATION_LOCKED'
@@ -44,7 +44,7 @@ export interface SequenceInit extends Prompt {
   readonly sink: SequenceSink
 }
 
-/** Moments of a sequence, `performance.now()` milliseconds; undefined until they come. */
+/** Milliseconds of `performance.now()`; undefined until then. */
 export interface SequenceTimes {
   readonly arrived: number
   admitted?: number

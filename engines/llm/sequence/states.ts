@@ -99,7 +99,7 @@ export function finishEpdMigration (sequence: Sequence): boolean {
   return leave(sequence, 'EPD_MIGRATION_LOCKED', 'WAITING')
 }
 
-/** The migration loop took it up: KV blocks are claimed, waiting for room. */
+/** The migration loop took it up: KV blocks are reserved, waiting for room. */
 export function startMigration (sequence: Sequence): void {
   move(sequence, 'WAITING_MIGRATION', 'RUNNING_MIGRATION')
 }
