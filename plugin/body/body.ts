@@ -1,17 +1,20 @@
+import { isUtf8 } from 'node:buffer'
 import type { BodyEdits, MediaItem, RequestBody } from '../../adapters/adapter.ts'
-import { compact } from './chunks.ts'
-import type { Collector } from './collector.ts'
 import { epdError } from '../errors.ts'
-import { memberOf } from './found.ts'
-import type { Member } from './found.ts'
-import { decodeString } from './text.ts'
+import { Collector, decodeString, type Member } from './collector.ts'
+import { JsonScanner } from './json-scanner.ts'
+import { describeMedia } from './media.ts'
+import { Pace } from './pace.ts'
+import { checkUtf8, UTF8_STEP } from './utf8.ts'
 
-/** What a pick takes over beside the media parts: these change how media are read. */
+/** Bytes scanned between two looks at the clock. */
+const SCAN_STEP = 128 * 1024
+/** Slices shorter than this are copied together: a write call costs more than copying them, in bytes. */
+const SMALL = 4096
+/** Bodies up to this size become one buffer, in bytes. */
+const ONE_BUFFER = 64 * 1024
+/** What a pick takes over beside the media parts: these change how engines read media. */
 const PICKED_MEMBERS = ['model', 'mm_processor_kwargs', 'media_io_kwargs'] as const
-
-const COMMA = Buffer.from(',')
-
-interface Replacement { readonly start: number, readonly end: number, readonly bytes: Buffer }
 
 /** A request body as the plugin's core sees it. */
 export interface Body extends RequestBody {
@@ -25,8 +28,31 @@ export interface Body extends RequestBody {
   json (name: string): Buffer | undefined
 }
 
-/** A scanned body. Made by `parseBody`; the bytes must not change any more. */
-export class ScannedBody implements Body {
+/**
+ * Reads a request body once, as bytes: checks that it is JSON in UTF-8, notes its top-level members and its media parts,
+ * takes out control fields. Gives way to other requests every few milliseconds. The bytes must not change afterwards.
+ *
+ * @throws EPD_ERR_INVALID_JSON and EPD_ERR_INVALID_UTF8 with the byte offset; EPD_ERR_DUPLICATE_MEMBER,
+ * EPD_ERR_MISSING_VALUE, EPD_ERR_INVALID_VALUE, EPD_ERR_INVALID_MEDIA, EPD_ERR_TOO_MANY_MEDIA with the member or part as `param`.
+ */
+export async function parseBody (bytes: Buffer): Promise<Body> {
+  const pace = new Pace()
+  if (bytes.length > UTF8_STEP || !isUtf8(bytes)) await checkUtf8(bytes, pace)
+  const collector = new Collector(bytes)
+  const scanner = new JsonScanner(bytes, collector)
+  while (!scanner.run(scanner.position + SCAN_STEP)) if (pace.due()) await pace.rest()
+  return new ScannedBody(bytes, collector, await describeMedia(bytes, collector.media, pace))
+}
+
+/** The same for a value that the gateway or its application has made; strings and Buffers are taken as JSON text. */
+export async function parseBodyValue (value: unknown): Promise<Body> {
+  if (Buffer.isBuffer(value)) return await parseBody(value)
+  const text = typeof value === 'string' ? value : JSON.stringify(value)
+  if (text === undefined) throw epdError('EPD_ERR_INVALID_JSON', ['The request body must be a JSON object'])
+  return await parseBody(Buffer.from(text))
+}
+
+class ScannedBody implements Body {
   readonly bytes: Buffer
   readonly media: readonly MediaItem[]
   readonly model: string
@@ -34,28 +60,26 @@ export class ScannedBody implements Body {
   readonly textBytes: number
   readonly stripped: readonly string[]
   /** Top-level members that go upstream, in order. */
-  readonly #kept: readonly Member[]
-  readonly #rootStart: number
-  readonly #rootEnd: number
+  readonly #members: readonly Member[]
+  readonly #byName: ReadonlyMap<string, Member>
 
-  constructor (bytes: Buffer, scanned: Collector, media: readonly MediaItem[], requireModel: boolean) {
+  constructor (bytes: Buffer, { members, byName, stripped }: Collector, media: readonly MediaItem[]) {
     this.bytes = bytes
     this.media = media
-    this.#kept = scanned.kept
-    this.stripped = scanned.stripped
-    this.#rootStart = scanned.rootStart
-    this.#rootEnd = scanned.rootEnd
+    this.#members = members
+    this.#byName = byName
+    this.stripped = stripped
     this.textBytes = media.reduce((rest, item) => rest - (item.url.end - item.url.start), bytes.length)
-    this.model = this.#readModel(requireModel)
+    this.model = this.#readModel()
     this.stream = this.#readStream()
   }
 
   has (name: string): boolean {
-    return memberOf(this.#kept, name) !== undefined
+    return this.#byName.has(name)
   }
 
   scalar (name: string): string | number | boolean | null | undefined {
-    const member = memberOf(this.#kept, name)
+    const member = this.#byName.get(name)
     if (member === undefined) return undefined
     switch (member.kind) {
       case 'string': return decodeString(this.bytes, member.valueStart + 1, member.end - 1, member.escaped)
@@ -68,42 +92,37 @@ export class ScannedBody implements Body {
   }
 
   json (name: string): Buffer | undefined {
-    const member = memberOf(this.#kept, name)
+    const member = this.#byName.get(name)
     return member && this.bytes.subarray(member.valueStart, member.end)
   }
 
-  splice (edits: BodyEdits): Buffer[] {
-    const set = new Map(Object.entries(edits.set ?? {}))
-    const replacements = this.#mediaReplacements(edits.mediaUrls)
-    const gone = new Set<Member>()
-    for (const name of edits.remove ?? []) {
-      const member = memberOf(this.#kept, name)
-      if (member !== undefined && !set.has(name)) gone.add(member)
+  splice ({ set = {}, remove = [], mediaUrls = [] }: BodyEdits): Buffer[] {
+    const added = new Map(Object.entries(set))
+    const edited = added.size > 0 || remove.some(name => this.has(name)) || mediaUrls.some(url => url !== undefined)
+    if (!edited && this.stripped.length === 0) return [this.bytes]
+    const members: Buffer[][] = []
+    for (const member of this.#members) {
+      const { name, start, end } = member
+      if (name !== undefined && added.has(name)) members.push([memberText(name, added.get(name)!)])
+      else if (name !== undefined && remove.includes(name)) continue
+      else members.push(name === 'messages' ? this.#withMediaUrls(member, mediaUrls) : [this.bytes.subarray(start, end)])
+      if (name !== undefined) added.delete(name)
     }
-    for (const [name, json] of set) {
-      const member = memberOf(this.#kept, name)
-      if (member === undefined) continue
-      replacements.push({ start: member.valueStart, end: member.end, bytes: Buffer.from(json) })
-      set.delete(name)
-    }
-    const members = gone.size === 0 ? this.#kept : this.#kept.filter(member => !gone.has(member))
-    if (replacements.length === 0 && set.size === 0 && gone.size === 0 && this.stripped.length === 0) return [this.bytes]
-    replacements.sort((a, b) => a.start - b.start)
-    return compact(this.#assemble(members, replacements, set))
+    for (const [name, json] of added) members.push([memberText(name, json)])
+    return compact([Buffer.from('{'), ...members.flatMap((chunks, i) => i === 0 ? chunks : [Buffer.from(','), ...chunks]), Buffer.from('}')])
   }
 
   pick (items: readonly MediaItem[], set: Readonly<Record<string, string>> = {}): Buffer[] {
     const chunks: Buffer[] = [Buffer.from('{')]
     for (const name of PICKED_MEMBERS) {
-      const member = memberOf(this.#kept, name)
-      if (member === undefined || Object.hasOwn(set, name)) continue
-      chunks.push(Buffer.from(`"${name}":`), this.bytes.subarray(member.valueStart, member.end), COMMA)
+      const json = this.json(name)
+      if (json !== undefined && !Object.hasOwn(set, name)) chunks.push(Buffer.from(`"${name}":`), json, Buffer.from(','))
     }
-    for (const [name, json] of Object.entries(set)) chunks.push(Buffer.from(`${JSON.stringify(name)}:${json},`))
+    for (const [name, json] of Object.entries(set)) chunks.push(memberText(name, json), Buffer.from(','))
     chunks.push(Buffer.from('"messages":['))
     let message: number | undefined
     for (const item of items) {
-      if (item.message === message) chunks.push(COMMA)
+      if (item.message === message) chunks.push(Buffer.from(','))
       else chunks.push(Buffer.from(`${message === undefined ? '' : ']},'}{"role":"user","content":[`))
       message = item.message
       chunks.push(this.bytes.subarray(item.span.start, item.span.end))
@@ -112,49 +131,22 @@ export class ScannedBody implements Body {
     return compact(chunks)
   }
 
-  /** The original text with runs of kept members joined by commas, replaced values and new members. */
-  #assemble (members: readonly Member[], replacements: readonly Replacement[], added: ReadonlyMap<string, string>): Buffer[] {
-    const chunks: Buffer[] = [this.bytes.subarray(0, this.#rootStart + 1)]
-    let next = 0
-    const copy = (start: number, end: number): void => {
-      let pos = start
-      while (next < replacements.length && replacements[next]!.start < start) next++
-      for (; next < replacements.length && replacements[next]!.end <= end; next++) {
-        const { start: from, end: to, bytes } = replacements[next]!
-        // A member that is replaced as a whole takes the edits inside of it with it.
-        if (from < pos) continue
-        chunks.push(this.bytes.subarray(pos, from), bytes)
-        pos = to
-      }
-      chunks.push(this.bytes.subarray(pos, end))
+  /** The messages, which hold all media, with new URLs. */
+  #withMediaUrls (messages: Member, urls: ReadonlyArray<string | undefined>): Buffer[] {
+    const chunks: Buffer[] = []
+    let start = messages.start
+    for (const [i, { url }] of this.media.entries()) {
+      const replacement = urls[i]
+      if (replacement === undefined) continue
+      chunks.push(this.bytes.subarray(start, url.start), Buffer.from(JSON.stringify(replacement).slice(1, -1)))
+      start = url.end
     }
-    runsOf(members).forEach((run, i) => {
-      if (i > 0) chunks.push(COMMA)
-      copy(run.start, run.end)
-    })
-    let first = members.length === 0
-    for (const [name, json] of added) {
-      chunks.push(Buffer.from(`${first ? '' : ','}${JSON.stringify(name)}:${json}`))
-      first = false
-    }
-    chunks.push(this.bytes.subarray(this.#rootEnd))
-    return chunks.filter(chunk => chunk.length > 0)
+    return [...chunks, this.bytes.subarray(start, messages.end)]
   }
 
-  #mediaReplacements (urls: BodyEdits['mediaUrls']): Replacement[] {
-    const replacements: Replacement[] = []
-    urls?.forEach((url, i) => {
-      const item = this.media[i]
-      if (url === undefined || item === undefined) return
-      replacements.push({ ...item.url, bytes: Buffer.from(JSON.stringify(url).slice(1, -1)) })
-    })
-    return replacements
-  }
-
-  #readModel (required: boolean): string {
+  #readModel (): string {
     const model = this.scalar('model')
     if (typeof model === 'string' && model !== '') return model
-    if (!this.has('model') && !required) return ''
     if (!this.has('model')) throw epdError('EPD_ERR_MISSING_VALUE', ['model'], { param: 'model' })
     throw epdError('EPD_ERR_INVALID_VALUE', ['model must be a non-empty string'], { param: 'model' })
   }
@@ -167,14 +159,27 @@ export class ScannedBody implements Body {
   }
 }
 
-/** Members next to each other keep what stands between them; only gaps need a new comma. */
-function runsOf (members: readonly Member[]): Array<{ start: number, end: number }> {
-  const runs: Array<{ start: number, end: number }> = []
-  let last: Member | undefined
-  for (const member of members) {
-    if (last !== undefined && member.index === last.index + 1) runs[runs.length - 1]!.end = member.end
-    else runs.push({ start: member.start, end: member.end })
-    last = member
+function memberText (name: string, json: string): Buffer {
+  return Buffer.from(`${JSON.stringify(name)}:${json}`)
+}
+
+/** Copies neighbouring small chunks together; big ones stay slices of the original. */
+function compact (chunks: readonly Buffer[]): Buffer[] {
+  if (chunks.reduce((sum, chunk) => sum + chunk.length, 0) <= ONE_BUFFER) return [Buffer.concat(chunks)]
+  const result: Buffer[] = []
+  let small: Buffer[] = []
+  const flush = (): void => {
+    const joined = Buffer.concat(small)
+    if (joined.length > 0) result.push(joined)
+    small = []
   }
-  return runs
+  for (const chunk of chunks) {
+    if (chunk.length < SMALL) small.push(chunk)
+    else {
+      flush()
+      result.push(chunk)
+    }
+  }
+  flush()
+  return result
 }

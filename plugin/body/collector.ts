@@ -1,12 +1,32 @@
 import { LEASE_SCHEME } from '../../adapters/wire/results.ts'
 import { epdError, type EpdError } from '../errors.ts'
-import { memberOf } from './found.ts'
-import type { FoundMedia, Member } from './found.ts'
-import type { JsonScanner, JsonVisitor, ScalarKind } from './json-scanner.ts'
+import type { JsonVisitor, ScalarKind } from './json-scanner.ts'
+import { isLeaseUrl } from './lease-url.ts'
 import { CONTROL_FIELDS, GUARDED_MEMBERS, MEDIA_ROLES, MEDIA_TYPES } from './members.ts'
-import { decodeString, looksLike } from './text.ts'
 
-interface Url { start: number, end: number, escaped: boolean }
+/** Where a top-level member stands, in bytes. */
+export interface Member {
+  /** Undefined when it is longer than any name that is ever read. */
+  readonly name: string | undefined
+  /** The opening quote of the name. */
+  readonly start: number
+  valueStart: number
+  end: number
+  kind: ScalarKind | 'object' | 'array'
+  escaped: boolean
+}
+
+interface Text { readonly start: number, readonly end: number, readonly escaped: boolean }
+
+/** A media part. Its hash and size, which take time, are added later. */
+export interface FoundMedia {
+  readonly message: number
+  readonly part: number
+  readonly type: string
+  /** The media URL. */
+  readonly url: Text
+  readonly span: { readonly start: number, readonly end: number }
+}
 
 // Depths at which things stand: {messages: [{content: [{image_url: {url}}]}]}
 const ROOT = 1
@@ -16,69 +36,58 @@ const CONTENT = 4
 const PART = 5
 const MEDIA = 6
 
-/** Longest member name that is looked at, in bytes; none that means something comes near it, escaped or not. */
-const MAX_NAME = 512
-const MAX_MEMBERS = 4096
-const FEW_MEMBERS = 32
+/** Names that are read at each depth; parsers differ in which of two equal ones they believe. */
+const READ: ReadonlyMap<number, { has (name: string): boolean }> = new Map([
+  [MESSAGE, new Set(['role', 'content'])],
+  [PART, new Set(['type', ...MEDIA_TYPES.keys()])],
+  [MEDIA, new Set(['url', 'data'])]
+])
 
-/** Takes down the top-level members and the media parts of a chat request while the scanner goes over it. */
+/** Longest member name that is read, in bytes: a control field of which each letter is escaped is far shorter. */
+const MAX_NAME = 512
+/** Longest string that is decoded, in bytes; those that are read by name are far shorter. */
+const MAX_DECODED = 64 * 1024
+const MAX_MEMBERS = 4096
+const MAX_MEDIA = 512
+
+/** Notes the top-level members and the media parts of a chat request while the scanner reads it. */
 export class Collector implements JsonVisitor {
   /** Top-level members in order, without control fields. */
-  readonly kept: Member[] = []
+  readonly members: Member[] = []
+  readonly byName = new Map<string, Member>()
   /** Names of the control fields that were there. */
   readonly stripped: string[] = []
   readonly media: FoundMedia[] = []
-  /** Offset of the root object's closing brace. */
-  rootEnd = 0
-  rootStart = 0
 
-  scanner!: JsonScanner
   readonly #bytes: Buffer
-  readonly #maxMedia: number
-
-  // Top level
-  #names: Set<string | undefined> | undefined
-  #member: Member | undefined
-  #memberName: string | undefined
-  // Message
+  /** The name read last at each depth. */
+  readonly #names: Array<string | undefined> = []
+  /** Names of `READ` seen in the object that is open at each depth. */
+  readonly #seen: string[][] = [[], [], [], [], [], [], []]
+  #member!: Member
   #message = -1
-  readonly #messageKeys: string[] = []
-  #messageKey: string | undefined
   #role: string | undefined
+  /** Media parts of the message. */
   #found: FoundMedia[] = []
-  // Part
   #part = -1
   #partStart = 0
-  readonly #partKeys: string[] = []
-  #partKey: string | undefined
   #partType: string | undefined
-  /** Media members with their URLs, in order; made for the first, as most requests have none. */
-  #urls: Map<string, Url> | undefined
-  // Object value of a media member
-  readonly #mediaKeys: string[] = []
-  #mediaKey: string | undefined
+  /** URLs of the part by its media members, in order. */
+  readonly #urls = new Map<string, Text>()
 
-  constructor (bytes: Buffer, maxMedia: number) {
+  constructor (bytes: Buffer) {
     this.#bytes = bytes
-    this.#maxMedia = maxMedia
   }
 
   key (depth: number, start: number, end: number, escaped: boolean): void {
     const name = end - start > MAX_NAME ? undefined : decodeString(this.#bytes, start, end, escaped)
-    switch (depth) {
-      case ROOT: return this.#rootKey(name, start)
-      case MESSAGES: return this.#guardedKey(name)
-      case MESSAGE:
-        this.#messageKey = name
-        if (name === 'role' || name === 'content') once(this.#messageKeys, name, () => `messages[${this.#message}]`)
-        return
-      case PART:
-        this.#partKey = name
-        if (name === 'type' || (name !== undefined && MEDIA_TYPES.has(name))) once(this.#partKeys, name, () => this.#where())
-        return
-      case MEDIA:
-        this.#mediaKey = name
-        if (name === 'url' || name === 'data') once(this.#mediaKeys, name, () => this.#where())
+    this.#names[depth] = name
+    if (depth === ROOT) this.#rootKey(name, start)
+    else if (depth === MESSAGES) this.#guardedKey(name)
+    else if (name !== undefined && READ.get(depth)?.has(name) === true) {
+      const seen = this.#seen[depth]!
+      if (seen.includes(name)) throw duplicate(`${depth === MESSAGE ? `messages[${this.#message}]` : this.#where()}.${name}`)
+      seen.push(name)
     }
   }
 
@@ -92,170 +101,132 @@ export class Collector implements JsonVisitor {
         return this.#rootValue(kind, start - quote, end + quote, escaped)
       }
       case MESSAGES:
-        if (this.#memberName === 'messages') this.#message++
+        if (this.#inMessages) this.#message++
         return
       case MESSAGE:
-        if (this.#messageKey === 'role' && string) this.#role = decodeString(this.#bytes, start, end, escaped)
+        if (string && this.#names[MESSAGE] === 'role') this.#role = decodeString(this.#bytes, start, end, escaped)
         return
       case CONTENT:
         this.#part++
         return
-      case PART:
-        if (!string) return
-        if (this.#partKey === 'type') this.#partType = decodeString(this.#bytes, start, end, escaped)
-        else if (this.#partKey !== undefined && MEDIA_TYPES.has(this.#partKey)) this.#url(this.#partKey, { start, end, escaped })
+      case PART: {
+        const name = this.#names[PART]
+        if (!string || name === undefined) return
+        if (name === 'type') this.#partType = decodeString(this.#bytes, start, end, escaped)
+        else if (MEDIA_TYPES.has(name)) this.#url(name, { start, end, escaped })
         return
+      }
       case MEDIA:
-        if (string && (this.#mediaKey === 'url' || this.#mediaKey === 'data')) this.#mediaValue({ start, end, escaped })
+        if (string) this.#mediaValue({ start, end, escaped })
     }
   }
 
-  open (depth: number, array: boolean, start: number): void {
-    let enter = false
-    switch (depth) {
-      case 0:
-        if (array) throw notAnObject()
-        this.rootStart = start
-        enter = true
-        break
-      case ROOT:
-        this.#rootValue(array ? 'array' : 'object', start, start, false)
-        enter = array ? this.#memberName === 'messages' : GUARDED_MEMBERS.includes(this.#memberName ?? '')
-        break
-      case MESSAGES:
-        enter = this.#memberName === 'messages' && this.#startMessage(array)
-        break
-      case MESSAGE:
-        enter = array && this.#messageKey === 'content'
-        break
-      case CONTENT:
-        enter = this.#startPart(array, start)
-        break
-      case PART:
-        enter = !array && this.#partKey !== undefined && MEDIA_TYPES.has(this.#partKey)
-        if (enter) this.#mediaKeys.length = 0
-    }
-    this.scanner.watch = enter ? depth + 1 : depth
+  open (depth: number, array: boolean, start: number): boolean {
+    const enter = this.#enters(depth, array, start)
+    if (enter) this.#seen[depth + 1]!.length = 0
+    return enter
   }
 
   close (depth: number, end: number): void {
-    this.scanner.watch = depth
+    if (depth === ROOT) this.#member.end = end
+    else if (depth === MESSAGES && this.#inMessages) this.#endMessage()
+    else if (depth === CONTENT) this.#endPart(end)
+  }
+
+  /** A container begins. @returns whether to look into it */
+  #enters (depth: number, array: boolean, start: number): boolean {
+    const name = this.#names[depth]
     switch (depth) {
       case 0:
-        this.rootEnd = end - 1
-        return
+        if (array) throw notAnObject()
+        return true
       case ROOT:
-        this.#member!.end = end
-        return
+        this.#rootValue(array ? 'array' : 'object', start, start, false)
+        return array ? this.#inMessages : GUARDED_MEMBERS.includes(name ?? '')
       case MESSAGES:
-        if (this.#memberName === 'messages') this.#endMessage()
-        return
+        if (!this.#inMessages) return false
+        this.#message++
+        this.#part = -1
+        this.#role = undefined
+        return !array
+      case MESSAGE:
+        return array && name === 'content'
       case CONTENT:
-        this.#endPart(end)
+        this.#part++
+        this.#partStart = start
+        this.#partType = undefined
+        this.#urls.clear()
+        return !array
+      case PART:
+        return !array && name !== undefined && MEDIA_TYPES.has(name)
+      default:
+        return false
     }
   }
 
+  get #inMessages (): boolean {
+    return this.#names[ROOT] === 'messages'
+  }
+
   #rootKey (name: string | undefined, start: number): void {
-    const index = this.kept.length + this.stripped.length
-    if (index >= MAX_MEMBERS) throw epdError('EPD_ERR_INVALID_VALUE', [`The request body has more than ${MAX_MEMBERS} members`])
-    const member: Member = { name, index, start: start - 1, valueStart: 0, end: 0, kind: 'null', escaped: false }
+    const member: Member = { name, start: start - 1, valueStart: 0, end: 0, kind: 'null', escaped: false }
     this.#member = member
-    this.#memberName = name
+    if (this.members.length + this.stripped.length >= MAX_MEMBERS) throw epdError('EPD_ERR_INVALID_VALUE', [`The request body has more than ${MAX_MEMBERS} members`])
     if (name !== undefined && CONTROL_FIELDS.includes(name)) {
       if (this.stripped.includes(name)) throw duplicate(name)
       this.stripped.push(name)
       return
     }
-    // Parsers differ in which of two members they believe, so neither is let through.
-    if (name !== undefined && this.#isThere(name)) throw duplicate(name)
-    this.kept.push(member)
+    if (name !== undefined) {
+      if (this.byName.has(name)) throw duplicate(name)
+      this.byName.set(name, member)
+    }
+    this.members.push(member)
   }
 
-  /** Bodies have a dozen members, which are quicker gone through than hashed; the many of an attack are hashed. */
-  #isThere (name: string): boolean {
-    if (this.kept.length < FEW_MEMBERS) return memberOf(this.kept, name) !== undefined
-    this.#names ??= new Set(this.kept.map(member => member.name))
-    const there = this.#names.has(name)
-    this.#names.add(name)
-    return there
-  }
-
-  #rootValue (kind: Member['kind'], start: number, end: number, escaped: boolean): void {
-    const member = this.#member!
-    member.valueStart = start
-    member.end = end
-    member.kind = kind
-    member.escaped = escaped
+  #rootValue (kind: Member['kind'], valueStart: number, end: number, escaped: boolean): void {
+    Object.assign(this.#member, { kind, valueStart, end, escaped })
   }
 
   #guardedKey (name: string | undefined): void {
     if (name === undefined || !CONTROL_FIELDS.includes(name)) return
-    const param = `${this.#memberName}.${name}`
+    const param = `${this.#names[ROOT]}.${name}`
     throw epdError('EPD_ERR_INVALID_VALUE', [`${param} is not for clients to set`], { param })
-  }
-
-  #startMessage (array: boolean): boolean {
-    this.#message++
-    this.#part = -1
-    this.#role = undefined
-    this.#messageKeys.length = 0
-    return !array
   }
 
   #endMessage (): void {
     const found = this.#found
     if (found.length === 0) return
-    if (this.#role !== undefined && MEDIA_ROLES.has(this.#role)) {
-      if (this.media.length + found.length > this.#maxMedia) {
-        throw epdError('EPD_ERR_TOO_MANY_MEDIA', [this.#maxMedia], { param: 'messages' })
-      }
-      this.media.push(...found)
-    }
     this.#found = []
-  }
-
-  #startPart (array: boolean, start: number): boolean {
-    this.#part++
-    this.#partStart = start
-    this.#partType = undefined
-    this.#partKeys.length = 0
-    this.#urls?.clear()
-    return !array
+    if (this.#role === undefined || !MEDIA_ROLES.has(this.#role)) return
+    if (this.media.length + found.length > MAX_MEDIA) throw epdError('EPD_ERR_TOO_MANY_MEDIA', [MAX_MEDIA], { param: 'messages' })
+    this.media.push(...found)
   }
 
   #endPart (end: number): void {
-    const urls = this.#urls
-    if (urls === undefined || urls.size === 0) return
+    if (this.#urls.size === 0) return
     // Some clients leave the type out; engines then go by the member.
-    const type = this.#partType ?? (this.#partKeys.includes('type') ? undefined : urls.keys().next().value)
-    const url = type === undefined ? undefined : urls.get(type)
-    if (type === undefined || url === undefined) return
-    if (this.#found.length > this.#maxMedia) return
-    this.#found.push({
-      message: this.#message,
-      part: this.#part,
-      type,
-      url: { start: url.start, end: url.end },
-      escaped: url.escaped,
-      span: { start: this.#partStart, end }
-    })
+    const type = this.#partType ?? (this.#seen[PART]!.includes('type') ? undefined : this.#urls.keys().next().value)
+    const url = type === undefined ? undefined : this.#urls.get(type)
+    if (type === undefined || url === undefined || this.#found.length > MAX_MEDIA) return
+    this.#found.push({ message: this.#message, part: this.#part, type, url, span: { start: this.#partStart, end } })
   }
 
-  #mediaValue (url: Url): void {
-    const member = this.#partKey!
+  /** A string in the object of a media member. */
+  #mediaValue (url: Text): void {
+    const [member, name] = [this.#names[PART]!, this.#names[MEDIA]]
     // Of the two, engines read `url` first.
-    if (this.#mediaKey === 'data' && this.#urls?.has(member) === true) this.#refuseResult(url)
-    else this.#url(member, url)
+    if (name === 'data' && this.#urls.has(member)) this.#refuseLease(url)
+    else if (name === 'url' || name === 'data') this.#url(member, url)
   }
 
-  #url (member: string, url: Url): void {
-    this.#refuseResult(url)
-    this.#urls ??= new Map()
+  #url (member: string, url: Text): void {
+    this.#refuseLease(url)
     this.#urls.set(member, url)
   }
 
-  #refuseResult (url: Url): void {
-    if (!looksLike(this.#bytes, url.start, url.end, LEASE_SCHEME)) return
+  #refuseLease ({ start, end }: Text): void {
+    if (!isLeaseUrl(this.#bytes, start, end)) return
     const param = this.#where()
     throw epdError('EPD_ERR_INVALID_MEDIA', [`${param}: ${LEASE_SCHEME} URLs are not for clients to send`], { param })
   }
@@ -265,15 +236,16 @@ export class Collector implements JsonVisitor {
   }
 }
 
-function once (seen: string[], name: string, where: () => string): void {
-  if (seen.includes(name)) throw duplicate(`${where()}.${name}`)
-  seen.push(name)
-}
-
 function duplicate (param: string): EpdError {
   return epdError('EPD_ERR_DUPLICATE_MEMBER', [param], { param })
 }
 
 function notAnObject (): EpdError {
   return epdError('EPD_ERR_INVALID_JSON', ['The request body must be a JSON object'])
+}
+
+/** The JavaScript value of a JSON string's bytes (without quotes); undefined when it is longer than any string that is read. */
+export function decodeString (bytes: Buffer, start: number, end: number, escaped: boolean): string | undefined {
+  if (end - start > MAX_DECODED) return undefined
+  return escaped ? JSON.parse(bytes.toString('utf8', start - 1, end + 1)) as string : bytes.toString('utf8', start, end)
 }

@@ -1,11 +1,4 @@
-/** The request body as bytes: read, scan, views, splice. Knows nothing of Fastify. */
-export { byteLength } from './chunks.ts'
-export type { Body } from './body.ts'
-export { estimateTokens } from './media.ts'
-export type { TokenEstimator } from './media.ts'
+/** The request body as bytes: read, scan, splice. */
+export { parseBody, parseBodyValue, type Body } from './body.ts'
 export { CONTROL_FIELDS } from './members.ts'
-export { DEFAULT_MAX_DEPTH, DEFAULT_MAX_MEDIA, parseBody, parseBodyValue } from './parse.ts'
-export type { ParseOptions } from './parse.ts'
-export type { PictureSize } from './picture-size.ts'
-export { readBody } from './read.ts'
-export type { ReadBodyOptions, RequestLike } from './read.ts'
+export { readBody, type ReadBodyOptions, type RequestLike } from './read.ts'

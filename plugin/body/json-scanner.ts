@@ -4,13 +4,14 @@ import { epdError } from '../errors.ts'
 export type ScalarKind = 'string' | 'number' | 'true' | 'false' | 'null'
 
 /**
- * What the scanner tells. `depth` counts the containers around a token; offsets are bytes, without the quotes of
- * strings and keys. `escaped` says that a string holds backslashes.
+ * What the scanner reports. `depth` counts the containers around a token; offsets are bytes, without the quotes of
+ * strings and keys. `escaped`: the string holds backslashes.
  */
 export interface JsonVisitor {
   key (depth: number, start: number, end: number, escaped: boolean): void
   scalar (depth: number, kind: ScalarKind, start: number, end: number, escaped: boolean): void
-  open (depth: number, array: boolean, start: number): void
+  /** @returns whether to report what is in the container */
+  open (depth: number, array: boolean, start: number): boolean
   close (depth: number, end: number): void
 }
 
@@ -31,8 +32,9 @@ const ARRAY = 2
 const SHORT_STRING = 160
 /** At most this much of a long string is checked in one go, in bytes. */
 const STRING_SLICE = 1 << 20
-/** Nobody needs longer numbers; a limit keeps one token from stalling the process. */
+/** In digits. A limit keeps one token from stalling the process. */
 const MAX_NUMBER = 4096
+const MAX_DEPTH = 256
 
 const LITERALS: Readonly<Record<number, { text: Buffer, kind: ScalarKind }>> = {
   0x74: { text: Buffer.from('true'), kind: 'true' },
@@ -41,19 +43,17 @@ const LITERALS: Readonly<Record<number, { text: Buffer, kind: ScalarKind }>> = {
 }
 
 /**
- * Checks that bytes are one JSON text (RFC 8259) and reports tokens down to the depth `watch`. Makes no strings, does
- * not recurse, and can stop anywhere: call `run` with growing limits until it has seen the end, then `finish`.
+ * Checks that bytes are one JSON text (RFC 8259) and reports the tokens of the containers that its visitor wants to look
+ * into. Makes no strings, does not recurse, and can stop anywhere: call `run` with growing limits until it returns true.
  */
 export class JsonScanner {
-  /** Tokens at this depth and above are reported. Visitors set it as they go. */
-  watch = 1
-
   readonly #bytes: Buffer
   readonly #visitor: JsonVisitor
   readonly #stack: number[] = [0]
-  readonly #maxDepth: number
   #controls: ControlCharFinder | undefined
   #depth = 0
+  /** Tokens down to this depth are reported. */
+  #watch = 1
   #pos = 0
   #state = VALUE
   // The string being read
@@ -64,18 +64,17 @@ export class JsonScanner {
   #quote = -1
   #backslash = -1
 
-  constructor (bytes: Buffer, visitor: JsonVisitor, maxDepth: number) {
+  constructor (bytes: Buffer, visitor: JsonVisitor) {
     this.#bytes = bytes
     this.#visitor = visitor
-    this.#maxDepth = maxDepth
   }
 
   get position (): number {
     return this.#pos
   }
 
-  /** Reads up to about `limit`. @throws EPD_ERR_INVALID_JSON with the offset. */
-  run (limit: number): void {
+  /** Reads up to about `limit`. @returns true at the end. @throws EPD_ERR_INVALID_JSON with the offset */
+  run (limit: number): boolean {
     const bytes = this.#bytes
     const until = Math.min(limit, bytes.length)
     while (this.#pos < until) {
@@ -87,10 +86,9 @@ export class JsonScanner {
       if (c === 0x20 || c === 0x0a || c === 0x0d || c === 0x09) this.#pos++
       else this.#token(c)
     }
-  }
-
-  finish (): void {
+    if (this.#pos < bytes.length) return false
     if (this.#state !== NOTHING) this.#fail('unexpected end')
+    return true
   }
 
   #token (c: number): void {
@@ -140,8 +138,8 @@ export class JsonScanner {
 
   #open (array: boolean): void {
     const depth = this.#depth
-    if (depth >= this.#maxDepth) this.#fail(`nested deeper than ${this.#maxDepth} levels`)
-    if (depth <= this.watch) this.#visitor.open(depth, array, this.#pos)
+    if (depth >= MAX_DEPTH) this.#fail(`nested deeper than ${MAX_DEPTH} levels`)
+    if (depth <= this.#watch) this.#watch = this.#visitor.open(depth, array, this.#pos) ? depth + 1 : depth
     this.#depth = depth + 1
     this.#stack[this.#depth] = array ? ARRAY : OBJECT
     this.#state = array ? VALUE_OR_END : KEY_OR_END
@@ -152,7 +150,9 @@ export class JsonScanner {
     this.#pos++
     this.#depth--
     this.#state = this.#depth === 0 ? NOTHING : COMMA_OR_END
-    if (this.#depth <= this.watch) this.#visitor.close(this.#depth, this.#pos)
+    if (this.#depth > this.#watch) return
+    this.#watch = this.#depth
+    this.#visitor.close(this.#depth, this.#pos)
   }
 
   #startString (isKey: boolean): void {
@@ -214,13 +214,13 @@ export class JsonScanner {
     this.#pos = end + 1
     if (this.#isKey) {
       this.#state = COLON
-      if (this.#depth <= this.watch) this.#visitor.key(this.#depth, this.#stringStart, end, this.#escaped)
+      if (this.#depth <= this.#watch) this.#visitor.key(this.#depth, this.#stringStart, end, this.#escaped)
     } else this.#scalar('string', this.#stringStart, end)
   }
 
   #scalar (kind: ScalarKind, start: number, end: number): void {
     this.#state = this.#depth === 0 ? NOTHING : COMMA_OR_END
-    if (this.#depth <= this.watch) this.#visitor.scalar(this.#depth, kind, start, end, kind === 'string' && this.#escaped)
+    if (this.#depth <= this.#watch) this.#visitor.scalar(this.#depth, kind, start, end, kind === 'string' && this.#escaped)
   }
 
   #literal (c: number): void {

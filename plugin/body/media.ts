@@ -1,41 +1,36 @@
 import { createHash } from 'node:crypto'
 import type { MediaItem, Modality } from '../../adapters/adapter.ts'
-import type { FoundMedia } from './found.ts'
+import type { FoundMedia } from './collector.ts'
 import { MEDIA_TYPES } from './members.ts'
 import type { Pace } from './pace.ts'
-import { pictureSize } from './picture-size.ts'
-import type { ByteWindow, PictureSize } from './picture-size.ts'
+import { pictureSize, type ByteWindow, type PictureSize } from './picture-size.ts'
 
 /** Hashed in one go, in bytes: about 0.7 ms. */
 const HASH_SLICE = 1 << 20
 /** A data URL's header (`data:image/png;base64,`) is shorter than this, in bytes. */
 const MAX_DATA_HEADER = 256
-/** How much base64 text with escapes in it is put right to look for a picture's size, in bytes. */
+/** How much of a base64 text with escapes is decoded to look for a picture's size, in bytes. */
 const ESCAPED_PREFIX = 64 * 1024
-
-/** Guesses how many vision tokens an item will be, for balancing only. `size` is known for inline pictures. */
-export type TokenEstimator = (size: PictureSize | undefined, modality: Modality) => number
 
 /** Pixels behind one vision token: 28 x 28, as in Qwen2.5-VL; InternVL's tiles come to 784 as well. */
 const PIXELS_PER_TOKEN = 784
 const MAX_TOKENS = 16_384
 const UNKNOWN_TOKENS: Readonly<Record<Modality, number>> = { image: 1024, video: 8192, audio: 1024 }
 
-export function estimateTokens (size: PictureSize | undefined, modality: Modality): number {
+/** An estimate of an item's vision tokens, for balancing only. `size` is known for inline pictures. */
+function estimateTokens (size: PictureSize | undefined, modality: Modality): number {
   if (size === undefined) return UNKNOWN_TOKENS[modality]
   return Math.min(MAX_TOKENS, Math.max(1, Math.round(size.width * size.height / PIXELS_PER_TOKEN)))
 }
 
-/** Adds to media parts what the core wants to know of them. Long hashes give way to other requests. */
-export async function describeMedia (
-  bytes: Buffer, found: readonly FoundMedia[], estimate: TokenEstimator, pace: Pace
-): Promise<MediaItem[]> {
+/** Adds route key, size and token estimate to media parts. Long hashes give way to other requests. */
+export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[], pace: Pace): Promise<MediaItem[]> {
   const items: MediaItem[] = []
-  for (const { message, part, type, url, span, escaped } of found) {
+  for (const { message, part, type, url: { start, end, escaped }, span } of found) {
     const modality = MEDIA_TYPES.get(type)!
-    const size = modality === 'image' ? inlineSize(bytes, url.start, url.end, escaped) : undefined
-    const routeKey = await hash(bytes, url.start, url.end, pace)
-    items.push({ index: items.length, message, part, modality, type, url, span, routeKey, size, tokens: estimate(size, modality) })
+    const size = modality === 'image' ? inlineSize(bytes, start, end, escaped) : undefined
+    const routeKey = await hash(bytes, start, end, pace)
+    items.push({ index: items.length, message, part, modality, type, url: { start, end }, span, routeKey, size, tokens: estimateTokens(size, modality) })
   }
   return items
 }
@@ -76,7 +71,7 @@ function base64Window (bytes: Buffer, start: number, end: number): ByteWindow {
   }
 }
 
-/** Some clients write `\/` for every slash: put the beginning right and look there only. */
+/** Some clients write `\/` for every slash: only the beginning is unescaped and searched. */
 function unescapedWindow (bytes: Buffer, start: number, end: number): ByteWindow {
   const text = bytes.toString('latin1', start, Math.min(end, start + ESCAPED_PREFIX))
   // An escape cut in two at the end is dropped.

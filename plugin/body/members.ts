@@ -2,8 +2,8 @@ import type { Modality } from '../../adapters/adapter.ts'
 import { CONTROL_FIELDS as OURS, TENANT_FIELD } from '../../adapters/wire/results.ts'
 
 /**
- * Members by which a gateway tells an engine what to pull from whom, and for whom. No client may send them: an engine
- * would read other people's memory blocks, or hang, or die (InternLM/lmdeploy#4965), or tell what is in their caches.
+ * Members by which a gateway says to an engine what to pull, from which engine, and for which customer. No client may
+ * send them: an engine would read the memory blocks of other requests, reveal what its caches hold, hang, or die (InternLM/lmdeploy#4965).
  */
 export const CONTROL_FIELDS: readonly string[] = [
   ...OURS, TENANT_FIELD, 'ec_transfer_params', 'kv_transfer_params'
@@ -12,7 +12,7 @@ export const CONTROL_FIELDS: readonly string[] = [
 /** Members whose own members some engine merges with control fields (vLLM's `extra_args`). */
 export const GUARDED_MEMBERS: readonly string[] = ['vllm_xargs']
 
-/** Content part types that carry media: by which member, and what it is. */
+/** Content part types that carry media, which are also the members that hold them. */
 export const MEDIA_TYPES: ReadonlyMap<string, Modality> = new Map<string, Modality>([
   ['image_url', 'image'],
   ['image_data', 'image'],
@@ -24,5 +24,5 @@ export const MEDIA_TYPES: ReadonlyMap<string, Modality> = new Map<string, Modali
   ['input_audio', 'audio']
 ])
 
-/** Messages of other roles pass through as they are: engines look for media in these alone. */
+/** Engines look for media in messages of these roles only. */
 export const MEDIA_ROLES: ReadonlySet<string> = new Set(['user', 'tool', 'system'])

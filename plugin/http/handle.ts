@@ -82,7 +82,6 @@ async function readRequest (source: unknown, overrides: HandleOverrides, maxItem
     const members = Object.entries({ ...overrides.set, ...(overrides.model === undefined ? {} : { model: overrides.model }) })
     body = await parseBody(Buffer.concat(body.splice({ set: Object.fromEntries(members.map(([name, value]) => [name, JSON.stringify(value)])) })))
   }
-  if (body.model === '') throw epdError('EPD_ERR_MISSING_VALUE', ['model'], { param: 'model' })
   if (body.media.length > maxItems) throw epdError('EPD_ERR_TOO_MANY_MEDIA', [maxItems], { param: 'messages' })
   return body
 }

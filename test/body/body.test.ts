@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import t from 'tap'
-import { byteLength, CONTROL_FIELDS, parseBody, parseBodyValue } from '../../plugin/body/index.ts'
+import { CONTROL_FIELDS, parseBody, parseBodyValue } from '../../plugin/body/index.ts'
 import { isEpdError } from '../../plugin/errors.ts'
 import type { Body } from '../../plugin/body/index.ts'
 import { randomJson, Random } from './random-json.ts'
@@ -22,9 +22,9 @@ function refusedBy (error: unknown): Refused {
   const { statusCode, clientCode, param, message } = error
   return { statusCode, code: clientCode, param, message, offset: Number(/at byte (\d+)$/.exec(message)?.[1] ?? 0) }
 }
-async function refusal (json: unknown, options?: Parameters<typeof parseBody>[1]): Promise<Refused> {
+async function refusal (json: unknown): Promise<Refused> {
   try {
-    await parseBodyValue(json, options)
+    await parseBodyValue(json)
   } catch (error) {
     return refusedBy(error)
   }
@@ -45,8 +45,6 @@ t.test('reads what the core needs to know of a request', async t => {
 
 t.test('names the member that is missing or of the wrong type', async t => {
   t.match(await refusal({ messages: [] }), { statusCode: 400, code: 'missing_value', param: 'model' })
-  t.equal((await parseBodyValue({ messages: [] }, { requireModel: false })).model, '')
-  t.match(await refusal({ model: 3 }, { requireModel: false }), { param: 'model' })
   for (const model of ['', 3, null, ['m'], { a: 1 }]) t.match(await refusal({ model }), { code: 'invalid_value', param: 'model' })
   for (const stream of ['true', 1, [], {}]) t.match(await refusal({ model: 'm', stream }), { code: 'invalid_value', param: 'stream' })
   for (const text of ['[]', '"x"', '1', 'null', '[{"model":"m"}]']) t.match(await refusal(text), { code: 'invalid_json', offset: 0 })
@@ -179,7 +177,8 @@ t.test('finds media parts of every kind and nothing else', async t => {
     t.strictSame(part, (JSON.parse(body.bytes.toString()) as { messages: Array<{ content: object[] }> }).messages[item.message]!.content[item.part])
     t.equal(item.routeKey, createHash('sha256').update(url(item.index)).digest('hex'))
   }
-  t.match(await refusal(chat(...Array.from({ length: 4 }, (_, i) => picture(`u${i}`))), { maxMedia: 3 }), { code: 'too_many_media', param: 'messages' })
+  t.equal((await parseBodyValue(chat(...Array.from({ length: 512 }, (_, i) => picture(`u${i}`))))).media.length, 512)
+  t.match(await refusal(chat(...Array.from({ length: 513 }, (_, i) => picture(`u${i}`)))), { code: 'too_many_media', param: 'messages' })
 })
 
 t.test('reads types, roles and URLs through escapes', async t => {
@@ -238,7 +237,6 @@ t.test('edits make the same JSON as the same edits on the parsed value', async t
     t.ok(chunks.every(chunk => chunk.length > 0))
     const text = Buffer.concat(chunks).toString()
     if (!deepEqual(JSON.parse(text), expected)) t.strictSame(JSON.parse(text), expected, text)
-    if (byteLength(chunks) !== Buffer.byteLength(text)) t.fail('byteLength is the length')
   }
 })
 
@@ -264,7 +262,7 @@ t.test('big spans are not copied', async t => {
   const shares = (chunks: Buffer[]): number => chunks.filter(chunk => chunk.buffer === body.bytes.buffer).reduce((sum, chunk) => sum + chunk.length, 0)
   t.ok(shares(body.splice({ set: { stream: 'true' } })) > 2 << 20)
   t.ok(shares(body.pick([body.media[2]!])) > 1 << 20)
-  t.ok(body.splice({ mediaUrls: [undefined, 'epd:1'] }).length <= 4, 'small slices are put together')
+  t.equal(body.splice({ mediaUrls: [undefined, 'epd:1'] }).length, 5, 'small slices are put together: the members before, a picture, the new URL, a picture, the end')
   t.equal(body.splice({ mediaUrls: ['epd:1', 'epd:2', 'epd:3'] }).length, 1, 'a small body is one buffer')
   t.ok(body.textBytes < 400)
 })
