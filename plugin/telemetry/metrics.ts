@@ -34,7 +34,6 @@ export interface RequestFacts {
 }
 
 const BREAKER: Readonly<Record<BreakerState, number>> = { closed: 0, 'half-open': 1, open: 2 }
-const OK = 'ok'
 const STAGES: readonly Stage[] = ['encode', 'prefill', 'decode']
 
 type Observe = (instrument: Observable, value: number, attributes?: Attributes) => void
@@ -81,25 +80,25 @@ function links ({ registry }: MetricsSource, observe: (value: number, attributes
 }
 
 /**
- * The gateway's metrics by the OpenTelemetry API. What can be a number read at collection is one; what is left for a
- * request are its histograms. Records into every meter it is given: the gateway's own for GET /metrics, and that of an
- * SDK the application may have (a no-op without).
+ * The gateway's metrics by the OpenTelemetry API. Most are numbers read at collection; a request records its histograms.
+ * Every meter gets them: the gateway's own for GET /metrics, and that of an SDK the application may have (a no-op
+ * without).
  */
 export class GatewayMetrics {
   readonly #meters: readonly Instruments[]
-  readonly #requestSets = new Map<string, Attributes>()
-  readonly #stageSets = new Map<string, Attributes>()
-  /** Of the last request and of calls that went well, as nearly all do: a look at names instead of making a key of them. */
-  #last: (Pick<RequestFacts, 'operation' | 'model' | 'topology' | 'errorType'> & { readonly attributes: Attributes }) | undefined
-  readonly #well: Record<Stage, Map<string, Attributes>> = { encode: new Map(), prefill: new Map(), decode: new Map() }
 
   constructor (meters: readonly Meter[], source: MetricsSource) {
     this.#meters = meters.map(meter => new Instruments(meter, source))
   }
 
-  request (facts: RequestFacts): void {
-    const { seconds, firstChunk, perToken } = facts
-    const attributes = this.#requestSet(facts)
+  request ({ operation, model, topology, errorType, seconds, firstChunk, perToken }: RequestFacts): void {
+    const attributes: Attributes = {
+      [ATTR.operation]: operation,
+      [ATTR.provider]: TRACER_NAME,
+      ...(model === undefined ? {} : { [ATTR.requestModel]: model }),
+      [ATTR.topology]: topology,
+      ...(errorType === undefined ? {} : { [ATTR.errorType]: errorType })
+    }
     for (const { durations, firstChunks, perTokens } of this.#meters) {
       durations.record(seconds, attributes)
       if (firstChunk !== undefined) firstChunks.record(firstChunk, attributes)
@@ -107,28 +106,10 @@ export class GatewayMetrics {
     }
   }
 
-  #requestSet ({ operation, model, topology, errorType }: RequestFacts): Attributes {
-    const last = this.#last
-    if (last !== undefined && last.model === model && last.operation === operation && last.topology === topology && last.errorType === errorType) return last.attributes
-    const key = `${operation}\n${model ?? ''}\n${topology}\n${errorType ?? ''}`
-    let attributes = this.#requestSets.get(key)
-    if (attributes === undefined) this.#requestSets.set(key, attributes = requestAttributes(operation, model, topology, errorType))
-    this.#last = { operation, model, topology, errorType, attributes }
-    return attributes
-  }
-
-  /** A node's use for a stage is over. `error` undefined: well. */
+  /** A node's use for a stage is over. @param error undefined when it went well */
   stage (node: string, stage: Stage, seconds: number, error: unknown): void {
-    const attributes = (error === undefined ? this.#well[stage].get(node) : undefined) ?? this.#stageSet(node, stage, outcomeOf(error))
+    const attributes = { [ATTR.stage]: stage, [ATTR.node]: node, [ATTR.outcome]: outcomeOf(error) }
     for (const { stages } of this.#meters) stages.record(seconds, attributes)
-  }
-
-  #stageSet (node: string, stage: Stage, outcome: string): Attributes {
-    const key = `${stage}\n${outcome}\n${node}`
-    let attributes = this.#stageSets.get(key)
-    if (attributes === undefined) this.#stageSets.set(key, attributes = Object.freeze({ [ATTR.stage]: stage, [ATTR.node]: node, [ATTR.outcome]: outcome }))
-    if (outcome === OK) this.#well[stage].set(node, attributes)
-    return attributes
   }
 
   close (): void {
@@ -171,18 +152,8 @@ function observing (meter: Meter, source: MetricsSource): () => void {
   return () => { meter.removeBatchObservableCallback(collect, instruments) }
 }
 
-function requestAttributes (operation: string, model: string | undefined, topology: string, errorType: string | undefined): Attributes {
-  return Object.freeze({
-    [ATTR.operation]: operation,
-    [ATTR.provider]: TRACER_NAME,
-    ...(model === undefined ? {} : { [ATTR.requestModel]: model }),
-    [ATTR.topology]: topology,
-    ...(errorType === undefined ? {} : { [ATTR.errorType]: errorType })
-  })
-}
-
 /** A call that was aborted tells nothing of the node. */
 function outcomeOf (error: unknown): string {
-  if (error === undefined) return OK
+  if (error === undefined) return 'ok'
   return AdapterError.is(error) ? error.code.toLowerCase() : 'aborted'
 }

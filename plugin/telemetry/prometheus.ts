@@ -4,11 +4,9 @@
  */
 import type { Meter } from '@opentelemetry/api'
 import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
-import { emptyResource } from '@opentelemetry/resources'
 import { MeterProvider } from '@opentelemetry/sdk-metrics'
 import { VERSION } from '../../adapters/wire/version.ts'
-import { LocalHistograms } from './local-histograms.ts'
-import { SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
+import { BOUNDS, SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 
 export interface Prometheus {
   readonly meter: Meter
@@ -18,14 +16,15 @@ export interface Prometheus {
   close (): Promise<void>
 }
 
+/** The suffix is what a collector makes of the unit `s`; the exporter leaves it out. */
+const VIEWS = Object.keys(BOUNDS).map(name => ({ instrumentName: name, name: `${name}_seconds` }))
+
 export function createPrometheus (): Prometheus {
-  // The suffix is what a collector makes of the unit `s`; the exporter leaves it out.
-  const histograms = new LocalHistograms({ name: TRACER_NAME, version: VERSION, schemaUrl: SCHEMA_URL }, emptyResource(), '_seconds')
-  const reader = new PrometheusExporter({ preventServerStart: true, metricProducers: [histograms] })
-  const provider = new MeterProvider({ readers: [reader] })
+  const reader = new PrometheusExporter({ preventServerStart: true })
+  const provider = new MeterProvider({ readers: [reader], views: VIEWS })
   const serializer = new PrometheusSerializer(undefined, false, undefined, true, true)
   return {
-    meter: histograms.within(provider.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })),
+    meter: provider.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL }),
     contentType: 'text/plain; version=0.0.4; charset=utf-8',
     async text () {
       const { resourceMetrics, errors } = await reader.collect()
