@@ -1,5 +1,5 @@
 import { Readable } from 'node:stream'
-import type { UpstreamResponse } from '../../adapters/adapter.ts'
+import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { clientError, epdError } from '../errors.ts'
 import { EventGate } from './event-gate.ts'
@@ -20,20 +20,25 @@ export interface Answer {
 }
 
 /**
- * Waits for the first bytes for the client, or the end of an empty body. Rejects when the node breaks off before.
+ * Waits for the first bytes for the client, or the end of an empty body. Rejects with UNAVAILABLE when the node breaks
+ * off before, with the limit's reason when that aborts.
  *
  * @param limit - the call's. Its time counts until the first byte, then `idle` does; its abort ends the answer
  * @param idle - longest silence between two chunks, in milliseconds
  */
-export async function beginAnswer (upstream: UpstreamResponse, limit: TimeLimit, idle: number): Promise<Answer> {
+export async function beginAnswer (node: string, upstream: UpstreamResponse, limit: TimeLimit, idle: number): Promise<Answer> {
   const whole = wholeBody(upstream)
   if (whole !== undefined) {
     limit.clear()
     return wholeAnswer(upstream, whole)
   }
   const stream = new AnswerStream(upstream, limit, idle)
-  await stream.begun
-  return stream
+  try {
+    await stream.begun
+    return stream
+  } catch (cause) {
+    throw limit.aborted || AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', 'the answer broke off before it began', { node, cause })
+  }
 }
 
 function wholeBody ({ headers, body }: UpstreamResponse): Buffer | undefined {

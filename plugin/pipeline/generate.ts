@@ -40,9 +40,7 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
   try {
     const job = { node, path, body, features: handoff === undefined ? features : NO_FEATURES, handoff, tenant }
     const upstream = await span.run(() => abortable(node.adapter.generate(job, exchange.call(limit, span, id)), limit, late => { late.body.destroy() }))
-    const answer = await beginAnswer(upstream, limit, timeouts.idle).catch(cause => {
-      throw AdapterError.is(cause) ? cause : new AdapterError('UNAVAILABLE', 'the answer broke off before it began', { node: node.id, cause })
-    })
+    const answer = await beginAnswer(node.id, upstream, limit, timeouts.idle)
     exchange.forgetHandoff()
     ticket.ok()
     exchange.leave()

@@ -57,7 +57,7 @@ function parts (app: FastifyInstance): void {
     const limit = new TimeLimit(0)
     onClientGone(reply.raw, () => { limit.abort(new Error('gone')) })
     const call = { signal: limit, headers: { 'x-request-id': request.id }, dispatcher, log }
-    const answer = await beginAnswer(await postStream(node, { path: PATH, body: body.splice({}) }, call), limit, 60_000)
+    const answer = await beginAnswer(origin, await postStream(node, { path: PATH, body: body.splice({}) }, call), limit, 60_000)
     deliver(answer, reply, { 'x-epd-plan': 'pd' })
     await answer.delivered
     return reply

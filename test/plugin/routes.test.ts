@@ -1,5 +1,6 @@
 import { once } from 'node:events'
-import { request, type IncomingMessage } from 'node:http'
+import { createServer, request, type IncomingMessage } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { json } from 'node:stream/consumers'
 import t from 'tap'
 import { metric } from '../helper/metrics.ts'
@@ -101,6 +102,21 @@ for (const [what, fault, told] of [['break off', 'half', /upstream_broken/], ['n
     t.equal(state(), 'open')
   })
 }
+
+t.test('an answer to GET that breaks off after its head is an upstream failure', async t => {
+  const server = createServer((request, response) => {
+    if (request.url === '/v1/models') { response.setHeader('content-type', 'application/json').end('{"object":"list","data":[{"id":"m"}]}'); return }
+    response.writeHead(200, { 'content-type': 'application/json', 'content-length': 10 }).flushHeaders()
+    setImmediate(() => response.socket?.resetAndDestroy())
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { server.closeAllConnections(); server.close() })
+  await once(server, 'listening')
+  const { app, url } = await buildGateway(t, { nodes: [], options: { nodes: [{ url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, adapter: 'openai' }] } })
+  await app.epd.nodes.waitFor(({ models }) => models.length > 0)
+  const answer = await fetch(`${url}/v1/files/1`)
+  t.equal(answer.status, 503)
+  t.match(await answer.json(), { error: { code: 'upstream_failed' } })
+})
 
 t.test('bad requests are answered in OpenAI shape', async t => {
   const nodes = [await FakeNode.start(t)]

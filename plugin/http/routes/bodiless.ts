@@ -35,7 +35,7 @@ export async function forwardBodiless (gateway: Gateway, request: FastifyRequest
     const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id) }
     const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
     const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'DELETE', path }, call), limit))
-    const answer = await beginAnswer(upstream, limit, timeouts.idle)
+    const answer = await beginAnswer(node.id, upstream, limit, timeouts.idle)
     deliver(answer, reply, {})
     ticket.end(failureOf(await answer.delivered, limit, node.id))
     return reply
