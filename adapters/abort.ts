@@ -6,7 +6,7 @@ const MAX_DELAY = 2 ** 31 - 1
 
 /**
  * The signal of one call: it aborts when the time is up, when `parent` does, or by hand. Call `clear` when the call has
- * ended. Not an AbortController: on Node.js 20 one with its listeners and garbage costs a text request 50 us of 160.
+ * ended. Not an AbortController: on Node.js 20 one with its listeners and garbage adds 14 % to the CPU of a text request.
  */
 export class TimeLimit implements CallSignal {
   aborted = false

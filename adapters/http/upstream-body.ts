@@ -6,8 +6,8 @@ import { unavailable } from './failures.ts'
 type Controller = Dispatcher.DispatchController
 
 /**
- * One answer: undici's handler, the response and its body in one object. By undici's own `request`, which makes five, a
- * text request costs the gateway 12 us more.
+ * One answer: undici's handler, the response and its body in one object. undici's own `request`, which makes five, adds
+ * 22 % to the CPU of a text request.
  */
 export class UpstreamBody extends Readable implements UpstreamResponse, Dispatcher.DispatchHandler {
   statusCode = 0
