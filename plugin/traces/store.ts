@@ -1,5 +1,5 @@
-import type { AttributeValue, StoredSpan } from './span.ts'
-import { isRequestSpan, matches, summarise, viewTrace, type TraceFilter, type TraceSummary, type TraceView } from './view.ts'
+import { isRequestSpan, type AttributeValue, type StoredSpan } from './span.ts'
+import { matches, summarise, viewTrace, type TraceFilter, type TraceSummary, type TraceView } from './view.ts'
 
 export interface TraceStoreOptions {
   /** @default 1000 */

@@ -1,5 +1,5 @@
 import { ATTR } from '../../adapters/wire/semconv.ts'
-import type { AttributeValue, SpanKindName, StoredSpan } from './span.ts'
+import { isRequestSpan, type AttributeValue, type SpanKindName, type StoredSpan } from './span.ts'
 
 export type TraceStatus = 'ok' | 'error' | 'aborted'
 
@@ -84,11 +84,6 @@ export function summarise (traceId: string, spans: readonly StoredSpan[]): Trace
     inputTokens: number(attributes[ATTR.inputTokens]),
     outputTokens: number(attributes[ATTR.outputTokens])
   }
-}
-
-/** Is it the gateway's span of a whole request? That one alone has `gen_ai.operation.name`. */
-export function isRequestSpan ({ attributes }: StoredSpan): boolean {
-  return attributes[ATTR.operation] !== undefined
 }
 
 /** A span whose parent is not here. */
