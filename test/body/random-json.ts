@@ -1,17 +1,16 @@
+import { mulberry32 } from '../helper/random.ts'
+
 /** Repeatable random numbers, JSON values, and JSON texts with random white space and escapes. */
 export class Random {
-  #state: number
+  readonly #next: () => number
 
   constructor (seed: number) {
-    this.#state = seed
+    this.#next = mulberry32(seed)
   }
 
-  /** An integer from 0 to `n - 1` (mulberry32). */
+  /** An integer from 0 to `n - 1`. */
   below (n: number): number {
-    this.#state = (this.#state + 0x6d2b79f5) | 0
-    let x = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state)
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x
-    return Math.floor(((x ^ (x >>> 14)) >>> 0) / 4294967296 * n)
+    return Math.floor(this.#next() / 2 ** 32 * n)
   }
 
   pick<T> (from: ArrayLike<T>): T {

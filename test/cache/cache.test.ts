@@ -1,6 +1,6 @@
 import t from 'tap'
 import { BlockPool, CacheError, FeatureCache, type FeatureEntry } from '../../engines/cache/index.ts'
-import { seeded } from './random.ts'
+import { seeded } from '../helper/random.ts'
 
 const full = process.env.EPD_TEST_FULL === '1'
 const META = { numTokens: 1, grid: [1, 1] }

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { LeaseTable, type Lease, type LeaseEnd, type PullTicket } from '../../engines/cache/index.ts'
 import { until } from '../helper/until.ts'
-import { seeded } from './random.ts'
+import { seeded } from '../helper/random.ts'
 
 const full = process.env.EPD_TEST_FULL === '1'
 

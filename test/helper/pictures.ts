@@ -4,6 +4,7 @@
  * with the generator the model was trained on.
  */
 import sharp from 'sharp'
+import { mulberry32 } from './random.ts'
 
 export const SHAPES = ['circle', 'square', 'triangle', 'star', 'cross'] as const
 export const COLOURS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'white', 'black'] as const
@@ -62,16 +63,10 @@ const LEAST_CONTRAST = 90
 /** Positions are asked only when the centre is this far from the lines between the nine fields, of the picture's side. */
 const CLEAR_OF_LINES = 0.02
 
-/** A repeatable source of random numbers (mulberry32). */
+/** A repeatable source of random numbers from 0 to below 1. */
 export function seededRandom (seed: number): Random {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = state
-    t = Math.imul(t ^ (t >>> 15), t | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
-  }
+  const next = mulberry32(seed)
+  return () => next() / 2 ** 32
 }
 
 export function pick<T> (random: Random, list: readonly T[]): T {

@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { KeptBlocks, Sequence, SequenceInit } from '../../engines/llm/sequence/sequence.ts'
 import { failMigration, finish, interrupt, lockMigration } from '../../engines/llm/sequence/states.ts'
+import { seeded } from '../helper/random.ts'
 import { arrive, BLOCK, count, migrating, scheduler, sequence, step } from './scheduling.ts'
 
 t.test('a migrated sequence runs with its prompt computed and P\'s token first; evicted, it is spilled and restored', async t => {
@@ -104,16 +105,6 @@ t.test('blocks that a sequence is to leave stay until their keeper gives them ba
   t.equal(kept, undefined, 'a cancelled one leaves nothing')
 })
 
-/** Deterministic random numbers (mulberry32), so that a failure can be repeated. */
-function random (seed: number): (below: number) => number {
-  return below => {
-    seed = (seed + 0x6d2b79f5) | 0
-    let x = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x
-    return ((x ^ (x >>> 14)) >>> 0) % below
-  }
-}
-
 /** The token that follows these. */
 function nextOf (tokens: readonly number[]): number {
   return tokens.reduce((sum, token, i) => (sum * 31 + token + i) % 1009, 7) % 3
@@ -123,7 +114,7 @@ t.test('whatever arrives, migrates, is cancelled or runs out of room: all end wi
   const runs = process.env.EPD_TEST_FULL === '1' ? 300 : 40
   let evictions = 0
   for (let run = 0; run < runs; run++) {
-    const rnd = random(run)
+    const rnd = seeded(run)
     const s = scheduler(8 + rnd(12), { caching: rnd(2) === 0, maxBatchSize: 1 + rnd(6), maxPrefillTokens: 1 + rnd(20) })
     // A third of them migrate, from a P that would have sampled the same.
     const all = Array.from({ length: 12 }, () => {
