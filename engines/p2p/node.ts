@@ -6,7 +6,7 @@ import { checkCompatible, chooseAddress } from './endpoint.ts'
 import { P2PError, type CallOptions, type LeaseName, type P2PEndpointInfo, type P2PNodeOptions, type P2PPeer, type PullOptions, type PullResult } from './types.ts'
 import { makeIpcDir, sweepIpcDirs, type IpcDir } from './ipc-dir.ts'
 import { allowedPeersOf, endpointOf, workerDataOf } from './node-setup.ts'
-import { LeaseDesk } from './lease-desk.ts'
+import { WorkerPulls } from './worker-pulls.ts'
 import type { FromWorker, ToWorker } from './messages.ts'
 import { WorkerCalls } from './worker-calls.ts'
 import { WriteGate } from './incoming.ts'
@@ -25,7 +25,7 @@ export class P2PNode {
   readonly #options: P2PNodeOptions
   readonly #worker: Worker
   readonly #calls: WorkerCalls
-  readonly #desk: LeaseDesk
+  readonly #pulls: WorkerPulls
   readonly #ipc: IpcDir | undefined
   readonly #allowedPeers: ReadonlySet<string>
   readonly #peers = new Map<string, P2PPeer>()
@@ -53,7 +53,7 @@ export class P2PNode {
     this.#ipc = ipc
     this.#allowedPeers = new Set(allowedPeersOf(options))
     this.#calls = new WorkerCalls((message) => this.#post(message))
-    this.#desk = new LeaseDesk(options.leases)
+    this.#pulls = new WorkerPulls(options.leases)
     this.endpoint = endpointOf(options, ipc, tcp)
     worker.on('message', (message: FromWorker) => this.#onMessage(message))
     worker.on('error', (err) => options.log?.warn({ err }, 'transfer worker failed'))
@@ -218,10 +218,10 @@ export class P2PNode {
     switch (message.op) {
       case 'done': return this.#calls.done(message.call, message.value)
       case 'failed': return this.#calls.failed(message.call, message.code, message.message)
-      case 'ask-pull': return this.#post({ op: 'verdict', ask: message.ask, verdict: this.#desk.beginPull(message) })
-      case 'ask-end': return this.#post({ op: 'verdict', ask: message.ask, verdict: this.#desk.end(message) })
+      case 'ask-pull': return this.#post({ op: 'verdict', ask: message.ask, verdict: this.#pulls.beginPull(message) })
+      case 'ask-end': return this.#post({ op: 'verdict', ask: message.ask, verdict: this.#pulls.endLease(message) })
       case 'pull-over': {
-        this.#desk.over(message.ask)
+        this.#pulls.endPull(message.ask)
         if (message.served !== undefined) this.#options.onServed?.(message.served)
         return
       }
@@ -235,7 +235,7 @@ export class P2PNode {
   #onExit (): void {
     this.#closing ??= Promise.resolve()
     this.#calls.rejectAll(new P2PError('CLOSED', 'the transfer worker has ended'))
-    this.#desk.close()
+    this.#pulls.close()
     this.#peers.clear()
     process.removeListener('exit', this.#removeIpc)
     this.#removeIpc()

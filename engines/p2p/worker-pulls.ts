@@ -5,7 +5,7 @@ type AskPull = Extract<FromWorker, { op: 'ask-pull' }>
 type AskEnd = Extract<FromWorker, { op: 'ask-end' }>
 
 /** Answers the transfer worker's questions from the lease table, and keeps the tickets of the pulls it serves. */
-export class LeaseDesk {
+export class WorkerPulls {
   readonly #leases: LeaseTable
   readonly #tickets = new Map<number, PullTicket>()
 
@@ -13,7 +13,7 @@ export class LeaseDesk {
     this.#leases = leases
   }
 
-  /** May these blocks be pulled? If so they stay until `over`. */
+  /** May these blocks be pulled? If so they stay until `endPull`. */
   beginPull ({ ask, lease: id, epoch, pool, blocks }: AskPull): Verdict {
     const ticket = this.#leases.beginPull(id, epoch)
     if (ticket === 'STALE') return { ok: false, code: 'STALE', message: `lease ${id} is of another process of this engine` }
@@ -28,12 +28,12 @@ export class LeaseDesk {
     return { ok: true }
   }
 
-  end ({ lease: id, epoch, how }: AskEnd): Verdict {
+  endLease ({ lease: id, epoch, how }: AskEnd): Verdict {
     if (epoch !== this.#leases.epoch) return { ok: false, code: 'STALE', message: `lease ${id} is of another process of this engine` }
     return { ok: true, ended: this.#leases.end(id, how) }
   }
 
-  over (ask: number): void {
+  endPull (ask: number): void {
     const ticket = this.#tickets.get(ask)
     if (ticket === undefined) return
     this.#tickets.delete(ask)
@@ -42,6 +42,6 @@ export class LeaseDesk {
 
   /** The worker is gone, so nothing reads blocks any more. */
   close (): void {
-    for (const ask of [...this.#tickets.keys()]) this.over(ask)
+    for (const ask of [...this.#tickets.keys()]) this.endPull(ask)
   }
 }
