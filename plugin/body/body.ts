@@ -16,6 +16,8 @@ const ONE_BUFFER = 64 * 1024
 /** What a pick takes over beside the media parts: these change how engines read media. */
 const PICKED_MEMBERS = ['model', 'mm_processor_kwargs', 'media_io_kwargs'] as const
 
+const COMMA = Buffer.from(',')
+
 /** A request body as the plugin's core sees it. */
 export interface Body extends RequestBody {
   /** The body as it came. */
@@ -109,20 +111,26 @@ class ScannedBody implements Body {
       if (name !== undefined) added.delete(name)
     }
     for (const [name, json] of added) members.push([memberText(name, json)])
-    return compact([Buffer.from('{'), ...members.flatMap((chunks, i) => i === 0 ? chunks : [Buffer.from(','), ...chunks]), Buffer.from('}')])
+    const chunks = [Buffer.from('{'), ...members.flatMap((chunks, i) => i === 0 ? chunks : [COMMA, ...chunks])]
+    const last = chunks.at(-1)!
+    const start = last.byteOffset - this.bytes.byteOffset
+    // The messages often come last: their slice then takes the closing brace along.
+    if (last.buffer === this.bytes.buffer && start + last.length === this.bytes.length - 1) chunks[chunks.length - 1] = this.bytes.subarray(start)
+    else chunks.push(Buffer.from('}'))
+    return compact(chunks)
   }
 
   pick (items: readonly MediaItem[], set: Readonly<Record<string, string>> = {}): Buffer[] {
     const chunks: Buffer[] = [Buffer.from('{')]
     for (const name of PICKED_MEMBERS) {
       const json = this.json(name)
-      if (json !== undefined && !Object.hasOwn(set, name)) chunks.push(Buffer.from(`"${name}":`), json, Buffer.from(','))
+      if (json !== undefined && !Object.hasOwn(set, name)) chunks.push(Buffer.from(`"${name}":`), json, COMMA)
     }
-    for (const [name, json] of Object.entries(set)) chunks.push(memberText(name, json), Buffer.from(','))
+    for (const [name, json] of Object.entries(set)) chunks.push(memberText(name, json), COMMA)
     chunks.push(Buffer.from('"messages":['))
     let message: number | undefined
     for (const item of items) {
-      if (item.message === message) chunks.push(Buffer.from(','))
+      if (item.message === message) chunks.push(COMMA)
       else chunks.push(Buffer.from(`${message === undefined ? '' : ']},'}{"role":"user","content":[`))
       message = item.message
       chunks.push(this.bytes.subarray(item.span.start, item.span.end))

@@ -185,7 +185,11 @@ export class Collector implements JsonVisitor {
   }
 
   #rootValue (kind: Member['kind'], valueStart: number, end: number, escaped: boolean): void {
-    Object.assign(this.#member, { kind, valueStart, end, escaped })
+    const member = this.#member
+    member.kind = kind
+    member.valueStart = valueStart
+    member.end = end
+    member.escaped = escaped
   }
 
   #guardedKey (name: string | undefined): void {
