@@ -43,7 +43,8 @@ export async function parseBody (bytes: Buffer): Promise<Body> {
   const collector = new Collector(bytes)
   const scanner = new JsonScanner(bytes, collector)
   while (!scanner.run(scanner.position + SCAN_STEP)) if (pace.due()) await pace.rest()
-  return new ScannedBody(bytes, collector, await describeMedia(bytes, collector.media, pace))
+  const media = collector.media.length === 0 ? [] : await describeMedia(bytes, collector.media, pace)
+  return new ScannedBody(bytes, collector, media)
 }
 
 /** The same for a value that the gateway or its application has made; strings and Buffers are taken as JSON text. */

@@ -1,7 +1,12 @@
 /** How a node is used, and what the uses show of its health: load, tickets, circuit breakers. */
 import { AdapterError, type Stage } from '../../adapters/adapter.ts'
 import type { RegistryOptions, Ticket } from './api.ts'
-import type { Breakers, BreakerState, NodeLoad } from './types.ts'
+import type { Breakers, BreakerState, NodeLoad, NodeSnapshot } from './types.ts'
+
+/** Healthy, and its breaker lets calls of this stage through. */
+export function usable (node: NodeSnapshot, stage: Stage): boolean {
+  return node.state === 'healthy' && node.breakers[stage] !== 'open'
+}
 
 /** What the end of a use shows of the node. */
 export type Verdict = 'alive' | 'failed' | 'unclear'

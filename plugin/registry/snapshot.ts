@@ -1,4 +1,4 @@
-import { ROLE_TO_WIRE, type Stage } from '../../adapters/adapter.ts'
+import { ROLE_TO_WIRE } from '../../adapters/adapter.ts'
 import type { NodeStatus } from './api.ts'
 import type { NodeRecord } from './node.ts'
 import type { LinkState, LinkView, NodeSnapshot, RegistrySnapshot } from './types.ts'
@@ -37,11 +37,6 @@ function byEnd (views: readonly LinkView[]): Map<string, Map<string, LinkView>> 
     put(view.to, view.from, view)
   }
   return ends
-}
-
-/** Healthy, and its breaker lets calls of this stage through. */
-export function usable (node: NodeSnapshot, stage: Stage): boolean {
-  return node.state === 'healthy' && node.breakers[stage] !== 'open'
 }
 
 /** Healthy, and an answer can come from it: a decode node needs a prefill node of the same model, unless it can do without. */
