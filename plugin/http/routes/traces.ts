@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHandler } from 'fastify'
+import { openAiError } from '../../../adapters/wire/openai-error.ts'
 import type { Gateway } from '../../gateway.ts'
 import { parseOtlpTraces } from '../../traces/otlp.ts'
 import type { TraceFilter, TraceStatus } from '../../traces/view.ts'
@@ -37,14 +38,14 @@ export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async functio
   app.addHook('onRequest', guard)
   app.addHook('onRequest', async (_request, reply) => {
     const { off } = tracing
-    if (off !== undefined) return reply.code(404).send(errorBody(`This gateway keeps no traces: ${off}.`, 'tracing_off'))
+    if (off !== undefined) return sendError(reply, 404, `This gateway keeps no traces: ${off}.`, 'tracing_off')
   })
   app.get<{ Querystring: ListQuery }>('/epd/traces', { schema: LIST_SCHEMA, schemaErrorFormatter: queryError }, async request => {
     return { traces: tracing.store?.list(filterOf(request.query)) }
   })
   app.get<{ Params: { id: string } }>('/epd/traces/:id', async (request, reply) => {
     const trace = tracing.store?.get(request.params.id.toLowerCase())
-    return trace ?? reply.code(404).send(errorBody('No such trace: it was not sampled, or newer ones have taken its place.', 'trace_not_found'))
+    return trace ?? sendError(reply, 404, 'No such trace: it was not sampled, or newer ones have taken its place.', 'trace_not_found')
   })
 }
 
@@ -65,7 +66,7 @@ export const spanRoutes: FastifyPluginAsync<SpanRoutesOptions> = async function 
     const node = nodeOf(request.headers.authorization, gateway)
     if (node === undefined) return stranger(reply)
     const parsed = parseOtlpTraces(request.body, node)
-    if (parsed === undefined) return reply.code(400).send(errorBody('The body is not an OTLP ExportTraceServiceRequest in JSON.', 'invalid_request'))
+    if (parsed === undefined) return sendError(reply, 400, 'The body is not an OTLP ExportTraceServiceRequest in JSON.', 'invalid_request')
     for (const span of parsed.spans) {
       const kept = store.add(span)
       if (kept !== undefined) gateway.noteSpan(kept)
@@ -78,7 +79,7 @@ function answerErrors (app: FastifyInstance): void {
   app.setErrorHandler<Error & { statusCode?: number, code?: string }>((err, request, reply) => {
     const status = err.statusCode ?? 500
     if (status >= 500) request.log.error({ err }, 'trace route failed')
-    return reply.code(status).send(errorBody(status < 500 ? err.message : 'Internal error', status < 500 ? 'invalid_request' : 'internal'))
+    return sendError(reply, status, status < 500 ? err.message : 'Internal error', status < 500 ? 'invalid_request' : 'internal')
   })
 }
 
@@ -92,7 +93,7 @@ function parseJson (body: Buffer): unknown {
 }
 
 function stranger (reply: FastifyReply): FastifyReply {
-  return reply.code(401).send(errorBody('Spans are taken from registered nodes only.', 'invalid_api_key'))
+  return sendError(reply, 401, 'Spans are taken from registered nodes only.', 'invalid_api_key')
 }
 
 function nodeOf (authorization: string | undefined, { registry }: SpanRoutesOptions['gateway']): string | undefined {
@@ -110,6 +111,6 @@ function filterOf (query: ListQuery): TraceFilter {
   return { model: query.model, plan: query.plan, status: query.status, minDurationMs: query.min_duration_ms, limit: query.limit }
 }
 
-function errorBody (message: string, code: string): object {
-  return { error: { message, type: code === 'invalid_api_key' ? 'authentication_error' : code === 'internal' ? 'server_error' : 'invalid_request_error', code, param: null } }
+function sendError (reply: FastifyReply, status: number, message: string, code: string): FastifyReply {
+  return reply.code(status).send({ error: openAiError(status, message, code) })
 }

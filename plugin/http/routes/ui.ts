@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import { onRouteError } from '../error-answer.ts'
+import { openAiError } from '../../../adapters/wire/openai-error.ts'
 import type { Gateway } from '../../gateway.ts'
 import { loadAssets } from '../../ui/assets.ts'
 import { Broadcast } from '../../ui/broadcast.ts'
@@ -57,7 +58,7 @@ function live (app: FastifyInstance, gateway: Gateway): void {
   })
   // HEAD would be answered by a stream that nobody can read, nor sees the end of.
   app.get('/epd/feed', { exposeHeadRoute: false }, async (_request, reply) => {
-    if (broadcast.full) return reply.code(503).header('retry-after', '5').send({ error: { message: `At most ${MAX_PAGES} pages can be open`, type: 'server_error', code: 'too_many_pages', param: null } })
+    if (broadcast.full) return reply.code(503).header('retry-after', '5').send({ error: openAiError(503, `At most ${MAX_PAGES} pages can be open`, 'too_many_pages') })
     const headers = reply.getHeaders() as Record<string, string>
     reply.hijack()
     reply.raw.writeHead(200, { ...headers, 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-store', 'x-accel-buffering': 'no' })
