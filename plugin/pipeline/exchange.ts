@@ -22,7 +22,6 @@ const TIMER_SLACK_MS = 2
  */
 export class Exchange implements Cancellable {
   readonly core: Core
-  readonly request: GatewayRequest
   readonly trace: RequestTrace
   /** The request's own, with the trace id on every line. */
   readonly log: Log
@@ -38,6 +37,8 @@ export class Exchange implements Cancellable {
   cancelled: unknown
   /** Why the next plan must use a single node: P and D could not share the request. */
   singleNode: SingleNode | undefined
+  #request: GatewayRequest | undefined
+  readonly #id: string
   #encodeCalls = 0
   #pass: Pass | undefined
   #leases: HeldLease[] = []
@@ -47,7 +48,8 @@ export class Exchange implements Cancellable {
 
   constructor (core: Core, request: GatewayRequest) {
     this.core = core
-    this.request = request
+    this.#request = request
+    this.#id = request.id
     this.deadline = this.startedAt + core.options.timeouts.total
     this.trace = startRequest(core.tracing, {
       headers: request.headers,
@@ -60,6 +62,11 @@ export class Exchange implements Cancellable {
     if (this.trace.kept) core.thumbnails?.keep(this.trace.traceId!, request.body)
     core.began(this)
     request.onClientGone(() => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
+  }
+
+  /** Until `close`. */
+  get request (): GatewayRequest {
+    return this.#request!
   }
 
   get operation (): string {
@@ -103,7 +110,7 @@ export class Exchange implements Cancellable {
 
   /** Another one for each attempt: aborting the first on a node must not hit the second. */
   get callId (): string {
-    return this.attempts > 1 ? `${this.request.id}-${this.attempts}` : this.request.id
+    return this.attempts > 1 ? `${this.#id}-${this.attempts}` : this.#id
   }
 
   /** Another one for each encode call: an encoder may get several of one request, and aborting one must hit that one alone. */
@@ -199,6 +206,9 @@ export class Exchange implements Cancellable {
     this.releaseLeases()
     this.leave()
     this.core.ended(this)
+    // The connection's listener refers to this exchange for longer. With a picture in the body each request would cost
+    // a full collection: 12 ms of CPU instead of 5.
+    this.#request = undefined
   }
 }
 
