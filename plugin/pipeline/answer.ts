@@ -3,13 +3,24 @@ import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { clientError, epdError } from '../errors.ts'
 import { EventGate } from './event-gate.ts'
-import type { Delivery } from './types.ts'
 import { UsageReader, type Closing } from './usage.ts'
 
 /** Bytes that wait for a slow client before the node is paused. */
 const READ_AHEAD = 64 * 1024
 
-/** A node's answer, of which the first good bytes are there. */
+/** How an answer ended whose first bytes were on the way to the client. */
+export interface Delivery {
+  readonly outcome: 'complete' | 'upstream_failed' | 'client_gone'
+  /** Why the node broke off. */
+  readonly error?: Error | undefined
+  readonly statusCode: number
+  /** On the clock of `performance.now()`, in milliseconds. */
+  readonly firstByteAt?: number | undefined
+  /** Searches the end of the answer for usage and finish reason: 10 us, which not every request needs. */
+  closing (): Closing
+}
+
+/** A node's answer whose first good bytes are there. */
 export interface Answer {
   readonly statusCode: number
   readonly headers: UpstreamResponse['headers']

@@ -8,7 +8,8 @@ import { Exchange } from './exchange.ts'
 import { generateStage, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
-import type { Core, Deliver, Delivery, GatewayRequest } from './types.ts'
+import type { Delivery } from './answer.ts'
+import type { Core, Deliver, GatewayRequest } from './types.ts'
 
 const NO_FEATURES: readonly EncoderResult[] = []
 

@@ -9,7 +9,6 @@ import type { Tracing } from '../telemetry/tracing.ts'
 import type { Admission } from './admission.ts'
 import type { Answer } from './answer.ts'
 import type { Stats } from './stats.ts'
-import type { Closing } from './usage.ts'
 
 export interface Cancellable {
   cancel (reason: unknown): void
@@ -51,18 +50,6 @@ export interface GatewayRequest {
   readonly tenant?: string | undefined
   /** Overrides the option. */
   readonly bypass?: Bypass | undefined
-}
-
-/** How an answer ended whose first bytes were on the way to the client. */
-export interface Delivery {
-  readonly outcome: 'complete' | 'upstream_failed' | 'client_gone'
-  /** Why the node broke off. */
-  readonly error?: Error | undefined
-  readonly statusCode: number
-  /** On the clock of `performance.now()`, in milliseconds. */
-  readonly firstByteAt?: number | undefined
-  /** Searches the end of the answer for usage and finish reason: 10 us, which not every request needs. */
-  closing (): Closing
 }
 
 /** Sends an answer to the client, `headers` beside its own, and reads it to its end or destroys it. */

@@ -12,8 +12,9 @@ import { VERSION } from '../../adapters/wire/version.ts'
  */
 export function ownProvider (onProblem: (message: string) => void): NodeTracerProvider {
   const ours = resourceFromAttributes({ [ATTR.serviceName]: TRACER_NAME, [ATTR.serviceVersion]: VERSION })
+  const environment = detectResources({ detectors: [envDetector] })
   return new NodeTracerProvider({
-    resource: defaultResource().merge(ours).merge(detectResources({ detectors: [envDetector] })),
+    resource: defaultResource().merge(ours).merge(environment),
     spanProcessors: otlpConfigured() ? [new BatchSpanProcessor(otlpExporter(onProblem))] : []
   })
 }
