@@ -7,10 +7,8 @@ import { turbomind } from './turbomind.ts'
 
 export { abortSignalOf } from './abort.ts'
 export * from './adapter.ts'
-export {
-  errorObject, failureError, postStream, requestJson, requestOk,
-  type FailureReader, type HttpRequest, type JsonAnswer, type JsonRequest, type UpstreamErrorObject, type UpstreamFailure
-} from './http.ts'
+export { errorObject, failureError, postStream, type FailureReader, type HttpRequest, type UpstreamErrorObject, type UpstreamFailure } from './http.ts'
+export { requestJson, requestOk, type JsonAnswer, type JsonRequest } from './http/json.ts'
 export { openai, pytorch, turbomind }
 
 /** Shipped adapters by name. */

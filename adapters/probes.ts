@@ -1,6 +1,6 @@
 /** What a probe asks of any server that speaks OpenAI's API, and of those that speak LMDeploy's: state, models, engine_info. */
 import { AdapterError, type AdapterNode, type Call, type NodeInfo } from './adapter.ts'
-import { requestJson, requestOk } from './http.ts'
+import { requestJson, requestOk } from './http/json.ts'
 import { OUR_ENGINE, type EngineInfo } from './wire/distserve.ts'
 import { isObject, listOf, objectOf, textOf, type Json } from './wire/json.ts'
 

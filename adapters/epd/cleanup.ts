@@ -1,5 +1,5 @@
 import type { AdapterNode, Call, LeaseRef } from '../adapter.ts'
-import { requestOk } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import { objectOf } from '../wire/json.ts'
 
 /**

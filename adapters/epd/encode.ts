@@ -1,5 +1,6 @@
 import { AdapterError, type Call, type EncodeJob, type EncoderResult, type MediaItem } from '../adapter.ts'
-import { failureError, requestOk, type UpstreamFailure } from '../http.ts'
+import { failureError, type UpstreamFailure } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import { CHAT } from '../lmdeploy/prefill-edits.ts'
 import { AGAIN_HEADER, CONSUMER_HEADER } from '../wire/headers.ts'
 import { isObject, listOf, objectOf } from '../wire/json.ts'

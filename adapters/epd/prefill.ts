@@ -1,5 +1,6 @@
 import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
-import { requestOk, type UpstreamFailure } from '../http.ts'
+import { type UpstreamFailure } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import { CHAT, prefillEdits } from '../lmdeploy/prefill-edits.ts'
 import { AGAIN_HEADER, CONSUMER_HEADER, PROXY_HEADERS } from '../wire/headers.ts'
 import { numberOf, objectOf } from '../wire/json.ts'

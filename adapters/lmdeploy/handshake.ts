@@ -1,6 +1,6 @@
 /** LMDeploy's P2P handshake over HTTP, which our engines speak too: initialize both ends, connect both ends. */
 import { AdapterError, type AdapterNode, type Call } from '../adapter.ts'
-import { requestOk } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import type { EngineInfoAnswered } from '../probes.ts'
 import { CONNECTION_STATUS, type P2PConnect, type P2PInitialize, type TransferTerms } from '../wire/distserve.ts'
 import { objectOf, textOf, type Json } from '../wire/json.ts'

@@ -1,5 +1,5 @@
 import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
-import { requestOk } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import { health } from '../probes.ts'
 import { MIGRATION_PROTOCOL } from '../wire/distserve.ts'
 import { PROXY_HEADERS } from '../wire/headers.ts'

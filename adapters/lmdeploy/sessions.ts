@@ -1,6 +1,6 @@
 import { randomInt } from 'node:crypto'
 import { AdapterError, type AdapterNode, type Call, type LeaseRef, type NodeInfo } from '../adapter.ts'
-import { requestOk } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import { PROXY_HEADERS } from '../wire/headers.ts'
 import { objectOf } from '../wire/json.ts'
 import { CHAT } from './prefill-edits.ts'

@@ -1,5 +1,5 @@
 import { AdapterError, type AdapterNode, type Call } from '../adapter.ts'
-import { requestOk } from '../http.ts'
+import { requestOk } from '../http/json.ts'
 import type { ServerDetails } from '../probes.ts'
 
 /** `unknown`: the check failed. The next probe repeats it. */

@@ -8,7 +8,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo, Socket } from 'node:net'
 import type { Test } from 'tap'
 import { AdapterError, type Adapter, type EncoderResult, type Role } from '../../adapters/adapter.ts'
-import { postStream, requestJson, requestOk, type UpstreamFailure } from '../../adapters/http.ts'
+import { postStream, type UpstreamFailure } from '../../adapters/http.ts'
+import { requestJson, requestOk } from '../../adapters/http/json.ts'
 import type { NodeOptions } from '../../plugin/options/index.ts'
 
 /** What the next call of a stage meets in place of an answer; `hold` waits until the test releases it. */

@@ -1,6 +1,6 @@
 import type { FastifyPluginAsync, FastifyReply } from 'fastify'
 import { ROLE_FROM_WIRE } from '../../../adapters/adapter.ts'
-import { requestJson } from '../../../adapters/http.ts'
+import { requestJson } from '../../../adapters/http/json.ts'
 import { NODE_TOKEN_HEADER } from '../../../adapters/wire/headers.ts'
 import { onRouteError } from '../error-answer.ts'
 import type { Gateway } from '../../gateway.ts'
