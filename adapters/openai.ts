@@ -33,7 +33,7 @@ export const openai: Adapter = {
   link: (_a, b) => refuse(b, NO_DISAGGREGATION),
   encode: job => refuse(job.node, NO_DISAGGREGATION),
   prefill: job => refuse(job.node, NO_DISAGGREGATION),
-  generate: (job, call) => passThrough(job, call),
+  generate: passThrough,
   release: async () => {},
   abort: async () => {}
 }

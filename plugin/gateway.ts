@@ -7,6 +7,7 @@ import { Admission, serve, Stats, type Cancellable, type Core, type Deliver, typ
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
+import { uninstrumented } from './telemetry/propagation.ts'
 import { Tracing } from './telemetry/tracing.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from '../adapters/wire/semconv.ts'
 import type { Thumbnails } from './ui/thumbnails.ts'
@@ -65,7 +66,7 @@ export class Gateway implements Core {
     this.#ownDispatcher = dispatcher === undefined
       ? new Agent({ keepAliveTimeout: KEEP_ALIVE_MS, keepAliveMaxTimeout: KEEP_ALIVE_MS, connect: { timeout: timeouts.connect } })
       : undefined
-    this.dispatcher = dispatcher ?? this.#ownDispatcher!
+    this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
     this.admission = new Admission(options.admission)
     this.registry = new Registry({
       dispatcher: this.dispatcher,

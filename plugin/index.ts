@@ -13,7 +13,6 @@ import { openaiRoutes } from './http/routes/openai.ts'
 import { opsRoutes } from './http/routes/ops.ts'
 import { spanRoutes, traceRoutes } from './http/routes/traces.ts'
 import { uiRoutes } from './http/routes/ui.ts'
-import { keepOneTraceparent } from './telemetry/propagation.ts'
 import type { Prometheus } from './telemetry/prometheus.ts'
 import { Tracing } from './telemetry/tracing.ts'
 import { Thumbnails } from './ui/thumbnails.ts'
@@ -44,7 +43,7 @@ declare module 'fastify' {
 const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, raw) {
   if (app.hasDecorator('epd')) throw new AlreadyRegisteredError()
   const options = resolveOptions(raw)
-  // Loaded where it is wanted only: whoever has metrics of his own need not pay for these.
+  // Loaded only where the route is on: an application with metrics of its own need not pay for these.
   const prometheus = options.routes.metrics ? (await import('./telemetry/prometheus.ts')).createPrometheus() : undefined
   const thumbnails = options.captureContent ? new Thumbnails() : undefined
   const tracing = new Tracing(options.store ?? (options.traces > 0 ? new TraceStore({ maxTraces: options.traces }) : undefined))
@@ -76,7 +75,6 @@ async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prom
 }
 
 function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedControl | undefined, prometheus: Prometheus | undefined): void {
-  const release = keepOneTraceparent()
   if (embedded !== undefined) app.addHook('onListen', async () => { embedded.start() })
   // Before the server stops listening, so that streams in flight may finish: it would wait for their connections.
   app.addHook('preClose', async () => { await gateway.drain() })
@@ -85,7 +83,6 @@ function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedCo
     await embedded?.close()
     await gateway.close()
     await prometheus?.close()
-    release()
   })
 }
 

@@ -23,11 +23,6 @@ export const SPAN = {
   engineDecode: 'engine.decode'
 } as const
 
-/** Name of the request's own span: low cardinality, `{operation} {model}`. */
-export function requestSpanName (operation: string, model: string): string {
-  return model === '' ? operation : `${operation} ${model}`
-}
-
 export const ATTR = {
   operation: 'gen_ai.operation.name',
   provider: 'gen_ai.provider.name',
@@ -91,39 +86,3 @@ export const ATTR = {
 
 export type SpanName = typeof SPAN[keyof typeof SPAN]
 export type StageSpanName = typeof SPAN.receive | typeof SPAN.plan | typeof SPAN.encode | typeof SPAN.encodeCall | typeof SPAN.prefill | typeof SPAN.decode
-
-/** Instruments of the gateway. The Prometheus text has `_` for each dot, `_seconds` after times and `_total` after counters. */
-export const METRIC = {
-  requestDuration: 'gen_ai.client.operation.duration',
-  timeToFirstChunk: 'gen_ai.client.operation.time_to_first_chunk',
-  timePerOutputToken: 'gen_ai.server.time_per_output_token',
-  stageDuration: 'epd.stage.duration',
-  requests: 'epd.requests',
-  requestsInFlight: 'epd.requests.in_flight',
-  retries: 'epd.retries',
-  encodeMoves: 'epd.encode.moves',
-  encodeFallbacks: 'epd.encode.fallbacks',
-  encodedItems: 'epd.gateway.encoded_items',
-  cacheHits: 'epd.gateway.encoder_cache_hits',
-  migratedBytes: 'epd.gateway.migrated_bytes',
-  admissionTokens: 'epd.admission.vision_tokens',
-  admissionWaiting: 'epd.admission.waiting',
-  admissionRefused: 'epd.admission.refused',
-  nodeUp: 'epd.node.up',
-  nodeRequests: 'epd.node.requests_in_flight',
-  nodeTokens: 'epd.node.vision_tokens',
-  breakerState: 'epd.breaker.state',
-  linkUp: 'epd.link.up'
-} as const
-
-export type MetricName = typeof METRIC[keyof typeof METRIC]
-
-const DURATION_BOUNDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
-
-/** Bucket bounds of the histograms, in seconds: those of the GenAI conventions; stages begin lower, as a cached encode takes a millisecond. */
-export const BOUNDS = {
-  [METRIC.requestDuration]: DURATION_BOUNDS,
-  [METRIC.timeToFirstChunk]: DURATION_BOUNDS,
-  [METRIC.timePerOutputToken]: [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5],
-  [METRIC.stageDuration]: [0.001, 0.0025, 0.005, ...DURATION_BOUNDS]
-} as const satisfies Partial<Record<MetricName, readonly number[]>>

@@ -6,7 +6,8 @@ import type { Meter } from '@opentelemetry/api'
 import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
 import { MeterProvider } from '@opentelemetry/sdk-metrics'
 import { VERSION } from '../../adapters/wire/version.ts'
-import { BOUNDS, SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
+import { SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
+import { BOUNDS } from './instruments.ts'
 
 export interface Prometheus {
   readonly meter: Meter

@@ -1,11 +1,7 @@
-import { subscribe, unsubscribe } from 'node:diagnostics_channel'
-import { context, createContextKey, defaultTextMapGetter, defaultTextMapSetter, propagation, ROOT_CONTEXT, trace, type Context } from '@opentelemetry/api'
-import { W3CTraceContextPropagator } from '@opentelemetry/core'
+import { context, defaultTextMapGetter, defaultTextMapSetter, propagation, ROOT_CONTEXT, trace, type Context } from '@opentelemetry/api'
+import { suppressTracing, W3CTraceContextPropagator } from '@opentelemetry/core'
+import type { Dispatcher } from 'undici'
 
-/** Marks contexts made here, so that only this gateway's own upstream calls are looked at. */
-const kOurs = createContextKey('fastify-epd.upstream')
-const CHANNEL = 'undici:request:create'
-const TRACE_FIELDS = ['traceparent', 'tracestate'] as const
 /** Engines read the W3C's headers, whatever propagators the application has, or none. */
 const W3C = new W3CTraceContextPropagator()
 
@@ -17,11 +13,6 @@ export function parentContext (headers: IncomingHeaders): Context {
   if (trace.getSpan(active) !== undefined) return active
   const extracted = propagation.extract(active, headers)
   return trace.getSpan(extracted) === undefined ? W3C.extract(active, headers, defaultTextMapGetter) : extracted
-}
-
-/** `from` marked as belonging to an upstream call of ours; so are all contexts made from it. */
-export function upstreamContext (from: Context): Context {
-  return from.setValue(kOurs, true)
 }
 
 /**
@@ -49,39 +40,10 @@ function forward (incoming: IncomingHeaders, headers: Record<string, string>): v
   if (typeof tracestate === 'string') headers.tracestate = tracestate
 }
 
-let users = 0
-
 /**
- * Keeps exactly one `traceparent` on each upstream call, whether or not undici is instrumented too: the
- * instrumentation adds its own to the one the call already has, and a receiver reads the two as one invalid value.
- * The instrumentation's is a child of ours, so ours goes. Call it after the SDK is up (subscribers run in order).
- *
- * @returns ends that, when the gateway closes
+ * Connections whose calls an instrumented undici leaves alone. Each call has a span of ours and its `traceparent`; the
+ * instrumentation would add a second header, and a receiver reads the two as one invalid value.
  */
-export function keepOneTraceparent (): () => void {
-  if (users++ === 0) subscribe(CHANNEL, dropOurs)
-  let done = false
-  return () => {
-    if (done) return
-    done = true
-    if (--users === 0) unsubscribe(CHANNEL, dropOurs)
-  }
-}
-
-function dropOurs (message: unknown): void {
-  if (context.active().getValue(kOurs) !== true) return
-  const headers = (message as { request?: { headers?: unknown } }).request?.headers
-  if (!Array.isArray(headers)) return
-  for (const field of TRACE_FIELDS) dropFirstOfTwo(headers, field)
-}
-
-/** `headers` is undici's flat list: name, value, name, value. */
-function dropFirstOfTwo (headers: unknown[], field: string): void {
-  let first = -1
-  for (let i = 0; i < headers.length; i += 2) {
-    if (typeof headers[i] !== 'string' || (headers[i] as string).toLowerCase() !== field) continue
-    if (first === -1) { first = i; continue }
-    headers.splice(first, 2)
-    return
-  }
+export function uninstrumented (dispatcher: Dispatcher): Dispatcher {
+  return dispatcher.compose(dispatch => (options, handler) => context.with(suppressTracing(context.active()), dispatch, undefined, options, handler))
 }

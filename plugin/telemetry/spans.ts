@@ -1,7 +1,7 @@
 import { context, SpanKind, trace, type Attributes, type Context, type Span, type Tracer } from '@opentelemetry/api'
 import { failSpan, spanTime } from '../../adapters/wire/spans.ts'
-import { ATTR, requestSpanName, SPAN, TRACER_NAME, type StageSpanName } from '../../adapters/wire/semconv.ts'
-import { callersTraceId, parentContext, propagationHeaders, upstreamContext, type IncomingHeaders } from './propagation.ts'
+import { ATTR, SPAN, TRACER_NAME, type StageSpanName } from '../../adapters/wire/semconv.ts'
+import { callersTraceId, parentContext, propagationHeaders, type IncomingHeaders } from './propagation.ts'
 import type { Tracing } from './tracing.ts'
 
 export interface RequestTraceOptions {
@@ -45,8 +45,6 @@ export interface RequestTrace extends StageSpan {
   /** Will the trace be in the gateway's store? Only then may the header x-epd-trace-id name it. */
   readonly kept: boolean
   readonly context: Context
-  /** Like {@link StageSpan.stage} for something synchronous, such as planning. */
-  stageSync<T> (name: StageSpanName, attributes: Attributes, run: (span: StageSpan) => T): T
   end (outcome?: Outcome): void
 }
 
@@ -62,12 +60,13 @@ const MIN_RECEIVE_MS = 5
  * another instrumentation has one, else the caller's `traceparent`.
  */
 export function startRequest (tracing: Tracing, { headers, model, operation = 'chat', attributes, arrivedAt }: RequestTraceOptions): RequestTrace {
-  // Marked once: the contexts of the stages are made from this one.
-  const parent = upstreamContext(parentContext(headers))
+  const parent = parentContext(headers)
   const { tracer } = tracing
   const receiving = arrivedAt === undefined ? 0 : performance.now() - arrivedAt
   const startTime = spanTime(receiving)
-  const span = tracer?.startSpan(requestSpanName(operation, model), {
+  // Low cardinality, as the conventions ask.
+  const name = model === '' ? operation : `${operation} ${model}`
+  const span = tracer?.startSpan(name, {
     kind: SpanKind.CLIENT,
     startTime,
     attributes: { [ATTR.operation]: operation, [ATTR.provider]: TRACER_NAME, [ATTR.requestModel]: model, ...attributes }
@@ -126,18 +125,6 @@ class Traced implements RequestTrace, OpenStage {
     const stage = this.begin(name, attributes)
     try {
       const result = await stage.run(() => run(stage))
-      stage.end()
-      return result
-    } catch (error) {
-      stage.end({ error })
-      throw error
-    }
-  }
-
-  stageSync<T> (name: StageSpanName, attributes: Attributes, run: (span: StageSpan) => T): T {
-    const stage = this.begin(name, attributes)
-    try {
-      const result = run(stage)
       stage.end()
       return result
     } catch (error) {

@@ -36,9 +36,9 @@ async function cpuOf (calls: number, run: () => unknown): Promise<number> {
 /** The spans the pipeline makes of a request with a picture, with their attributes. */
 async function pictureRequest (tracing: Tracing): Promise<void> {
   const chat = startRequest(tracing, { headers: {}, model: 'tiny', attributes: { [ATTR.requestStream]: true, [ATTR.requestId]: 'req-1', [ATTR.items]: 1 } })
-  chat.stageSync(SPAN.plan, { [ATTR.attempt]: 1 }, plan => {
-    if (plan.recording) plan.set({ [ATTR.topology]: 'e-pd', [ATTR.reason]: '1 item on 1 encoder', [ATTR.node]: NODE })
-  })
+  const plan = chat.begin(SPAN.plan, { [ATTR.attempt]: 1 })
+  if (plan.recording) plan.set({ [ATTR.topology]: 'e-pd', [ATTR.reason]: '1 item on 1 encoder', [ATTR.node]: NODE })
+  plan.end()
   await chat.stage(SPAN.encode, { [ATTR.items]: 1 }, async encode => {
     await encode.stage(SPAN.encodeCall, { [ATTR.node]: NODE, [ATTR.items]: 1 }, async call => call.headers)
     if (encode.recording) encode.set({ [ATTR.encoders]: [NODE], [ATTR.tokens]: 80, [ATTR.cached]: 0, [ATTR.itemTokens]: [80], [ATTR.itemCached]: [false] })

@@ -9,7 +9,7 @@ import type { Gateway } from '../../gateway.ts'
 import { beginAnswer, type Cancellable, type Delivery } from '../../pipeline/index.ts'
 import { byLoad } from '../../planning/index.ts'
 import { usable } from '../../registry/index.ts'
-import { parentContext, propagationHeaders, upstreamContext } from '../../telemetry/propagation.ts'
+import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
 import { onClientGone } from '../client.ts'
 import { deliver } from '../deliver.ts'
 import { sendError } from '../error-answer.ts'
@@ -31,7 +31,7 @@ export async function forwardBodiless (gateway: Gateway, request: FastifyRequest
   gateway.began(inFlight)
   const ticket = gateway.registry.acquire(node.id, 'decode')
   try {
-    const trace = upstreamContext(parentContext(request.headers))
+    const trace = parentContext(request.headers)
     const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id) }
     const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
     const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'DELETE', path }, call), limit))
