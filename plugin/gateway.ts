@@ -3,7 +3,7 @@ import { Agent, type Dispatcher } from 'undici'
 import type { Log } from '../adapters/adapter.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
-import { Admission, serve, Stats, type Cancellable, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
+import { Admission, InFlight, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
@@ -46,15 +46,12 @@ export class Gateway implements Core {
   readonly dispatcher: Dispatcher
   readonly admission: Admission
   readonly stats = new Stats()
+  readonly requests = new InFlight()
   readonly metrics: GatewayMetrics
   readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined
   readonly log: Log
   readonly #ownDispatcher: Agent | undefined
-  readonly #background = new Set<Promise<unknown>>()
-  readonly #requests = new Set<Cancellable>()
-  readonly #idle: Array<() => void> = []
-  #draining = false
   #closed: Promise<void> | undefined
 
   constructor ({ options, log, dispatcher, meter, tracing = new Tracing(), thumbnails }: GatewayInit) {
@@ -68,22 +65,22 @@ export class Gateway implements Core {
       : undefined
     this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
     this.admission = new Admission(options.admission)
+    const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
+    this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)
     this.registry = new Registry({
       dispatcher: this.dispatcher,
       log,
       adapters: options.adapters,
       probeTimeout: timeouts.probe,
       linkTimeout: timeouts.link,
-      onUse: (node, stage, seconds, error) => { this.metrics.stage(node, stage, seconds, error) }
+      metrics: this.metrics
     })
-    const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
-    this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)
     for (const node of options.nodes) this.registry.add(node, { configured: true })
   }
 
   /** No longer takes requests. */
   get draining (): boolean {
-    return this.#draining
+    return this.requests.closing
   }
 
   /** `healthy`: a request would find a node. */
@@ -91,7 +88,7 @@ export class Gateway implements Core {
     const { nodes, models } = this.registry.snapshot()
     const healthy = nodes.filter(node => node.state === 'healthy')
     const ready = models.length > 0 || healthy.some(node => node.role === 'hybrid')
-    return { status: this.#draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
+    return { status: this.draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
   }
 
   /** Is there a node, healthy or not, that answers for this model? */
@@ -106,22 +103,12 @@ export class Gateway implements Core {
 
   /** Serves one request; see the pipeline's `serve`. Answers EPD_ERR_CLOSING while draining. */
   serve (request: GatewayRequest, deliver: Deliver): Promise<Served> {
-    if (this.#draining) return Promise.resolve({ error: epdError('EPD_ERR_CLOSING'), headers: {} })
     return serve(this, request, deliver)
-  }
-
-  began (request: Cancellable): void {
-    this.#requests.add(request)
-  }
-
-  ended (request: Cancellable): void {
-    this.#requests.delete(request)
-    if (this.#requests.size === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   /** Requests in flight. */
   get inFlight (): number {
-    return this.#requests.size
+    return this.requests.size
   }
 
   /** Counts the bytes moved over each link, which only the engines' spans say. */
@@ -133,22 +120,12 @@ export class Gateway implements Core {
     for (const [i, from] of peers.split(',').entries()) if (bytes[i] > 0) this.stats.moved(from, instance, bytes[i])
   }
 
-  background (work: Promise<unknown>): void {
-    const done = work.catch(() => {}).finally(() => { this.#background.delete(done) })
-    this.#background.add(done)
-  }
-
   /** Takes no more requests, and resolves when those in flight have ended, by themselves within `graceMs` or by force. */
   async drain (graceMs: number = this.options.timeouts.grace): Promise<void> {
-    this.#draining = true
-    if (this.#requests.size === 0) return
-    const idle = new Promise<void>(resolve => { this.#idle.push(resolve) })
-    const timer = setTimeout(() => {
-      this.log.warn({ requests: this.#requests.size }, 'grace time is over; ending the requests in flight')
-      for (const request of this.#requests) request.cancel(epdError('EPD_ERR_CLOSING'))
-    }, graceMs)
-    await idle
-    clearTimeout(timer)
+    await this.requests.drain(graceMs, requests => {
+      this.log.warn({ requests }, 'grace time is over; ending the requests in flight')
+      return epdError('EPD_ERR_CLOSING')
+    })
   }
 
   /** Drains, releases what nodes hold for this gateway, closes every connection and timer. Idempotent. */
@@ -159,7 +136,7 @@ export class Gateway implements Core {
 
   async #close (): Promise<void> {
     await this.drain()
-    while (this.#background.size > 0) await Promise.all(this.#background)
+    await this.requests.settled()
     await this.registry.close()
     this.metrics.close()
     await this.thumbnails?.close()

@@ -1,5 +1,10 @@
+/** The client's side of a request: it may leave, and it gets the answer. */
 import type { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
+import { Readable } from 'node:stream'
+import type { FastifyReply } from 'fastify'
+import { isEventStream } from '../../adapters/http.ts'
+import type { Answer } from '../pipeline/index.ts'
 
 /** By connection, so that each gets one listener, however many requests are pipelined on it. */
 const pipelined = new WeakMap<Socket, Set<() => void>>()
@@ -32,4 +37,56 @@ export function onClientGone (response: ServerResponse, listener: () => void): v
   const closed = (): void => { if (!response.writableEnded) listener() }
   if (response.destroyed || (response.socket === null && response.req.socket.destroyed)) closed()
   else onClosed(response, closed)
+}
+
+/** Headers of one hop (RFC 9110, section 7.6.1), and those that are the gateway's own to send. */
+const NOT_PASSED: ReadonlySet<string> = new Set([
+  'connection', 'keep-alive', 'proxy-connection', 'proxy-authenticate', 'proxy-authorization', 'proxy-authentication-info', 'te', 'trailer',
+  'transfer-encoding', 'upgrade', 'date', 'server', 'alt-svc', 'strict-transport-security'
+])
+/** What node:http refuses in a header's value. */
+const INVALID_VALUE = /[^\t\x20-\x7e\x80-\xff]/
+
+/**
+ * Sends a node's answer to the client, by `reply.send`, so that onSend hooks of the application see it. Headers already
+ * set on the reply (CORS, rate limit) stay, `extra` come on top.
+ */
+export function deliver (answer: Answer, reply: FastifyReply, extra: Readonly<Record<string, string>>): void {
+  reply.code(answer.statusCode)
+  passHeaders(answer, reply)
+  for (const name in extra) reply.header(name, extra[name])
+  if (answer.body instanceof Readable) followStream(answer.body, answer, reply)
+  reply.send(answer.body)
+}
+
+function followStream (body: Readable, { headers }: Answer, { raw }: FastifyReply): void {
+  const length = headers['content-length']
+  if (length !== undefined && headers['transfer-encoding'] === undefined && !isEventStream(headers)) {
+    // The length holds only where no onSend hook has put another body in the answer's place.
+    raw.once('pipe', source => { if (source === body) raw.setHeader('content-length', length) })
+  }
+  // A hook may fail, so that the answer is never read, or pipe it on, so that its error reaches nothing.
+  onClosed(raw, () => { body.destroy() })
+  body.once('error', () => { raw.destroy() })
+}
+
+/** A node's CORS headers are left out: the gateway decides who may read answers. */
+function passHeaders ({ headers }: Answer, reply: FastifyReply): void {
+  const dropped = namedByConnection(headers.connection)
+  for (const name in headers) {
+    const value = headers[name]
+    if (value === undefined || NOT_PASSED.has(name) || name === 'content-length' || name.startsWith('access-control-') || dropped?.has(name) === true) continue
+    // The reply's idea of the type is of another body.
+    if (reply.hasHeader(name) && name !== 'content-type') continue
+    if (!INVALID_VALUE.test(String(value))) reply.header(name, value)
+  }
+  if (!isEventStream(headers)) return
+  if (!reply.hasHeader('cache-control')) reply.header('cache-control', 'no-cache')
+  // nginx in front would collect events otherwise.
+  if (!reply.hasHeader('x-accel-buffering')) reply.header('x-accel-buffering', 'no')
+}
+
+function namedByConnection (value: string | string[] | undefined): Set<string> | undefined {
+  if (value === undefined) return undefined
+  return new Set(String(value).toLowerCase().split(',').map(name => name.trim()))
 }

@@ -4,8 +4,8 @@ import { parseBody, parseBodyValue, type Body } from '../body/index.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import type { Bypass } from '../options/index.ts'
-import { onClientGone } from './client.ts'
-import { deliver } from './deliver.ts'
+import { serve } from '../pipeline/index.ts'
+import { deliver, onClientGone } from './client.ts'
 import { sendError } from './error-answer.ts'
 
 export interface HandleOverrides {
@@ -60,7 +60,7 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
     } catch (err) {
       return sendError(request, reply, err)
     }
-    const served = await gateway.serve({
+    const served = await serve(gateway, {
       body,
       path,
       id: callId(request.id),

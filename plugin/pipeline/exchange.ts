@@ -6,7 +6,8 @@ import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
 import type { Pass } from './admission.ts'
-import type { Cancellable, Core, GatewayRequest } from './types.ts'
+import type { Cancellable } from './in-flight.ts'
+import type { Core, GatewayRequest } from './types.ts'
 
 interface HeldLease { readonly adapter: Adapter, readonly lease: LeaseRef }
 
@@ -60,7 +61,7 @@ export class Exchange implements Cancellable {
     })
     this.log = withTraceId(request.log, this.trace.traceId)
     if (this.trace.kept) core.thumbnails?.keep(this.trace.traceId!, request.body)
-    core.began(this)
+    core.requests.add(this)
     request.onClientGone(() => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
   }
 
@@ -171,7 +172,7 @@ export class Exchange implements Cancellable {
   cleanupCall (work: (call: Call) => Promise<void>): void {
     const limit = new TimeLimit(CLEANUP_MS)
     const done = this.trace.run(() => abortable(work(this.call(limit, this.trace, this.callId)), limit))
-    this.core.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a cleanup call to a node failed') }).finally(() => { limit.clear() }))
+    this.core.requests.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a cleanup call to a node failed') }).finally(() => { limit.clear() }))
   }
 
   /** Ends every call in flight with this reason; the request can not go on. */
@@ -205,7 +206,7 @@ export class Exchange implements Cancellable {
     if (this.#calls.size > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
     this.releaseLeases()
     this.leave()
-    this.core.ended(this)
+    this.core.requests.delete(this)
     // The connection's listener refers to this exchange for longer. With a picture in the body each request would cost
     // a full collection: 12 ms of CPU instead of 5.
     this.#request = undefined

@@ -2,7 +2,8 @@ import { AdapterError, type EncoderResult, type Handoff, type RequestBody } from
 import { abortable } from '../../adapters/abort.ts'
 import type { Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import { beginAnswer, type Answer, type Delivery } from './answer.ts'
+import { beginAnswer } from './answer.ts'
+import type { Answer, Delivery } from './answer-stream.ts'
 import type { Exchange } from './exchange.ts'
 
 const NO_FEATURES: readonly EncoderResult[] = []

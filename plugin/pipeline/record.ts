@@ -4,7 +4,7 @@ import { AdapterError } from '../../adapters/adapter.ts'
 import { epdError, isRefusal, toEpdError } from '../errors.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
 import type { Exchange } from './exchange.ts'
-import type { Delivery } from './answer.ts'
+import type { Delivery } from './answer-stream.ts'
 
 /** The answer had begun. */
 export function recordDelivery (exchange: Exchange, delivery: Delivery): void {

@@ -8,7 +8,7 @@ import { Exchange } from './exchange.ts'
 import { generateStage, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
-import type { Delivery } from './answer.ts'
+import type { Delivery } from './answer-stream.ts'
 import type { Core, Deliver, GatewayRequest } from './types.ts'
 
 const NO_FEATURES: readonly EncoderResult[] = []
@@ -27,6 +27,7 @@ export interface Served {
  * anything is in `error`. Starts again at the plan when a node failed under it, before the first byte only.
  */
 export async function serve (core: Core, request: GatewayRequest, deliver: Deliver): Promise<Served> {
+  if (core.requests.closing) return { error: epdError('EPD_ERR_CLOSING'), headers: {} }
   const exchange = new Exchange(core, request)
   const { traceId } = exchange.trace
   try {

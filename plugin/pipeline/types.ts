@@ -7,12 +7,9 @@ import type { RegistryApi } from '../registry/index.ts'
 import type { GatewayMetrics } from '../telemetry/metrics.ts'
 import type { Tracing } from '../telemetry/tracing.ts'
 import type { Admission } from './admission.ts'
-import type { Answer } from './answer.ts'
+import type { Answer } from './answer-stream.ts'
+import type { InFlight } from './in-flight.ts'
 import type { Stats } from './stats.ts'
-
-export interface Cancellable {
-  cancel (reason: unknown): void
-}
 
 /** What a request shares with all others. */
 export interface Core {
@@ -25,11 +22,7 @@ export interface Core {
   readonly thumbnails?: { keep (traceId: string, body: Body): void } | undefined
   readonly metrics: Pick<GatewayMetrics, 'request'>
   readonly tracing: Tracing
-  /** A request is in flight, and can be made to end; then no longer. */
-  began (request: Cancellable): void
-  ended (request: Cancellable): void
-  /** Work that outlives its request, such as releasing leases; `close()` waits for it. */
-  background (work: Promise<unknown>): void
+  readonly requests: InFlight
 }
 
 /** One request for the gateway's core. */

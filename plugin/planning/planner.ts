@@ -1,18 +1,10 @@
 import { usable, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
 import { encodingFor, placeItems, type Encoding } from './encoders.ts'
-import { canTransfer, linkedFirst } from './pairs.ts'
+import { decodesFor, prefillsFor, prefillsToAvoid } from './disaggregation.ts'
 import { byLoad, byPolicy } from './policy.ts'
+import { noWay, unknownModel } from './refusals.ts'
 import type { RequestView } from './request.ts'
-import type { Plan, PlanOptions, Refusal } from './types.ts'
-
-type Nodes = readonly NodeSnapshot[]
-
-/** The nodes of one model that generate. */
-interface Pool {
-  readonly hybrids: Nodes
-  readonly prefills: Nodes
-  readonly decodes: Nodes
-}
+import type { Nodes, Plan, PlanOptions, Pool, Refusal } from './types.ts'
 
 /** A way to serve a request: on a single node, or disaggregated into P and D. */
 interface Way {
@@ -58,14 +50,14 @@ function waysFor (request: RequestView, snapshot: RegistrySnapshot, options: Pla
   const { hybrids, prefills, decodes } = pool
   if (hybrids.length + prefills.length + decodes.length === 0) return unknownModel(snapshot, model)
   const ready = hybrids.filter(node => usable(node, 'decode'))
-  const { nodes, missing } = prefillsFor(pool, promptTokens, snapshot)
   const single = (reason: string): Way => ({ nodes: ready, reason })
+  if (prefills.length + decodes.length === 0) return ready.length > 0 ? [single('')] : noWay(request, pool, options)
+  const { nodes, missing } = prefillsFor(pool, promptTokens, snapshot)
   const standalone = (reason: string): Way => ({ nodes: media.length > 0 ? [] : decodes.filter(node => node.info?.standalone === true && usable(node, 'decode')), reason })
   const disaggregated = (reason: string): Way => ({ nodes, decodes, reason })
 
   let ways: Way[]
-  if (prefills.length + decodes.length === 0) ways = [single('')]
-  else if (disaggregate === 'never') ways = [single('disaggregation is off')]
+  if (disaggregate === 'never') ways = [single('disaggregation is off')]
   else if (singleNode !== undefined) ways = singleNode.source === 'request' ? [single(singleNode.what)] : [single(singleNode.what), standalone(singleNode.what)]
   else if (nodes.length === 0) ways = [single(missing), standalone(missing)]
   else if (disaggregate === 'always') ways = [disaggregated('always'), single('always')]
@@ -109,60 +101,4 @@ function poolOf (snapshot: RegistrySnapshot, model: string): Pool {
   const nodes = snapshot.nodes.filter(node => node.models.includes(model))
   const of = (role: NodeSnapshot['role']): Nodes => nodes.filter(node => node.role === role)
   return { hybrids: of('hybrid'), prefills: of('prefill'), decodes: of('decode') }
-}
-
-/** Prompt tokens are an estimate, and a prefill node may hang on a prompt that is too long for it. */
-const MARGIN = 1.5
-
-/** Prefill nodes that can take the request and have a decode node to hand it to, or what is missing. */
-function prefillsFor ({ prefills, decodes }: Pool, tokens: number, snapshot: RegistrySnapshot): { readonly nodes: Nodes, readonly missing: string } {
-  const without = (missing: string): { nodes: Nodes, missing: string } => ({ nodes: [], missing })
-  if (prefills.length === 0) return without('no prefill node')
-  if (decodes.length === 0) return without('no decode node')
-  const healthy = prefills.filter(node => usable(node, 'prefill'))
-  if (healthy.length === 0) return without('no healthy prefill node')
-  if (!decodes.some(node => usable(node, 'decode'))) return without('no healthy decode node')
-  const paired = healthy.filter(node => decodesFor(node, decodes, snapshot).length > 0)
-  if (paired.length === 0) return without('no decode node fits a prefill node')
-  const fitting = paired.filter(({ info }) => info?.maxPrefillTokens === undefined || tokens * MARGIN <= info.maxPrefillTokens)
-  if (fitting.length === 0) return without('prompt too long for the prefill nodes')
-  const linked = fitting.filter(node => decodes.some(decode => usable(decode, 'decode') && snapshot.link(node.id, decode.id) === 'linked'))
-  return { nodes: linked.length > 0 ? linked : fitting, missing: '' }
-}
-
-/** Decode nodes that can take over from P, linked ones first. */
-function decodesFor (prefill: NodeSnapshot, decodes: Nodes, snapshot: RegistrySnapshot): Nodes {
-  const fitting = decodes.filter(decode => usable(decode, 'decode') && canTransfer(prefill, decode, snapshot))
-  return linkedFirst(fitting, decode => snapshot.link(prefill.id, decode.id))
-}
-
-/** Prefill nodes that have failed this request, and those whose every decode node has. */
-function prefillsToAvoid (prefills: Nodes, decodes: Nodes, snapshot: RegistrySnapshot, avoid: ReadonlySet<string>): ReadonlySet<string> {
-  if (avoid.size === 0) return avoid
-  const stranded = prefills.filter(node => decodesFor(node, decodes, snapshot).every(decode => avoid.has(decode.id)))
-  return new Set([...avoid, ...stranded.map(node => node.id)])
-}
-
-function unknownModel ({ nodes }: RegistrySnapshot, model: string): Refusal {
-  if (nodes.length === 0) return noNode('no node is registered')
-  // Encoders can't answer without a language model, but they show that the operator means to serve this model.
-  if (nodes.some(node => node.models.includes(model))) return noNode('no node of this model generates')
-  if (nodes.some(node => node.models.length === 0)) return noNode('nodes are starting')
-  return { refused: 'EPD_ERR_MODEL_NOT_FOUND', reason: 'no node serves this model' }
-}
-
-/** @param missing why the request can't be disaggregated */
-function noWay ({ singleNode, media }: RequestView, { hybrids, prefills, decodes }: Pool, { routing }: PlanOptions, missing: string): Refusal {
-  const total = hybrids.length + prefills.length + decodes.length
-  if (total === hybrids.length) return noNode(`none of ${total} nodes is healthy`)
-  if (hybrids.length > 0) return noNode(missing === '' ? `none of ${hybrids.length} nodes that do both is healthy` : `none of ${total} nodes can serve it (${missing})`)
-  if (routing.disaggregate === 'never') return noNode('disaggregation is off, and no node does both prefill and decode')
-  if (singleNode?.source === 'request') return { refused: 'EPD_ERR_NO_HYBRID', reason: singleNode.what, param: singleNode.param }
-  if (singleNode !== undefined) return noNode(`${singleNode.what}, and no node does both`)
-  if (missing.startsWith('prompt too long')) return { refused: 'EPD_ERR_NO_HYBRID', reason: 'a prompt this long', param: media.length > 0 ? 'messages' : undefined }
-  return noNode(missing)
-}
-
-function noNode (reason: string): Refusal {
-  return { refused: 'EPD_ERR_NO_NODE', reason }
 }

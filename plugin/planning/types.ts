@@ -4,6 +4,15 @@ import type { Bypass, RoutingOptions } from '../options/index.ts'
 /** `pd`: text only. `hybrid`: the language model encodes media itself. `p-d` and `e-p-d`: prefill and decode on two nodes. */
 export type Topology = 'pd' | 'hybrid' | 'e-pd' | 'p-d' | 'e-p-d'
 
+export type Nodes = readonly NodeSnapshot[]
+
+/** The nodes of one model that generate. */
+export interface Pool {
+  readonly hybrids: Nodes
+  readonly prefills: Nodes
+  readonly decodes: Nodes
+}
+
 export interface PlanOptions {
   readonly bypass: Bypass
   readonly routing: RoutingOptions

@@ -54,8 +54,8 @@ export interface NodeStatus {
 export interface RegistryOptions {
   readonly dispatcher: Dispatcher
   readonly log: Log
-  /** Called when a use of a node is over, with what its ticket got: for metrics. */
-  readonly onUse?: ((node: string, stage: Stage, seconds: number, error: unknown) => void) | undefined
+  /** Gets each use of a node that is over, with what its ticket got. */
+  readonly metrics?: { stage (node: string, stage: Stage, seconds: number, error: unknown): void } | undefined
   /** Adapters beyond the shipped ones, found by their name; one named like a shipped adapter takes its place. */
   readonly adapters?: readonly Adapter[] | undefined
   /** Milliseconds between probes of a healthy node. Default 5000. */

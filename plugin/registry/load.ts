@@ -103,7 +103,7 @@ export class Load implements NodeLoad {
   /** Seconds, oldest first. */
   get latencies (): readonly number[] { return this.#latencies }
 
-  take (node: string, stage: Stage, tokens: number, breaker: Breaker, onFailure: () => void, onUse?: RegistryOptions['onUse']): Ticket {
+  take (node: string, stage: Stage, tokens: number, breaker: Breaker, onFailure: () => void, metrics?: RegistryOptions['metrics']): Ticket {
     const counts = this.#counts
     const release = this.reserve(tokens)
     const trial = breaker.begin()
@@ -129,7 +129,7 @@ export class Load implements NodeLoad {
         judge(error)
         const seconds = (performance.now() - start) / 1000
         if (error === undefined && counts === this.#counts) this.#latencies = [...this.#latencies, seconds].slice(-LATENCIES)
-        onUse?.(node, stage, seconds, error)
+        metrics?.stage(node, stage, seconds, error)
       }
     }
   }

@@ -2,8 +2,7 @@ import { ProxyTracerProvider, trace, type Span, type Tracer, type TracerOptions 
 import type { NodeTracerProvider, ReadableSpan } from '@opentelemetry/sdk-trace-node'
 import { otlpConfigured, tracingDisabled, unsupportedExports } from '../../adapters/wire/otel-env.ts'
 import { SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
-import { EpdSpanProcessor } from '../traces/processor.ts'
-import type { TraceStore } from '../traces/store.ts'
+import { EpdSpanProcessor, type TraceStore } from '../traces/store.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 
 const SCOPE: readonly [name: string, version: string, options: TracerOptions] = [TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL }]

@@ -1,5 +1,4 @@
 import { SpanKind } from '@opentelemetry/api'
-import { ATTR } from '../../adapters/wire/semconv.ts'
 
 export type AttributeValue = string | number | boolean | ReadonlyArray<string | number | boolean | null | undefined>
 export type SpanKindName = 'internal' | 'server' | 'client' | 'producer' | 'consumer'
@@ -33,9 +32,4 @@ export const SPAN_KINDS: Readonly<Record<SpanKind, SpanKindName>> = {
   [SpanKind.CLIENT]: 'client',
   [SpanKind.PRODUCER]: 'producer',
   [SpanKind.CONSUMER]: 'consumer'
-}
-
-/** Is it the gateway's span of a whole request? That one alone has `gen_ai.operation.name`. */
-export function isRequestSpan ({ attributes }: StoredSpan): boolean {
-  return attributes[ATTR.operation] !== undefined
 }

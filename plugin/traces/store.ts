@@ -1,4 +1,7 @@
-import { isRequestSpan, type AttributeValue, type StoredSpan } from './span.ts'
+import { SpanStatusCode } from '@opentelemetry/api'
+import type { ReadableSpan, SpanProcessor } from '@opentelemetry/sdk-trace-node'
+import { ATTR, TRACER_NAME } from '../../adapters/wire/semconv.ts'
+import { SPAN_KINDS, type AttributeValue, type StoredSpan } from './span.ts'
 import { matches, summarise, viewTrace, type TraceFilter, type TraceSummary, type TraceView } from './view.ts'
 
 export interface TraceStoreOptions {
@@ -62,7 +65,8 @@ export class TraceStore {
     trace.spans.set(kept.spanId, kept)
     trace.bytes += bytes
     this.#bytes += bytes
-    if (isRequestSpan(kept)) this.#incomplete.delete(kept.traceId)
+    // Of the gateway's spans only that of a whole request has this attribute.
+    if (kept.attributes[ATTR.operation] !== undefined) this.#incomplete.delete(kept.traceId)
     this.#evict()
     for (const notify of this.#watchers) notify(kept)
     return kept
@@ -172,4 +176,45 @@ function sizeOf (value: AttributeValue | undefined): number {
   let bytes = 0
   if (Array.isArray(value)) for (const one of value) bytes += VALUE_BYTES + (typeof one === 'string' ? 2 * one.length : 0)
   return bytes
+}
+
+/**
+ * Puts ended spans into a trace store. The gateway hands it its own spans, whichever provider made them. Given to an
+ * application's SDK too, it adds the application's spans to the traces that the gateway's requests are in, and leaves
+ * all other traces out.
+ */
+export class EpdSpanProcessor implements SpanProcessor {
+  readonly #store: TraceStore
+
+  constructor (store: TraceStore) {
+    this.#store = store
+  }
+
+  onStart (): void {}
+
+  onEnd (span: ReadableSpan): void {
+    if (span.instrumentationScope.name === TRACER_NAME || this.#store.has(span.spanContext().traceId)) this.#store.add(storedSpan(span))
+  }
+
+  async forceFlush (): Promise<void> {}
+  async shutdown (): Promise<void> {}
+}
+
+function storedSpan (span: ReadableSpan): StoredSpan {
+  const { traceId, spanId } = span.spanContext()
+  const { [ATTR.serviceName]: service, [ATTR.serviceInstance]: instance } = span.resource.attributes
+  return {
+    traceId,
+    spanId,
+    parentSpanId: span.parentSpanContext?.spanId,
+    name: span.name,
+    kind: SPAN_KINDS[span.kind],
+    startTime: span.startTime,
+    endTime: span.endTime,
+    attributes: span.attributes as Record<string, AttributeValue | undefined>,
+    status: span.status.code === SpanStatusCode.ERROR ? 'error' : span.status.code === SpanStatusCode.OK ? 'ok' : 'unset',
+    message: span.status.message,
+    service: typeof service === 'string' ? service : TRACER_NAME,
+    instance: typeof instance === 'string' ? instance : undefined
+  }
 }

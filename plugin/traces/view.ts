@@ -1,5 +1,5 @@
 import { ATTR } from '../../adapters/wire/semconv.ts'
-import { isRequestSpan, type AttributeValue, type SpanKindName, type StoredSpan } from './span.ts'
+import type { AttributeValue, SpanKindName, StoredSpan } from './span.ts'
 
 export type TraceStatus = 'ok' | 'error' | 'aborted'
 
@@ -65,7 +65,7 @@ export function matches (summary: TraceSummary, filter: TraceFilter): boolean {
 
 /** @param spans at least one, in any order */
 export function summarise (traceId: string, spans: readonly StoredSpan[]): TraceSummary {
-  const request = spans.find(isRequestSpan)
+  const request = spans.find(span => span.attributes[ATTR.operation] !== undefined)
   const { name, status, attributes } = request ?? topmost(spans)
   const { startTime, endTime } = request ?? extent(spans)
   return {

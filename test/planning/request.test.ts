@@ -1,5 +1,5 @@
 import t from 'tap'
-import { severalPrompts } from '../../plugin/planning/request.ts'
+import { severalPrompts } from '../../plugin/planning/prompts.ts'
 
 /** By what it means. */
 function parsed (json: string): boolean {

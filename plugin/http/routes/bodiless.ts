@@ -10,8 +10,7 @@ import { beginAnswer, type Cancellable, type Delivery } from '../../pipeline/ind
 import { byLoad } from '../../planning/index.ts'
 import { usable } from '../../registry/index.ts'
 import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
-import { onClientGone } from '../client.ts'
-import { deliver } from '../deliver.ts'
+import { deliver, onClientGone } from '../client.ts'
 import { sendError } from '../error-answer.ts'
 import { callId } from '../handle.ts'
 
@@ -28,7 +27,7 @@ export async function forwardBodiless (gateway: Gateway, request: FastifyRequest
   const limit = new TimeLimit(timeouts.answer)
   onClientGone(reply.raw, () => { limit.abort(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
   const inFlight: Cancellable = { cancel: reason => { limit.abort(reason) } }
-  gateway.began(inFlight)
+  gateway.requests.add(inFlight)
   const ticket = gateway.registry.acquire(node.id, 'decode')
   try {
     const trace = parentContext(request.headers)
@@ -44,7 +43,7 @@ export async function forwardBodiless (gateway: Gateway, request: FastifyRequest
     return sendError(request, reply, limit.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err)
   } finally {
     limit.clear()
-    gateway.ended(inFlight)
+    gateway.requests.delete(inFlight)
   }
 }
 

@@ -1,0 +1,155 @@
+import { Readable } from 'node:stream'
+import { isEventStream } from '../../adapters/http.ts'
+import type { UpstreamResponse } from '../../adapters/adapter.ts'
+import type { TimeLimit } from '../../adapters/abort.ts'
+import { clientError, epdError } from '../errors.ts'
+import { EventGate } from './event-gate.ts'
+import { UsageReader, type Closing } from './usage.ts'
+
+/** Bytes that wait for a slow client before the node is paused. */
+const READ_AHEAD = 64 * 1024
+
+/** How an answer ended whose first bytes were on the way to the client. */
+export interface Delivery {
+  readonly outcome: 'complete' | 'upstream_failed' | 'client_gone'
+  /** Why the node broke off. */
+  readonly error?: Error | undefined
+  readonly statusCode: number
+  /** On the clock of `performance.now()`, in milliseconds. */
+  readonly firstByteAt?: number | undefined
+  /** Searches the end of the answer for usage and finish reason: 10 us, which not every request needs. */
+  closing (): Closing
+}
+
+/** A node's answer whose first good bytes are there. */
+export interface Answer {
+  readonly statusCode: number
+  readonly headers: UpstreamResponse['headers']
+  /** A Buffer where the whole answer has come at once, as most short ones do. */
+  readonly body: Readable | Buffer
+  /** Resolves when the client's side has taken the last byte, when the node has broken off, or when the body is destroyed. Never rejects. */
+  readonly delivered: Promise<Delivery>
+}
+
+/**
+ * An answer on its way to the client, byte for byte and with back-pressure.
+ *
+ * Of an event stream only whole events pass. When the node breaks off after the first byte, an event stream ends with an
+ * `error` event; any other body ends with an error of this stream. A node that sends nothing for `idle` milliseconds
+ * counts as broken off; a client that reads slowly is not silence. A consumer that does not want the rest destroys it.
+ */
+export class AnswerStream extends Readable implements Answer {
+  readonly statusCode: number
+  readonly headers: UpstreamResponse['headers']
+  readonly begun: Promise<void>
+  readonly delivered: Promise<Delivery>
+  readonly #body: Readable
+  readonly #limit: TimeLimit
+  readonly #idle: number
+  readonly #gate: EventGate | undefined
+  readonly #usage = new UsageReader()
+  readonly #onAbort = (): void => { this.#abort(this.#limit.reason as Error) }
+  #begin!: () => void
+  #neverBegin!: (error: Error) => void
+  #deliver!: (delivery: Delivery) => void
+  #firstByteAt: number | undefined
+  /** The node has nothing more to say. */
+  #ended = false
+  /** It has said all. */
+  #whole = false
+  #settled = false
+
+  constructor ({ statusCode, headers, body }: UpstreamResponse, limit: TimeLimit, idle: number) {
+    super({ highWaterMark: READ_AHEAD })
+    this.statusCode = statusCode
+    this.headers = headers
+    this.#body = body
+    this.#limit = limit
+    this.#idle = idle
+    this.#gate = isEventStream(headers) ? new EventGate() : undefined
+    this.begun = new Promise((resolve, reject) => { this.#begin = resolve; this.#neverBegin = reject })
+    this.delivered = new Promise(resolve => { this.#deliver = resolve })
+    // Consumers learn of an error by `delivered`; one that does not listen must not end the process.
+    this.on('error', ignore)
+    body.on('error', (error: Error) => { this.#fail(error) })
+    body.on('close', () => { if (!this.#ended) this.#fail(new Error('the node closed its answer')) })
+    body.on('end', () => { this.#end() })
+    body.on('data', (chunk: Buffer) => { this.#take(chunk) })
+    if (limit.aborted) this.#onAbort()
+    else limit.addEventListener('abort', this.#onAbort)
+  }
+
+  get body (): this {
+    return this
+  }
+
+  override _read (): void {
+    if (!this.#body.isPaused()) return
+    this.#limit.restart(this.#idle)
+    this.#body.resume()
+  }
+
+  #take (chunk: Buffer): void {
+    this.#usage.add(chunk)
+    const bytes = this.#gate === undefined ? chunk : this.#gate.pass(chunk)
+    const more = bytes === undefined || this.push(bytes)
+    if (bytes !== undefined && this.#firstByteAt === undefined) {
+      this.#firstByteAt = performance.now()
+      this.#begin()
+    }
+    if (!more) {
+      this.#limit.clear()
+      this.#body.pause()
+    } else if (this.#firstByteAt !== undefined) this.#limit.restart(this.#idle)
+  }
+
+  #end (): void {
+    if (this.#ended) return
+    this.#ended = this.#whole = true
+    this.#limit.clear()
+    const rest = this.#gate?.rest()
+    if (rest !== undefined) this.push(rest)
+    this.push(null)
+    this.#begin()
+  }
+
+  #fail (error: Error): void {
+    if (this.#ended) return
+    this.#ended = true
+    // What a slow client has yet to read changes nothing.
+    this.#settle('upstream_failed', error)
+    if (this.#firstByteAt === undefined) {
+      this.#neverBegin(error)
+      this.destroy()
+    } else if (this.#gate === undefined) this.destroy(error)
+    else {
+      this.#limit.clear()
+      this.#body.destroy()
+      this.push(this.#gate.errorEvent(clientError(epdError('EPD_ERR_UPSTREAM_BROKEN', [], { cause: error }))))
+      this.push(null)
+    }
+  }
+
+  #abort (reason: Error): void {
+    // Also when the node is done, and only the client is slow.
+    if (this.#ended) this.destroy(reason)
+    else this.#fail(reason)
+  }
+
+  override _destroy (error: Error | null, callback: (error: Error | null) => void): void {
+    this.#ended = true
+    this.#limit.clear()
+    this.#limit.removeEventListener('abort', this.#onAbort)
+    this.#body.destroy()
+    this.#settle(this.#whole && this.readableLength === 0 ? 'complete' : 'client_gone')
+    callback(error)
+  }
+
+  #settle (outcome: Delivery['outcome'], error?: Error): void {
+    if (this.#settled) return
+    this.#settled = true
+    this.#deliver({ outcome, error, statusCode: this.statusCode, firstByteAt: this.#firstByteAt, closing: () => this.#usage.read() })
+  }
+}
+
+function ignore (): void {}

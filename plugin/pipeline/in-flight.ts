@@ -1,0 +1,57 @@
+export interface Cancellable {
+  cancel (reason: unknown): void
+}
+
+/** The requests in flight, and the work that outlives them: what a gateway that closes waits for. */
+export class InFlight {
+  readonly #requests = new Set<Cancellable>()
+  readonly #background = new Set<Promise<unknown>>()
+  readonly #idle: Array<() => void> = []
+  #closing = false
+
+  /** No further request is taken. */
+  get closing (): boolean {
+    return this.#closing
+  }
+
+  get size (): number {
+    return this.#requests.size
+  }
+
+  add (request: Cancellable): void {
+    this.#requests.add(request)
+  }
+
+  delete (request: Cancellable): void {
+    this.#requests.delete(request)
+    if (this.#requests.size === 0) for (const resolve of this.#idle.splice(0)) resolve()
+  }
+
+  /** Work that outlives its request, such as releasing leases; `settled` waits for it. */
+  background (work: Promise<unknown>): void {
+    const done = work.catch(() => {}).finally(() => { this.#background.delete(done) })
+    this.#background.add(done)
+  }
+
+  /**
+   * Takes no more requests, and resolves when those in flight have ended: by themselves within `graceMs`, or by force.
+   *
+   * @param force gives the reason with which the rest is cancelled
+   */
+  async drain (graceMs: number, force: (requests: number) => unknown): Promise<void> {
+    this.#closing = true
+    if (this.#requests.size === 0) return
+    const idle = new Promise<void>(resolve => { this.#idle.push(resolve) })
+    const timer = setTimeout(() => {
+      const reason = force(this.#requests.size)
+      for (const request of this.#requests) request.cancel(reason)
+    }, graceMs)
+    await idle
+    clearTimeout(timer)
+  }
+
+  /** Resolves when no work is left in the background. */
+  async settled (): Promise<void> {
+    while (this.#background.size > 0) await Promise.all(this.#background)
+  }
+}
