@@ -1,6 +1,6 @@
 import type { Context, Span } from '@opentelemetry/api'
 import type { FeatureCache, FeatureEntry } from '../cache/index.ts'
-import type { EngineCounters } from '../service/engine-service.ts'
+import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
 import { FEATURE_BLOCK_TOKENS, type LoadedModel, type PreparedItem } from '../models/index.ts'
 import { ProgramHost, type Device } from '../runtime/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
@@ -22,6 +22,7 @@ export interface EncodeStageOptions {
   readonly maxItems: number
   /** How many items are about to come. */
   readonly expected: () => number
+  readonly log?: EngineLog | undefined
 }
 
 export interface VisionStats {
@@ -70,7 +71,7 @@ export class EncodeStage {
 
   /** @throws when the graph, onnxruntime-node or the device can't be used. */
   static async open (options: EncodeStageOptions): Promise<EncodeStage> {
-    const { model, device, threads, cache } = options
+    const { model, device, threads, cache, log } = options
     if (model.files.vision === undefined) throw new Error('the model was loaded without its vision encoder')
     const host = await ProgramHost.open<VisionMethods>({
       program: new URL('./vision-program.js', import.meta.url),
@@ -78,9 +79,14 @@ export class EncodeStage {
       threads,
       data: { path: model.files.vision, hiddenSize: model.hiddenSize, blockTokens: FEATURE_BLOCK_TOKENS },
       pools: { feature: cache.pool.sab },
-      name: 'vision'
+      name: 'vision',
+      log
     })
     return new EncodeStage(host, options)
+  }
+
+  get problem (): string | undefined {
+    return this.#host.problem
   }
 
   get stats (): VisionStats {

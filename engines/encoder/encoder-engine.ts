@@ -11,6 +11,7 @@ import type { EncodedItem, VisionRunner } from './vision-runner.ts'
 
 /** A P2PNode, seen from here. */
 export interface ClosableLinks extends P2PLinks {
+  readonly problem?: string | undefined
   close (): Promise<void>
 }
 
@@ -56,6 +57,10 @@ export class EncoderEngine implements EngineService {
 
   get epoch (): number {
     return this.#parts.leases.epoch
+  }
+
+  get problem (): string | undefined {
+    return this.#vision?.problem ?? this.p2p.problem
   }
 
   info (): EngineInfo {

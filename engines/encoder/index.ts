@@ -50,7 +50,7 @@ export async function createEncoderEngine (options: EngineOptions): Promise<Enco
     log: options.log
   })
   const vision = VisionRunner.open({
-    model, device, threads: threadsPerEngine(options.threads, options.sharing), cache, media: options.media, counters, maxBatchSize: options.maxBatchSize, maxQueue: options.maxQueue
+    model, device, threads: threadsPerEngine(options.threads, options.sharing), cache, media: options.media, counters, maxBatchSize: options.maxBatchSize, maxQueue: options.maxQueue, log: options.log
   })
   return new EncoderEngine({ engineId: options.engineId, version: VERSION, model, cache, leases, p2p, counters, vision, leaseMs: options.leaseMs, log: options.log })
 }

@@ -1,5 +1,6 @@
 import type { Context } from '@opentelemetry/api'
 import type { LoadedModel, PixelSettings, PreparedItem } from '../models/index.ts'
+import type { EngineLog } from '../service/engine-service.ts'
 import { ProgramHost } from '../runtime/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { PreprocessMethods } from './preprocess-program.ts'
@@ -25,9 +26,13 @@ export class PrepareStage {
     this.#model = model
   }
 
-  static async open (model: LoadedModel): Promise<PrepareStage> {
+  static async open (model: LoadedModel, log?: EngineLog): Promise<PrepareStage> {
     const program = new URL('./preprocess-program.js', import.meta.url)
-    return new PrepareStage(await ProgramHost.open({ program, device: 'cpu', threads: 1, data: model.source, name: 'preprocess', concurrency: DECODE_CONCURRENCY }), model)
+    return new PrepareStage(await ProgramHost.open({ program, device: 'cpu', threads: 1, data: model.source, name: 'preprocess', concurrency: DECODE_CONCURRENCY, log }), model)
+  }
+
+  get problem (): string | undefined {
+    return this.#host.problem
   }
 
   /** Items being prepared, or next in line for it. */

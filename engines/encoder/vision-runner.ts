@@ -1,6 +1,6 @@
 import type { Context } from '@opentelemetry/api'
 import { CacheError, type FeatureCache, type FeatureEntry } from '../cache/index.ts'
-import type { EngineCounters } from '../service/engine-service.ts'
+import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
 import type { MediaPolicy } from '../service/engine-options.ts'
 import { EngineError } from '../service/errors.ts'
 import { Semaphore } from '../service/waiting.ts'
@@ -27,6 +27,7 @@ export interface VisionOptions {
   readonly cache: FeatureCache
   readonly media: MediaPolicy
   readonly counters: EngineCounters
+  readonly log?: EngineLog | undefined
   /** Items in one run. @default 8 */
   readonly maxBatchSize?: number | undefined
   /** Items waiting or under way before `busy`. @default 256 */
@@ -90,15 +91,20 @@ export class VisionRunner {
 
   /** Starts the session worker and the preprocessing worker. @throws when the graph or a package can't be loaded. */
   static async open (options: VisionOptions): Promise<VisionRunner> {
-    const { model, device, threads, cache, counters, maxBatchSize: maxItems = DEFAULT_MAX_BATCH_ITEMS } = options
-    const prepare = await PrepareStage.open(model)
+    const { model, device, threads, cache, counters, maxBatchSize: maxItems = DEFAULT_MAX_BATCH_ITEMS, log } = options
+    const prepare = await PrepareStage.open(model, log)
     try {
-      const encode = await EncodeStage.open({ model, device, threads, cache, counters, maxItems, expected: () => prepare.active })
+      const encode = await EncodeStage.open({ model, device, threads, cache, counters, maxItems, expected: () => prepare.active, log })
       return new VisionRunner(options, prepare, encode, maxItems)
     } catch (err) {
       await prepare.close()
       throw err
     }
+  }
+
+  /** Why it does not work just now. */
+  get problem (): string | undefined {
+    return this.#prepare.problem ?? this.#encode.problem
   }
 
   get stats (): VisionStats {

@@ -10,6 +10,8 @@ import { Sequence, type Outcome, type SequenceInit } from './sequence/sequence.t
 import { SequenceSpans } from './sequence/spans.ts'
 import { end, finish, initialState, interrupt, lock, unlock } from './sequence/states.ts'
 
+type Interruption = Extract<Outcome, { kind: 'stopped' | 'aborted' }>
+
 export interface LlmEngineOptions {
   readonly scheduler: BatchScheduler
   readonly runner: Pick<Runner, 'prefill' | 'decode' | 'reset'>
@@ -53,7 +55,31 @@ export class LlmEngine {
   }
 
   async #run (): Promise<void> {
-    while (!this.#closed) await this.#step()
+    while (!this.#closed) {
+      try {
+        await this.#step()
+      } catch (err) {
+        this.#recover(err)
+      }
+    }
+  }
+
+  /**
+   * A step failed in bookkeeping, which only a bug explains: what was in it ends, and the loop goes on with what the check
+   * finds in order. When it finds more than that the error goes up and ends the process: a wrong table must not serve.
+   */
+  #recover (err: unknown): void {
+    const { scheduler, runner, log } = this.#options
+    if (this.#live.size === 0) throw err
+    log.error({ err }, 'a step of the engine failed; the sequences in it end')
+    runner.reset()
+    for (const sequence of [...this.#live]) {
+      fail(sequence, 'The engine failed to compute the request.', err)
+      if (sequence.state === 'LOCKED') unlock(sequence)
+      else this.interrupt(sequence, sequence.interruption as Interruption)
+      if (sequence.state === 'ABORTED' || sequence.state === 'STOPPED') this.#retire(sequence)
+    }
+    scheduler.checkIntegrity()
   }
 
   /**
@@ -114,7 +140,12 @@ export class LlmEngine {
         }
         scheduler.decoded(sequence, (result as SampledToken).token)
       }
-      this.#accept(sequence, result as SampledToken)
+      try {
+        this.#accept(sequence, result as SampledToken)
+      } catch (err) {
+        this.#options.log.error({ err }, 'a token could not be taken')
+        this.interrupt(sequence, { kind: 'aborted', error: new EngineError('internal', 'The engine failed to compute the request.', { cause: err }) })
+      }
     }
   }
 
@@ -179,7 +210,7 @@ export class LlmEngine {
   }
 
   /** Cancels a sequence or makes it fail: at once, or after the forward pass or transfer that is using its blocks. */
-  interrupt (sequence: Sequence, interruption: Extract<Outcome, { kind: 'stopped' | 'aborted' }>): void {
+  interrupt (sequence: Sequence, interruption: Interruption): void {
     const done = interrupt(sequence, interruption)
     this.#migration.cancel(sequence)
     if (done) this.#retire(sequence)

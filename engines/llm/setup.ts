@@ -72,9 +72,9 @@ export async function openRuntime ({ options, model, shape, kv, features, counte
   const threads = threadsPerEngine(options.threads, options.sharing)
   const { tokenizer, config } = await loadTokenizer(model.dir)
   const template = await ChatTemplate.load(model.dir, config, tokenizer.specialText)
-  const runner = await Runner.open({ shape, device, threads, pools: { kv: kv.sab, feature: features.pool.sab }, featuresOf })
+  const runner = await Runner.open({ shape, device, threads, pools: { kv: kv.sab, feature: features.pool.sab }, featuresOf, log: options.log })
   const vision = options.vision
-    ? await VisionRunner.open({ model, device, threads, cache: features, media: options.media, counters, maxQueue: options.maxQueue }).catch(async err => {
+    ? await VisionRunner.open({ model, device, threads, cache: features, media: options.media, counters, maxQueue: options.maxQueue, log: options.log }).catch(async err => {
       await runner.close()
       throw err
     })

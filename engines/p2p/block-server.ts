@@ -4,9 +4,10 @@ import type { PoolName } from '../cache/index.ts'
 import type { BlockMemory } from './block-copy.ts'
 import type { P2PErrorCode, ServedPull } from './types.ts'
 import type { FromWorker, Verdict, WorkerData } from './messages.ts'
+import { Refusals } from './refusals.ts'
 import { Replies, Serving } from './serving.ts'
 import { commonOptions, Writer } from './sockets.ts'
-import { decodeRequest, encodeHeader, MAX_REQUEST_BYTES, WIRE_VERSION, type EndLease, type Hello, type Pull, type Reply, type Request } from './wire.ts'
+import { decodeRequest, encodeHeader, maxRequestBytes, WIRE_VERSION, type EndLease, type Hello, type Pull, type Reply, type Request } from './wire.ts'
 import { ZAP_DOMAIN } from './zap.ts'
 
 /** Chunks on their way to one peer over all its pulls: what a peer that takes nothing can make us hold. */
@@ -14,6 +15,8 @@ const MAX_PEER_CHUNKS = 24
 /** Messages zeromq keeps for one peer; room for the chunks and for small replies. */
 const SEND_HIGH_WATER_MARK = 64
 const MAX_PULLS_PER_PEER = 256
+/** Over all peers: one that calls itself many is still one. */
+const MAX_PULLS = 4096
 const RETRY_FULL_MS = 5
 
 type Ask<M = Extract<FromWorker, { op: 'ask-pull' | 'ask-end' }>> = M extends unknown ? Omit<M, 'ask'> : never
@@ -24,6 +27,8 @@ export interface ServerHooks {
   /** Reports that a pull it agreed to is over. */
   over: (ask: number, served: ServedPull | undefined) => void
   nextAsk: () => number
+  /** The socket is of no use any more, for a reason that only a bug or the system explains: the thread is to end. */
+  fatal: (err: unknown) => void
   log: (level: 'debug' | 'warn', data: object, message: string) => void
 }
 
@@ -38,6 +43,7 @@ export class BlockServer {
   readonly #data: WorkerData
   readonly #memory: Partial<Record<PoolName, BlockMemory>>
   readonly #hooks: ServerHooks
+  readonly #refusals: Refusals
   /** By peer and transfer id; in the order in which they are served next. */
   readonly #servings = new Map<string, Serving>()
   readonly #watch: NodeJS.Timeout
@@ -49,6 +55,7 @@ export class BlockServer {
     this.#data = data
     this.#memory = memory
     this.#hooks = hooks
+    this.#refusals = new Refusals(data.refusals)
     this.#socket = new Router({
       context,
       ...commonOptions(data),
@@ -57,7 +64,7 @@ export class BlockServer {
       sendTimeout: 0,
       sendHighWaterMark: SEND_HIGH_WATER_MARK,
       receiveHighWaterMark: 256,
-      maxMessageSize: MAX_REQUEST_BYTES,
+      maxMessageSize: maxRequestBytes(Math.max(...Object.values(memory).map(({ numBlocks }) => numBlocks))),
       ...(data.curve === null ? {} : { curveServer: true, curveSecretKey: data.curve.secretKey, zapDomain: ZAP_DOMAIN })
     })
     this.#writer = new Writer(this.#socket)
@@ -71,9 +78,7 @@ export class BlockServer {
     const tcp = this.#socket.lastEndpoint as string
     if (this.#data.ipc !== null) await this.#socket.bind(this.#data.ipc)
     this.#socket.events.on('disconnect', () => this.#checkPeers())
-    this.#receive().catch((err: unknown) => {
-      if (!this.#socket.closed) this.#hooks.log('warn', { err: String(err) }, 'transfer socket failed')
-    })
+    this.#receive().catch((err: unknown) => { this.#hooks.fatal(err) })
     return tcp
   }
 
@@ -86,10 +91,16 @@ export class BlockServer {
 
   async #receive (): Promise<void> {
     for await (const [peer, header] of this.#socket) {
-      const request = header === undefined ? undefined : decodeRequest(header)
-      if (peer === undefined || request === undefined) continue
-      this.#handle(peer, request)
+      // One at a time: whatever a peer sends, the next message finds a server.
+      try {
+        const request = header === undefined ? undefined : decodeRequest(header)
+        if (peer === undefined || request === undefined) this.#refusals.add('malformed')
+        else this.#handle(peer, request)
+      } catch (err) {
+        this.#onBug(err)
+      }
     }
+    if (!this.#socket.closed) throw new Error('the transfer socket gives no more messages')
   }
 
   #handle (peer: Buffer, request: Request): void {
@@ -128,25 +139,31 @@ export class BlockServer {
   /** Checks who is meant before the lease table is asked; true when the request was refused. */
   #misnamed (peer: Buffer, request: Pull | EndLease): boolean {
     const { engineId, epoch } = this.#data
+    if (request.engine === engineId && request.epoch === epoch && request.link === epoch) return false
+    this.#refusals.add('stale')
     if (request.engine !== engineId || request.epoch !== epoch) this.#refuse(peer, request, 'STALE', 'the lease is of another process of this engine')
-    else if (request.link !== epoch) this.#refuse(peer, request, 'NOT_LINKED', 'the engine restarted since the link was made')
-    else return false
+    else this.#refuse(peer, request, 'NOT_LINKED', 'the engine restarted since the link was made')
     return true
   }
 
   async #serve (peer: Buffer, request: Pull): Promise<void> {
     const key = servingKey(peer, request.id)
-    if (this.#servings.has(key) || this.#misnamed(peer, request)) return
+    if (this.#servings.has(key)) return this.#refusals.add('replay')
+    if (this.#misnamed(peer, request)) return
     const memory = this.#memory[request.pool]
     const dtype = this.#data.pools[request.pool]?.dtype
-    if (memory === undefined || dtype === undefined || request.bytes < 1 || request.bytes > request.blocks.length * memory.blockBytes) {
+    if (memory === undefined || dtype === undefined || request.blocks.length > memory.numBlocks || request.bytes < 1 || request.bytes > request.blocks.length * memory.blockBytes) {
+      this.#refusals.add('blocks')
       return this.#refuse(peer, request, 'REFUSED', `no such bytes in a ${request.pool} pool`)
     }
-    if (this.#ofPeer(peer.toString('hex')).length >= MAX_PULLS_PER_PEER) return this.#refuse(peer, request, 'REFUSED', 'too many pulls at once')
-    const { engine, epoch, lease, pool, blocks } = request
+    if (this.#servings.size >= MAX_PULLS || this.#ofPeer(peer.toString('hex')).length >= MAX_PULLS_PER_PEER) {
+      this.#refusals.add('flood')
+      return this.#refuse(peer, request, 'REFUSED', 'too many pulls at once')
+    }
+    const { from, id, engine, epoch, lease, pool, blocks } = request
     const serving = new Serving(peer, request, this.#hooks.nextAsk(), memory, dtype)
     this.#servings.set(key, serving)
-    const verdict = await this.#hooks.ask({ op: 'ask-pull', engine, epoch, lease, pool, blocks }, serving.ask)
+    const verdict = await this.#hooks.ask({ op: 'ask-pull', from, id, engine, epoch, lease, pool, blocks }, serving.ask)
     if (!verdict.ok) {
       this.#servings.delete(key)
       return this.#refuse(peer, request, verdict.code, verdict.message)
@@ -159,8 +176,8 @@ export class BlockServer {
 
   async #end (peer: Buffer, request: EndLease): Promise<void> {
     if (this.#misnamed(peer, request)) return
-    const { engine, epoch, lease, type: how } = request
-    const verdict = await this.#hooks.ask({ op: 'ask-end', engine, epoch, lease, how }, this.#hooks.nextAsk())
+    const { from, engine, epoch, lease, type: how } = request
+    const verdict = await this.#hooks.ask({ op: 'ask-end', from, engine, epoch, lease, how }, this.#hooks.nextAsk())
     if (!verdict.ok) return this.#refuse(peer, request, verdict.code, verdict.message)
     this.#replies.send(peer, { v: WIRE_VERSION, type: 'ended', id: request.id, ended: verdict.ended === true, traceparent: request.traceparent })
   }

@@ -5,6 +5,7 @@ import { deferred, Semaphore, type Deferred } from '../service/waiting.ts'
 import { P2PError, type P2PErrorCode, type LeaseName } from './types.ts'
 import { Incoming } from './incoming.ts'
 import type { LinkTarget, PullCall, WorkerData } from './messages.ts'
+import { Refusals } from './refusals.ts'
 import { collectReceived } from './minor-gc.ts'
 import { commonOptions, Writer } from './sockets.ts'
 import { decodeReply, encodeHeader, MAX_CHUNK_BYTES, WIRE_VERSION, type Chunk, type Reply, type Request } from './wire.ts'
@@ -45,14 +46,19 @@ export class Link {
   readonly #waiting = new Map<string, Waiting>()
   /** A burst of pulls waits here instead of at the producer, which would refuse the last ones. */
   readonly #pulls = new Semaphore(MAX_PULLS)
+  readonly #fatal: (err: unknown) => void
+  readonly #refusals: Refusals
   #up = deferred<void>()
   #isUp = false
   #everUp = false
   #attempts = 0
   #broken = 0
 
-  constructor (context: Context, data: WorkerData, memory: Partial<Record<PoolName, BlockMemory>>, target: LinkTarget) {
+  /** @param fatal called when the socket is of no use any more, for a reason that only a bug or the system explains */
+  constructor (context: Context, data: WorkerData, memory: Partial<Record<PoolName, BlockMemory>>, target: LinkTarget, fatal: (err: unknown) => void) {
     this.target = target
+    this.#fatal = fatal
+    this.#refusals = new Refusals(data.refusals)
     this.#data = data
     this.#memory = memory
     const { curve } = data
@@ -76,7 +82,7 @@ export class Link {
   /** Connects and exchanges a first message, so that the first pull finds a warm link. */
   open (traceparent: string | undefined): Started {
     this.#socket.connect(this.target.address)
-    this.#receive().catch((err: unknown) => this.fail('GONE', `receiving failed: ${String(err)}`))
+    this.#receive().catch((err: unknown) => { this.#fatal(err) })
     const { engineId: engine, epoch } = this.target
     return this.#start({ type: 'hello', from: this.#data.engineId, engine, epoch }, traceparent)
   }
@@ -153,9 +159,16 @@ export class Link {
 
   async #receive (): Promise<void> {
     for await (const [frame, payload] of this.#socket) {
-      const reply = frame === undefined ? undefined : decodeReply(frame)
-      if (reply !== undefined) this.#handle(reply, payload)
+      // One at a time: whatever the peer sends, the next message finds a reader.
+      try {
+        const reply = frame === undefined ? undefined : decodeReply(frame)
+        if (reply === undefined) this.#refusals.add('malformed')
+        else this.#handle(reply, payload)
+      } catch (err) {
+        this.fail('GONE', `a message could not be handled: ${String(err)}`)
+      }
     }
+    if (!this.#socket.closed) throw new Error(`the link to ${this.target.engineId} gives no more messages`)
   }
 
   #handle (reply: Reply, payload: Buffer | undefined): void {

@@ -22,6 +22,8 @@ export interface WorkerData {
   window: number
   stallTimeoutMs: number
   heartbeatMs: number
+  /** Of `Refusals`. */
+  refusals: SharedArrayBuffer
 }
 
 export interface LinkTarget {
@@ -58,7 +60,7 @@ export type FromWorker =
   | { op: 'failed-to-start', message: string }
   | { op: 'done', call: number, value: unknown }
   | { op: 'failed', call: number, code: P2PErrorCode, message: string }
-  | { op: 'ask-pull', ask: number, engine: string, epoch: number, lease: string, pool: PoolName, blocks: number[] }
-  | { op: 'ask-end', ask: number, engine: string, epoch: number, lease: string, how: 'ack' | 'release' }
+  | { op: 'ask-pull', ask: number, from: string, id: string, engine: string, epoch: number, lease: string, pool: PoolName, blocks: number[] }
+  | { op: 'ask-end', ask: number, from: string, engine: string, epoch: number, lease: string, how: 'ack' | 'release' }
   | { op: 'pull-over', ask: number, served: ServedPull | undefined }
   | { op: 'log', level: 'debug' | 'warn', data: object, message: string }

@@ -27,7 +27,7 @@ export function allowedPeersOf ({ curve, allowedPeers }: P2PNodeOptions): string
   return [...(allowedPeers ?? [curve.publicKey])]
 }
 
-export async function workerDataOf (options: P2PNodeOptions, ipc: IpcDir | undefined): Promise<WorkerData> {
+export async function workerDataOf (options: P2PNodeOptions, ipc: IpcDir | undefined, refusals: SharedArrayBuffer): Promise<WorkerData> {
   const { chunkBytes = DEFAULT_CHUNK_BYTES, window = DEFAULT_WINDOW, curve, host = '127.0.0.1', port = 0 } = options
   if (!(chunkBytes >= MIN_CHUNK_BYTES && chunkBytes <= MAX_CHUNK_BYTES)) throw new RangeError(`chunkBytes must be ${MIN_CHUNK_BYTES} to ${MAX_CHUNK_BYTES}`)
   if (!(window >= 1 && window <= MAX_WINDOW)) throw new RangeError(`window must be 1 to ${MAX_WINDOW}`)
@@ -49,7 +49,8 @@ export async function workerDataOf (options: P2PNodeOptions, ipc: IpcDir | undef
     chunkBytes,
     window,
     stallTimeoutMs: options.stallTimeoutMs ?? DEFAULT_STALL_TIMEOUT_MS,
-    heartbeatMs: options.heartbeatMs ?? DEFAULT_HEARTBEAT_MS
+    heartbeatMs: options.heartbeatMs ?? DEFAULT_HEARTBEAT_MS,
+    refusals
   }
 }
 

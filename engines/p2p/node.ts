@@ -1,6 +1,5 @@
-import { once } from 'node:events'
-import type { Worker } from 'node:worker_threads'
 import { bareWorker } from '../runtime/bare-worker.ts'
+import { Thread } from '../runtime/thread.ts'
 import { abortable } from '../service/waiting.ts'
 import { checkCompatible, chooseAddress } from './endpoint.ts'
 import { P2PError, type CallOptions, type LeaseName, type P2PEndpointInfo, type P2PNodeOptions, type P2PPeer, type PullOptions, type PullResult } from './types.ts'
@@ -8,6 +7,7 @@ import { makeIpcDir, sweepIpcDirs, type IpcDir } from './ipc-dir.ts'
 import { allowedPeersOf, endpointOf, workerDataOf } from './node-setup.ts'
 import { WorkerPulls } from './worker-pulls.ts'
 import type { FromWorker, ToWorker } from './messages.ts'
+import { Refusals, type Refusal } from './refusals.ts'
 import { WorkerCalls } from './worker-calls.ts'
 import { WriteGate } from './incoming.ts'
 
@@ -21,45 +21,69 @@ const CLOSE_TIMEOUT_MS = 3000
  * reject with P2PError; see its codes.
  */
 export class P2PNode {
-  readonly endpoint: P2PEndpointInfo
+  endpoint!: P2PEndpointInfo
   readonly #options: P2PNodeOptions
-  readonly #worker: Worker
+  #thread!: Thread<FromWorker>
+  readonly #refusals = new Refusals()
   readonly #calls: WorkerCalls
   readonly #pulls: WorkerPulls
   readonly #ipc: IpcDir | undefined
   readonly #allowedPeers: ReadonlySet<string>
   readonly #peers = new Map<string, P2PPeer>()
   readonly #flights = new Map<string, { epoch: number, peer: Promise<P2PPeer> }>()
-  readonly #exited: Promise<void>
+  /** Linked when the transfer worker ended. */
+  readonly #lost = new Set<P2PEndpointInfo>()
   #closing: Promise<void> | undefined
 
   /** Binds the sockets. Rejects if the address can't be bound. */
   static async open (options: P2PNodeOptions): Promise<P2PNode> {
     const ipc = options.ipc === false ? undefined : makeIpcDir()
+    const node = new P2PNode(options, ipc)
     try {
-      const workerData = await workerDataOf(options, ipc)
-      if (ipc !== undefined) await sweepIpcDirs()
-      const worker = bareWorker(new URL('./transfer-worker.js', import.meta.url), 'epd-transfer', workerData)
-      return new P2PNode(options, worker, ipc, await listening(worker))
-    } catch (err) {
-      ipc?.remove()
-      throw err
+      await node.#start()
+    } catch (cause) {
+      node.#removeIpc()
+      throw cause instanceof RangeError ? cause : new P2PError('CLOSED', `the transfer socket can't be opened: ${(cause as Error).message}`, { cause })
     }
+    process.once('exit', node.#removeIpc)
+    return node
   }
 
-  private constructor (options: P2PNodeOptions, worker: Worker, ipc: IpcDir | undefined, tcp: string) {
+  private constructor (options: P2PNodeOptions, ipc: IpcDir | undefined) {
     this.#options = options
-    this.#worker = worker
     this.#ipc = ipc
     this.#allowedPeers = new Set(allowedPeersOf(options))
     this.#calls = new WorkerCalls((message) => this.#post(message))
-    this.#pulls = new WorkerPulls(options.leases)
-    this.endpoint = endpointOf(options, ipc, tcp)
-    worker.on('message', (message: FromWorker) => this.#onMessage(message))
-    worker.on('error', (err) => options.log?.warn({ err }, 'transfer worker failed'))
-    // Not events.once: that rejects on an 'error' event, and a worker that crashes exits too.
-    this.#exited = new Promise<void>((resolve) => worker.once('exit', () => resolve())).then(() => this.#onExit())
-    process.once('exit', this.#removeIpc)
+    this.#pulls = new WorkerPulls(options.leases, this.#refusals, (engineId) => this.#peers.has(engineId))
+  }
+
+  async #start (): Promise<void> {
+    const workerData = await workerDataOf(this.#options, this.#ipc, this.#refusals.memory)
+    if (this.#ipc !== undefined) await sweepIpcDirs()
+    this.#thread = await Thread.open<FromWorker>({
+      name: 'transfer worker',
+      make: () => bareWorker(new URL('./transfer-worker.js', import.meta.url), 'epd-transfer', workerData),
+      started: (message) => {
+        if (message.op !== 'listening') return new Error(message.op === 'failed-to-start' ? message.message : message.op)
+        // The port that the system chose is the worker's for ever: others know it.
+        workerData.tcp = message.tcp
+      },
+      onMessage: (message) => this.#onMessage(message),
+      onLost: () => this.#onLost(),
+      onBack: () => this.#relink(),
+      log: this.#options.log
+    })
+    this.endpoint = endpointOf(this.#options, this.#ipc, workerData.tcp)
+  }
+
+  /** Why no blocks can be transferred just now: the transfer worker has ended, and is being started anew. */
+  get problem (): string | undefined {
+    return this.#thread.problem
+  }
+
+  /** Messages of peers that were refused, by reason. */
+  get refused (): Readonly<Record<Refusal, number>> {
+    return this.#refusals.counts
   }
 
   /**
@@ -149,10 +173,12 @@ export class P2PNode {
 
   async #close (): Promise<void> {
     this.#calls.giveUpAll(new P2PError('CLOSED', 'this engine is closing'))
-    this.#post({ op: 'close' })
-    const timer = setTimeout(() => { this.#worker.terminate() }, CLOSE_TIMEOUT_MS)
-    await this.#exited
-    clearTimeout(timer)
+    await this.#thread.close({ op: 'close' } satisfies ToWorker, CLOSE_TIMEOUT_MS)
+    this.#calls.rejectAll(new P2PError('CLOSED', 'the transfer worker has ended'))
+    this.#pulls.close()
+    this.#peers.clear()
+    process.removeListener('exit', this.#removeIpc)
+    this.#removeIpc()
   }
 
   async #link (remote: P2PEndpointInfo, options: CallOptions): Promise<P2PPeer> {
@@ -208,10 +234,11 @@ export class P2PNode {
 
   #checkOpen (): void {
     if (this.#closing !== undefined) throw new P2PError('CLOSED', 'this engine\'s P2P node is closed')
+    if (this.#thread.problem !== undefined) throw new P2PError('GONE', this.#thread.problem)
   }
 
   #post (message: ToWorker): void {
-    this.#worker.postMessage(message)
+    this.#thread.post(message)
   }
 
   #onMessage (message: FromWorker): void {
@@ -232,26 +259,22 @@ export class P2PNode {
     }
   }
 
-  #onExit (): void {
-    this.#closing ??= Promise.resolve()
-    this.#calls.rejectAll(new P2PError('CLOSED', 'the transfer worker has ended'))
+  /** The worker has ended by itself: its calls have no answer, its pulls read nothing any more, its links are gone. */
+  #onLost (): void {
+    this.#calls.rejectAll(new P2PError('GONE', 'the transfer worker has ended'))
     this.#pulls.close()
+    for (const { info } of this.#peers.values()) this.#lost.add(info)
     this.#peers.clear()
-    process.removeListener('exit', this.#removeIpc)
-    this.#removeIpc()
+    this.#flights.clear()
+  }
+
+  /** Peers find the new worker where the old one was; the links from here are made again. */
+  #relink (): void {
+    for (const info of this.#lost) {
+      this.connect(info).catch((err: unknown) => { this.#options.log?.warn({ err, peer: info.engine }, 'a link could not be made again') })
+    }
+    this.#lost.clear()
   }
 
   readonly #removeIpc = (): void => this.#ipc?.remove()
-}
-
-/** The address the worker bound; ends the worker when it could not. */
-async function listening (worker: Worker): Promise<string> {
-  try {
-    const [first] = await once(worker, 'message') as [FromWorker]
-    if (first.op === 'listening') return first.tcp
-    throw new Error(first.op === 'failed-to-start' ? first.message : first.op)
-  } catch (cause) {
-    await worker.terminate()
-    throw new P2PError('CLOSED', `the transfer socket can't be opened: ${(cause as Error).message}`, { cause })
-  }
 }

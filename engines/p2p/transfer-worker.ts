@@ -32,6 +32,16 @@ const asks = new Map<number, Deferred<Verdict>>()
 let lastAsk = 0
 let zap: Router | undefined
 
+/**
+ * Ends the thread, which the main thread then starts anew. It ends by itself when its sockets are closed; zeromq aborts the
+ * whole process when a thread ends by force.
+ */
+function fatal (err: unknown): void {
+  log('warn', { err: err instanceof Error ? err.stack : String(err) }, 'the transfer worker failed')
+  close()
+}
+process.on('uncaughtException', fatal)
+
 const server = new BlockServer(context, data, memory, {
   nextAsk: () => ++lastAsk,
   ask: (question, ask) => {
@@ -40,6 +50,7 @@ const server = new BlockServer(context, data, memory, {
     post({ ...question, ask })
     return verdict.promise
   },
+  fatal,
   over: (ask, served) => post({ op: 'pull-over', ask, served }),
   log
 })
@@ -78,7 +89,7 @@ main.on('message', (message: ToWorker) => {
     case 'connect': return run(message.call, () => {
       const { target } = message
       links.get(target.engineId)?.close('STALE', 'replaced by a new link')
-      const link = new Link(context, data, memory, target)
+      const link = new Link(context, data, memory, target, fatal)
       links.set(target.engineId, link)
       return link.open(message.traceparent)
     })
@@ -102,7 +113,7 @@ main.on('message', (message: ToWorker) => {
 
 try {
   if (data.curve !== null) {
-    zap = await startZap(context, new Set(data.allowedPeers), (key, address) => log('warn', { key, address }, 'refused a peer: unknown CURVE key'))
+    zap = await startZap(context, new Set(data.allowedPeers), (key, address) => log('warn', { key, address }, 'refused a peer: unknown CURVE key'), fatal)
   }
   post({ op: 'listening', tcp: await server.listen() })
 } catch (err) {

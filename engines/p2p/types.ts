@@ -54,6 +54,7 @@ export interface CurveKeys {
 export interface P2PLog {
   debug (data: object, message: string): void
   warn (data: object, message: string): void
+  error (data: object, message: string): void
 }
 
 /** What the serving side reports about one pull, for metrics and spans. */

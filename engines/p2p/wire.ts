@@ -1,6 +1,6 @@
 import { isObject, type Json } from '../../adapters/wire/json.ts'
 import type { PoolName } from '../cache/index.ts'
-import type { P2PErrorCode, Dtype } from './types.ts'
+import type { Dtype, P2PErrorCode } from './types.ts'
 
 /**
  * What goes over a link. A message is a JSON header in one frame and, for a chunk only, its raw bytes in a second one.
@@ -52,10 +52,15 @@ export interface Alive extends Common { type: 'alive' }
 export type Reply = Welcome | Chunk | Ended | Failure | Alive
 
 /** Requests are small: the largest is a list of block ids. A peer that sends more is cut off by zeromq. */
-export const MAX_REQUEST_BYTES = 4 << 20
+export function maxRequestBytes (blocks: number): number {
+  return (16 << 10) + 16 * blocks
+}
+
 export const MIN_CHUNK_BYTES = 64 << 10
 export const MAX_CHUNK_BYTES = 8 << 20
 export const MAX_WINDOW = 16
+/** What a peer may say is wrong; the other codes are this engine's own findings. */
+const FAILURES: ReadonlySet<unknown> = new Set<P2PErrorCode>(['STALE', 'GONE', 'REFUSED', 'NOT_LINKED', 'TIMEOUT'])
 /** Characters of an engine id, a lease or a trace context. */
 const MAX_TEXT = 2048
 
@@ -87,31 +92,37 @@ function namesLease (f: Json): boolean {
   return isText(f.from) && isText(f.engine) && isCount(f.epoch) && isCount(f.link) && isText(f.lease)
 }
 
-const REQUESTS: Record<string, (f: Json) => boolean> = {
-  hello: (f) => isText(f.from) && isText(f.engine) && isCount(f.epoch),
-  pull: (f) => namesLease(f) && (f.pool === 'feature' || f.pool === 'kv') && Array.isArray(f.blocks) && f.blocks.every((id) => isCount(id)) &&
-    isCount(f.bytes) && isCount(f.chunk) && isCount(f.window),
-  credit: (f) => isCount(f.upto),
-  cancel: () => true,
-  ack: namesLease,
-  release: namesLease
-}
+/** By type. Maps, because a peer chooses the name that is looked up: an object has members that it never was given. */
+type Checks = ReadonlyMap<unknown, (fields: Json) => boolean>
 
-const REPLIES: Record<string, (f: Json) => boolean> = {
-  welcome: (f) => typeof f.engine === 'string' && isCount(f.epoch),
-  chunk: (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff),
-  ended: (f) => typeof f.ended === 'boolean',
-  error: (f) => typeof f.code === 'string' && typeof f.message === 'string',
-  alive: () => true
+const REQUESTS: Checks = new Map<Request['type'], (f: Json) => boolean>([
+  ['hello', (f) => isText(f.from) && isText(f.engine) && isCount(f.epoch)],
+  ['pull', (f) => namesLease(f) && (f.pool === 'feature' || f.pool === 'kv') && Array.isArray(f.blocks) && f.blocks.every((id) => isCount(id)) &&
+    isCount(f.bytes) && isCount(f.chunk) && isCount(f.window)],
+  ['credit', (f) => isCount(f.upto)],
+  ['cancel', () => true],
+  ['ack', namesLease],
+  ['release', namesLease]
+])
+
+const REPLIES: Checks = new Map<Reply['type'], (f: Json) => boolean>([
+  ['welcome', (f) => typeof f.engine === 'string' && isCount(f.epoch)],
+  ['chunk', (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff)],
+  ['ended', (f) => typeof f.ended === 'boolean'],
+  ['error', (f) => FAILURES.has(f.code) && isText(f.message)],
+  ['alive', () => true]
+])
+
+function decode (frame: Uint8Array, checks: Checks): Json | undefined {
+  const fields = parse(frame)
+  return fields !== undefined && checks.get(fields.type)?.(fields) === true ? fields : undefined
 }
 
 /** A peer's request, or undefined if it is not one: peers are not trusted to be well-formed. */
 export function decodeRequest (frame: Uint8Array): Request | undefined {
-  const fields = parse(frame)
-  return fields !== undefined && REQUESTS[String(fields.type)]?.(fields) ? fields as unknown as Request : undefined
+  return decode(frame, REQUESTS) as unknown as Request | undefined
 }
 
 export function decodeReply (frame: Uint8Array): Reply | undefined {
-  const fields = parse(frame)
-  return fields !== undefined && REPLIES[String(fields.type)]?.(fields) ? fields as unknown as Reply : undefined
+  return decode(frame, REPLIES) as unknown as Reply | undefined
 }

@@ -23,7 +23,7 @@ export function z85 (key: Uint8Array): string {
  * Answers libzmq's question "may this client in?" (rfc.zeromq.org/spec/27) for CURVE: by its public key. One handler per
  * zeromq context, which is why a transfer worker with keys has a context of its own.
  */
-export async function startZap (context: Context, allowedPeers: ReadonlySet<string>, onRefused: (key: string, address: string) => void): Promise<Router> {
+export async function startZap (context: Context, allowedPeers: ReadonlySet<string>, onRefused: (key: string, address: string) => void, fatal: (err: unknown) => void): Promise<Router> {
   const socket = new Router({ context, linger: 0, sendTimeout: 1000 })
   await socket.bind('inproc://zeromq.zap.01')
   const answer = async (): Promise<void> => {
@@ -36,6 +36,6 @@ export async function startZap (context: Context, allowedPeers: ReadonlySet<stri
       await socket.send([peer as Buffer, empty as Buffer, version as Buffer, request, allowed ? '200' : '400', allowed ? 'OK' : 'unknown key', '', ''])
     }
   }
-  answer().catch(() => { /* the socket was closed under the loop */ })
+  answer().catch((err: unknown) => { if (!socket.closed) fatal(err) })
   return socket
 }

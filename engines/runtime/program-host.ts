@@ -1,7 +1,8 @@
-import type { Worker } from 'node:worker_threads'
+import { EngineError } from '../service/errors.ts'
 import { bareWorker } from './bare-worker.ts'
 import type { FromWorker, ToWorker, WorkerInit } from './messages.ts'
 import { ProgramError } from './messages.ts'
+import { Thread } from './thread.ts'
 import type { CallOptions, CallResult, MethodArgs, MethodValue, ProgramHostOptions, ProgramMethods } from './types.ts'
 
 /** How long `close` waits for a running call before it ends the thread. */
@@ -21,56 +22,47 @@ interface Job {
  * `concurrency` says); the others wait here, where a signal can still drop them.
  */
 export class ProgramHost<M extends ProgramMethods> {
-  readonly name: string
-  readonly #worker: Worker
+  readonly #name: string
+  #thread!: Thread<FromWorker>
   readonly #concurrency: number
   readonly #waiting = new Set<Job>()
   readonly #running = new Map<number, Job>()
   #lastId = 0
+  /** Set while a worker that has ended could not be started anew. */
   #dead: Error | undefined
   #closing: Promise<void> | undefined
-  readonly #exited: Promise<void>
   /** Totals over the life of the host, microseconds. */
   readonly totals = { calls: 0, busyUs: 0, ortUs: 0 }
 
-  private constructor (worker: Worker, name: string, concurrency: number) {
-    this.#worker = worker
-    this.name = name
-    this.#concurrency = concurrency
-    this.#exited = new Promise(resolve => {
-      worker.once('exit', code => {
-        this.#fail(new Error(this.#closing === undefined ? `session worker "${name}" ended unexpectedly (exit code ${code})` : `session worker "${name}" is closed`))
-        resolve()
-      })
-    })
-    worker.on('error', err => this.#fail(new Error(`session worker "${name}" crashed: ${err.message}`, { cause: err })))
+  private constructor (options: ProgramHostOptions<unknown>) {
+    this.#name = `session worker "${options.name ?? options.program.pathname.split('/').pop() ?? 'program'}"`
+    this.#concurrency = options.concurrency ?? 1
   }
 
   /**
-   * Starts the worker and resolves when the program has built itself.
+   * Starts the worker and resolves when the program has built itself. A worker that ends later is started anew: what was
+   * running in it fails, what waits goes to the new one.
    * @throws what the program's `create` threw: a missing file, package or CUDA provider.
    */
   static async open<M extends ProgramMethods, D = unknown> (options: ProgramHostOptions<D>): Promise<ProgramHost<M>> {
-    const name = options.name ?? options.program.pathname.split('/').pop() ?? 'program'
-    const init: WorkerInit = {
-      program: options.program.href, device: options.device, threads: options.threads, data: options.data, pools: options.pools ?? {}
-    }
-    const worker = bareWorker(new URL('./session-worker.js', import.meta.url), name, init)
-    const host = new ProgramHost<M>(worker, name, options.concurrency ?? 1)
-    await host.#started()
+    const host = new ProgramHost<M>(options)
+    const { program, device, threads, data, pools = {}, log } = options
+    const init: WorkerInit = { program: program.href, device, threads, data, pools }
+    host.#thread = await Thread.open<FromWorker>({
+      name: host.#name,
+      make: () => bareWorker(new URL('./session-worker.js', import.meta.url), options.name ?? 'program', init),
+      started: message => message.type === 'failed' ? new ProgramError(message.error) : undefined,
+      onMessage: message => { if ('id' in message) host.#settle(message) },
+      onLost: (reason, again) => host.#lost(reason, again),
+      onBack: () => host.#pump(),
+      log
+    })
     return host
   }
 
-  #started (): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#worker.once('exit', () => reject(this.#dead))
-      this.#worker.once('error', () => reject(this.#dead))
-      this.#worker.on('message', (message: FromWorker) => {
-        if (message.type === 'ready') resolve()
-        else if (message.type === 'failed') reject(new ProgramError(message.error))
-        else this.#settle(message)
-      })
-    })
+  /** Why calls can't be served just now: the worker has ended, and is being started anew. */
+  get problem (): string | undefined {
+    return this.#thread?.problem
   }
 
   /** Calls in the worker or waiting for it. */
@@ -86,7 +78,7 @@ export class ProgramHost<M extends ProgramMethods> {
     const { signal, transfer = [] } = options
     return new Promise<CallResult<unknown>>((resolve, reject) => {
       if (this.#dead !== undefined) return reject(this.#dead)
-      if (this.#closing !== undefined) return reject(new Error(`session worker "${this.name}" is closed`))
+      if (this.#closing !== undefined) return reject(new Error(`${this.#name} is closed`))
       if (signal?.aborted === true) return reject(signal.reason)
       const job: Job = { id: ++this.#lastId, method, args, transfer, resolve, reject }
       if (signal !== undefined) this.#dropOnAbort(job, signal)
@@ -106,13 +98,15 @@ export class ProgramHost<M extends ProgramMethods> {
   }
 
   #pump (): void {
+    if (this.#thread.problem !== undefined) return
+    this.#dead = undefined
     for (const job of this.#waiting) {
       if (this.#running.size >= this.#concurrency) return
       this.#waiting.delete(job)
       this.#running.set(job.id, job)
       const message: ToWorker = { type: 'call', id: job.id, method: job.method, args: job.args }
       try {
-        this.#worker.postMessage(message, job.transfer)
+        this.#thread.post(message, job.transfer)
       } catch (err) {
         this.#running.delete(job.id)
         job.reject(err)
@@ -136,12 +130,20 @@ export class ProgramHost<M extends ProgramMethods> {
     this.#pump()
   }
 
-  #fail (reason: Error): void {
-    this.#dead ??= reason
-    const jobs = [...this.#running.values(), ...this.#waiting]
+  /** What was running may be what ended the worker, so it is not given to the next one. */
+  #lost (reason: Error, again: boolean): void {
+    const running = [...this.#running.values()]
     this.#running.clear()
+    for (const job of running) job.reject(reason)
+    if (again) return
+    this.#dead = new EngineError('initialising', `The ${this.#name} could not be started anew.`, { cause: reason })
+    this.#dropWaiting(this.#dead)
+  }
+
+  #dropWaiting (reason: Error): void {
+    const waiting = [...this.#waiting]
     this.#waiting.clear()
-    for (const job of jobs) job.reject(this.#dead)
+    for (const job of waiting) job.reject(reason)
   }
 
   /** Rejects what waits, lets what runs end (up to 5 s), releases the sessions and ends the thread. Idempotent. */
@@ -151,15 +153,11 @@ export class ProgramHost<M extends ProgramMethods> {
   }
 
   async #close (): Promise<void> {
-    const reason = new Error(`session worker "${this.name}" is closed`)
-    for (const job of [...this.#waiting]) {
-      this.#waiting.delete(job)
-      job.reject(reason)
-    }
-    this.#worker.postMessage({ type: 'close' } satisfies ToWorker)
-    const timer = setTimeout(() => { this.#worker.terminate().catch(() => {}) }, CLOSE_TIMEOUT_MS)
-    await this.#exited
-    clearTimeout(timer)
+    const reason = new Error(`${this.#name} is closed`)
+    this.#dropWaiting(reason)
+    await this.#thread.close({ type: 'close' } satisfies ToWorker, CLOSE_TIMEOUT_MS)
+    for (const job of this.#running.values()) job.reject(reason)
+    this.#running.clear()
   }
 
   async [Symbol.asyncDispose] (): Promise<void> {

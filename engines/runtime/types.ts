@@ -2,6 +2,7 @@
  * What programs and their hosts exchange. A program is a module that runs in a session worker: it opens sessions,
  * gathers tensors out of block pools and scatters results back. It never sees onnxruntime-node itself.
  */
+import type { EngineLog } from '../service/engine-service.ts'
 
 /** Where sessions run. `cuda` is `cuda:0`. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
@@ -110,6 +111,7 @@ export interface ProgramHostOptions<D> {
    * @default 1
    */
   readonly concurrency?: number
+  readonly log?: Pick<EngineLog, 'warn' | 'error'> | undefined
 }
 
 export interface CallOptions {

@@ -59,13 +59,16 @@ function observeGauges (engine: EngineService, meter: Meter): void {
 }
 
 /** The engine counts in plain numbers, so that counting costs its steps nothing. */
-function observeCounters ({ counters }: EngineService, meter: Meter): void {
+function observeCounters ({ counters, p2p }: EngineService, meter: Meter): void {
   const rows: ReadonlyArray<readonly [name: string, description: string, read: () => number]> = [
     ['epd_encoded_items_total', 'Items that went through the vision encoder', () => counters.encodedItems],
     ['epd_encoder_cache_hits_total', 'Items whose features were there already, or on their way', () => counters.encoderCacheHits],
     ['epd_migrated_bytes_total', 'Bytes of blocks pulled into this engine', () => counters.migratedBytes],
     ['epd_acks_total', 'ACKs that ended a lease of this engine', () => counters.acks]
   ]
+  meter.createObservableCounter('epd_link_refused_total', { description: 'Messages of peers that were refused, by reason' }).addCallback(result => {
+    for (const [reason, count] of Object.entries(p2p.refused ?? {})) result.observe(count, { reason })
+  })
   for (const [name, description, read] of rows) {
     meter.createObservableCounter(name, { description }).addCallback(result => { result.observe(read()) })
   }

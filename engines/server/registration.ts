@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { request } from 'undici'
+import { Backoff } from '../../adapters/wire/backoff.ts'
 import type { NodeRegistration } from '../../adapters/wire/distserve.ts'
 import { NODE_TOKEN_HEADER } from '../../adapters/wire/headers.ts'
 import type { EngineLog } from '../service/engine-service.ts'
@@ -44,21 +45,21 @@ export function startRegistration (options: RegistrationOptions): Registration {
   let wake: AbortController | undefined
 
   async function run (): Promise<void> {
-    let pause = options.firstPauseMs ?? FIRST_PAUSE_MS
+    const backoff = new Backoff(options.firstPauseMs ?? FIRST_PAUSE_MS, options.longestPauseMs ?? LONGEST_PAUSE_MS)
     let known = false
     while (!stop.signal.aborted) {
       try {
         token = await register(options, stop.signal) ?? token
         if (!known) options.log.info({ proxy: options.proxyUrl }, 'registered with the gateway')
         known = true
-        pause = options.firstPauseMs ?? FIRST_PAUSE_MS
+        backoff.reset()
         await sleep(options.repeatMs ?? REPEAT_MS)
       } catch (err) {
         if (stop.signal.aborted) return
+        const pause = backoff.pause()
         options.log.warn({ proxy: options.proxyUrl, reason: (err as Error).message, again_in_ms: pause }, 'registration failed')
         known = false
         await sleep(pause)
-        pause = Math.min(pause * 2, options.longestPauseMs ?? LONGEST_PAUSE_MS)
       }
     }
   }

@@ -13,21 +13,29 @@ export interface ServerState {
   url: string
 }
 
-type HealthStatus = 'initialising' | 'healthy' | 'draining'
+type HealthStatus = 'initialising' | 'healthy' | 'recovering' | 'draining'
 
 const MESSAGES: Readonly<Record<HealthStatus, string>> = {
   initialising: 'The engine is loading its model.',
   healthy: 'The engine takes requests.',
+  recovering: 'A part of the engine has ended and is being started anew.',
   draining: 'The engine is ending: requests in flight finish, new ones are refused.'
 }
 
 /** The state that GET /health answers, and the engine once it exists. */
 export class Health {
-  #status: HealthStatus = 'initialising'
+  #status: Exclude<HealthStatus, 'recovering'> = 'initialising'
   #engine: EngineService | undefined
 
-  get status (): HealthStatus { return this.#status }
-  get message (): string { return MESSAGES[this.#status] }
+  get status (): HealthStatus {
+    return this.#status === 'healthy' && this.#engine?.problem !== undefined ? 'recovering' : this.#status
+  }
+
+  get message (): string {
+    const { status } = this
+    return (status === 'recovering' ? this.#engine?.problem : undefined) ?? MESSAGES[status]
+  }
+
   /** Defined once it is made, also while it gets ready. */
   get engine (): EngineService | undefined { return this.#engine }
 
@@ -37,8 +45,9 @@ export class Health {
 
   /** The engine for a new request. @throws EngineError `initialising` or `draining` */
   serving (): EngineService {
-    if (this.#status === 'healthy' && this.#engine !== undefined) return this.#engine
-    throw new EngineError(this.#status === 'draining' ? 'draining' : 'initialising', this.message)
+    const { status } = this
+    if (status === 'healthy' && this.#engine !== undefined) return this.#engine
+    throw new EngineError(status === 'draining' ? 'draining' : 'initialising', this.message)
   }
 
   /** The engine for control calls. A draining engine still answers them, because peers end their leases and links. @throws EngineError `initialising` */

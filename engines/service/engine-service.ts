@@ -31,6 +31,8 @@ export interface ServedModel {
 /** The part of the P2P node the api_server drives. Its `endpoint` is JSON-able and opaque to everybody but its like. */
 export interface P2PLinks {
   readonly endpoint: object
+  /** Messages of peers that were refused, by reason. */
+  readonly refused?: Readonly<Record<string, number>> | undefined
   /** Checks, links and warms up; idempotent. Throws P2PError `REFUSED` with the reason when the two can't work together. */
   connect (remote: object, options?: { signal?: AbortSignal, traceparent?: string | undefined }): Promise<unknown>
   /** Forgets a link; unknown ids do nothing. */
@@ -114,6 +116,8 @@ export interface EngineService {
   /** Resolves when requests can be served; rejects when that will never be. */
   readonly ready: Promise<void>
   readonly counters: EngineCounters
+  /** Why the engine can't serve just now, though it is ready: a thread of it has ended and is being started anew. */
+  readonly problem?: string | undefined
   info (): EngineInfo
   gauges (): Partial<Record<GaugeName, number>>
   /** Sequences (in an encoder: items) by status, for `epd_sequences{status}`. Statuses with none may be left out or be 0. */

@@ -1,4 +1,5 @@
 import type { Log } from '../../adapters/adapter.ts'
+import { Backoff } from '../../adapters/wire/backoff.ts'
 import type { EmbeddedEngines } from '../options/index.ts'
 import { startEngineChild, type EngineChild } from './child.ts'
 
@@ -24,7 +25,7 @@ const LONGEST_PAUSE_MS = 10_000
 /** After this long an engine has recovered, and its next restart is prompt again. */
 const STEADY_MS = 30_000
 
-interface Slot { readonly name: string, readonly args: string[], child?: EngineChild, pause: number, timer?: NodeJS.Timeout }
+interface Slot { readonly name: string, readonly args: string[], child?: EngineChild, backoff: Backoff, timer?: NodeJS.Timeout }
 
 /** Starts the engines, restarts those that die, and ends them all with `close()`. */
 export function superviseEngines (options: SupervisorOptions): Supervisor {
@@ -41,9 +42,10 @@ export function superviseEngines (options: SupervisorOptions): Supervisor {
 
   function restart (slot: Slot, how: string, livedMs: number): void {
     if (closing) return
-    slot.pause = livedMs > STEADY_MS ? FIRST_PAUSE_MS : Math.min(slot.pause * 2, LONGEST_PAUSE_MS)
-    options.log.warn({ engine: slot.name, how, again_in_ms: slot.pause }, 'embedded engine ended; starting it again')
-    slot.timer = setTimeout(() => { run(slot).catch((err: unknown) => { options.log.error({ engine: slot.name, err }, 'embedded engine did not start') }) }, slot.pause)
+    if (livedMs > STEADY_MS) slot.backoff.reset()
+    const pause = slot.backoff.pause()
+    options.log.warn({ engine: slot.name, how, again_in_ms: pause }, 'embedded engine ended; starting it again')
+    slot.timer = setTimeout(() => { run(slot).catch((err: unknown) => { options.log.error({ engine: slot.name, err }, 'embedded engine did not start') }) }, pause)
   }
 
   const ready = Promise.all(slots.map(run)).then(() => {})
@@ -65,7 +67,7 @@ function slotsOf ({ config, proxyUrl }: SupervisorOptions): Slot[] {
   // The engines of one machine share its cores.
   const sharing = String(config.encoders + config.engines + config.prefill + config.decode)
   const common = ['--host', '127.0.0.1', '--port', '0', '--proxy-url', proxyUrl, '--sharing', sharing, ...(config.model === undefined ? [] : ['--model', config.model])]
-  const slot = (name: string, ...args: string[]): Slot => ({ name, args: [...args, ...common], pause: FIRST_PAUSE_MS })
+  const slot = (name: string, ...args: string[]): Slot => ({ name, args: [...args, ...common], backoff: new Backoff(FIRST_PAUSE_MS, LONGEST_PAUSE_MS) })
   const slots = (count: number, name: string, role: string, backend = 'pytorch'): Slot[] =>
     Array.from({ length: count }, (_, i) => slot(`${name} ${i + 1}`, '--role', role, '--backend', backend))
   return [

@@ -124,7 +124,7 @@ t.test('engines that do not fit are refused with the reason', async (t) => {
 
 t.test('a peer without the right key is refused, and soon', async (t) => {
   const warnings: string[] = []
-  const log = { debug: () => {}, warn: (_: object, message: string) => warnings.push(message) }
+  const log = { debug: () => {}, error: () => {}, warn: (_: object, message: string) => warnings.push(message) }
   const a = await Peer.open('http://a', { ipc: false, curve: keys, allowedPeers: [keys.publicKey], log })
   t.teardown(() => a.close())
   const plain = await Peer.open('http://plain', { ipc: false })

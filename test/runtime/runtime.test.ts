@@ -1,9 +1,10 @@
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ProgramHost, fromFloat16, parseDevice, threadsPerEngine, toFloat16, type Device } from '../../engines/runtime/index.ts'
 import { loadOptional, missingPackage } from '../../engines/service/optional.ts'
 import { GraphWriter, type ElementType } from '../helper/onnx.ts'
+import { until } from '../helper/until.ts'
 import type { TensorMethods } from './fixtures/tensor-program.ts'
 
 const program = new URL('./fixtures/tensor-program.js', import.meta.url)
@@ -86,11 +87,29 @@ t.test('close lets the running call end and rejects the others', async t => {
   await host.close()
 })
 
-t.test('a crash of the worker rejects what runs and what comes later', async t => {
+t.test('a crash of the worker rejects what runs; what waits, and what comes later, goes to a new worker', async t => {
   const host = await open(t)
   const running = host.call('crash', null)
-  await Promise.all([t.rejects(running, /crashed: out of luck/), t.rejects(host.call('spin', { ms: 1, tag: 'x' }), /crashed: out of luck/)])
-  await t.rejects(host.call('order', null), /crashed: out of luck/)
+  const waiting = host.call('spin', { ms: 1, tag: 'waited' })
+  await t.rejects(running, /crashed: out of luck/)
+  t.match(host.problem, /is being started anew/)
+  t.equal((await waiting).value, 'waited')
+  t.equal(host.problem, undefined)
+  t.same((await host.call('order', null)).value, ['waited'])
+})
+
+t.test('a worker that can\'t be started anew is tried again, and calls fail meanwhile', async t => {
+  const dir = t.testdir()
+  const path = addGraph(dir)
+  const host = await open(t, { path })
+  const graph = readFileSync(path)
+  rmSync(path)
+  await t.rejects(host.call('crash', null), /out of luck/)
+  await t.rejects(host.call('order', null), { code: 'initialising', message: /could not be started anew/ })
+  t.match(host.problem, /is being started anew/)
+  writeFileSync(path, graph)
+  await until(() => host.problem === undefined, 'it works again')
+  t.same((await host.call('order', null)).value, [])
 })
 
 t.test('a graph that is missing or broken is refused by name when the program starts', async t => {

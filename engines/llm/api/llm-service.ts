@@ -106,6 +106,11 @@ export class LlmService implements EngineService {
     return this.#runtime
   }
 
+  get problem (): string | undefined {
+    const { runner, vision } = this.#runtime ?? {}
+    return runner?.problem ?? vision?.problem ?? this.p2p.problem
+  }
+
   info (): EngineInfo {
     const { model, scheduler, version, blockTokens, vision, info } = this.#parts
     return {

@@ -32,10 +32,8 @@ function ofP2P (err: P2PError, { producer, blocks, gone, corrupt }: Words): Engi
       return new EngineError('draining', 'the engine is closing', options)
     case 'ABORTED':
       return new EngineError('cancelled', 'the migration was cancelled', options)
-    default: {
-      const unknown: never = err.code
-      throw new Error(`unknown P2P error ${String(unknown)}`, options)
-    }
+    default:
+      return err.code satisfies never
   }
 }
 

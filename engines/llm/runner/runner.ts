@@ -1,3 +1,4 @@
+import type { EngineLog } from '../../service/engine-service.ts'
 import type { CallResult, Device } from '../../runtime/types.ts'
 import { ProgramHost } from '../../runtime/program-host.ts'
 import type { Sequence, PrefillChunk } from '../sequence/sequence.ts'
@@ -13,6 +14,7 @@ export interface RunnerOptions {
   readonly pools: { readonly kv: SharedArrayBuffer, readonly feature: SharedArrayBuffer }
   /** The features of a chunk. @default in the feature blocks that its sequence holds */
   readonly featuresOf?: ((chunk: PrefillChunk) => FeatureRows[]) | undefined
+  readonly log?: EngineLog | undefined
 }
 
 /** The features a chunk needs, in feature blocks: the parts of its media spans that fall into it. */
@@ -69,11 +71,16 @@ export class Runner {
   }
 
   static async open (options: RunnerOptions): Promise<Runner> {
-    const { shape, device, threads, pools } = options
+    const { shape, device, threads, pools, log } = options
     const host = await ProgramHost.open<RunnerMethods, RunnerShape>({
-      program: new URL('./program.js', import.meta.url), device, threads, data: shape, pools, name: 'llm'
+      program: new URL('./program.js', import.meta.url), device, threads, data: shape, pools, name: 'llm', log
     })
     return new Runner(host, options)
+  }
+
+  /** Why it does not work just now. */
+  get problem (): string | undefined {
+    return this.#host.problem
   }
 
   /** Time spent in the worker and, of it, in onnxruntime. */

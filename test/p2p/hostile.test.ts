@@ -1,0 +1,124 @@
+import t, { type Test } from 'tap'
+import { once } from 'node:events'
+import type { Worker } from 'node:worker_threads'
+import { Dealer } from 'zeromq'
+import { until } from '../helper/until.ts'
+import { Peer, type Offer } from './peer.ts'
+
+/** Members that every object has without having been given them: names that a table must not find. */
+const INHERITED = Object.getOwnPropertyNames(Object.prototype)
+
+async function open (t: Test, id: string, epoch = 1): Promise<Peer> {
+  const peer = await Peer.open(id, { ipc: false, epoch })
+  t.teardown(() => peer.close())
+  return peer
+}
+
+/** A peer that sends what it likes. */
+function stranger (t: Test, { node }: Peer): { send: (header: object | string | Buffer, ...more: string[]) => Promise<void>, answer: () => Promise<Record<string, unknown>> } {
+  const socket = new Dealer({ linger: 0, sendTimeout: 2000, receiveTimeout: 5000 })
+  t.teardown(() => { socket.close() })
+  socket.connect(node.endpoint.tcp)
+  return {
+    send: async (header, ...more) => { await socket.send([typeof header === 'string' || Buffer.isBuffer(header) ? header : JSON.stringify(header), ...more]) },
+    answer: async () => JSON.parse(String((await socket.receive())[0])) as Record<string, unknown>
+  }
+}
+
+/** The frame of a pull, with an id of its own. */
+function pullOf ({ name, blocks }: Offer, from: string, more: object = {}): { id: string } & Record<string, unknown> {
+  const { engineId: engine, epoch, lease } = name
+  const bytes = blocks.length * (16 << 10)
+  return { v: 1, type: 'pull', id: crypto.randomUUID(), from, engine, epoch, lease, link: epoch, pool: 'feature', blocks, bytes, chunk: 1 << 20, window: 3, ...more }
+}
+
+async function pulls (consumer: Peer, offer: Offer): Promise<boolean> {
+  const localBlocks = consumer.feature.allocate(offer.blocks.length) as number[]
+  try {
+    await consumer.node.pull({ ...offer.name, pool: 'feature', remoteBlocks: offer.blocks, localBlocks, timeoutMs: 5000 })
+    return consumer.holds(localBlocks)
+  } finally {
+    consumer.feature.release(localBlocks)
+  }
+}
+
+t.test('no frame ends the transfer socket: forged ones are counted, and the next pull is served', async t => {
+  const a = await open(t, 'http://a')
+  const b = await open(t, 'http://b', 2)
+  await b.node.connect(a.node.endpoint)
+  const { send } = stranger(t, a)
+  const common = { v: 1, id: 'x', from: 'http://c', engine: 'http://a', epoch: 1, lease: 'l', link: 1 }
+  const frames: Array<object | string> = [
+    ...INHERITED.map(type => ({ v: 1, id: 'x', type })),
+    ...INHERITED.map(pool => ({ ...common, type: 'pull', pool, blocks: [0], bytes: 1, chunk: 1, window: 1 })),
+    '', 'null', '[]', '{}', '{"v":1', 'x'.repeat(10_000), { v: 2, id: 'x', type: 'hello' }, { v: 1, id: {}, type: 'hello' }, { v: 1, id: 'x', type: ['hello'] },
+    { ...common, type: 'pull', pool: 'feature', blocks: [-1], bytes: 1, chunk: 1, window: 1 },
+    { ...common, type: 'pull', pool: 'feature', blocks: 'all', bytes: 1, chunk: 1, window: 1 },
+    { ...common, type: 'credit', upto: 1e300 }, { ...common, type: 'ack', lease: 7 }
+  ]
+  for (const frame of frames) await send(frame)
+  await until(() => a.node.refused.malformed === frames.length, 'all frames are counted')
+  t.equal(a.node.problem, undefined)
+  t.ok(await pulls(b, a.offer(3)))
+})
+
+t.test('a lease is one engine\'s, for so many bytes, and no pull of it is made twice', async t => {
+  const a = await open(t, 'http://a')
+  const [b, c] = [await open(t, 'http://b', 2), await open(t, 'http://c', 3)]
+  for (const peer of [b, c]) await peer.node.connect(a.node.endpoint)
+  const { send, answer } = stranger(t, a)
+  const offer = a.offer(2)
+  t.ok(await pulls(b, offer))
+  await t.rejects(pulls(c, offer), { code: 'GONE', message: /another engine's/ })
+  await t.rejects(c.node.ack(offer.name), { code: 'GONE', message: /another engine's/ })
+  t.same(offer.ends, [], 'nor can another engine end it')
+
+  const own = pullOf(offer, 'http://b')
+  await send(own)
+  await until(async () => (await answer()).type === 'chunk', 'the pull is served')
+  await send({ v: 1, type: 'credit', id: own.id, upto: 4 })
+  await send(own)
+  t.match(await answer(), { type: 'error', code: 'GONE', message: /made before/ })
+
+  await send(pullOf(offer, 'http://b', { blocks: Array.from({ length: 500 }, () => offer.blocks[0]), bytes: 500 * (16 << 10) }))
+  t.match(await answer(), { type: 'error', code: 'REFUSED', message: /other blocks/ }, 'a block counts once')
+  let spent: unknown
+  for (let i = 0; i < 20 && spent === undefined; i++) await pulls(b, offer).catch((err: Error) => { spent = err })
+  t.match(spent, { code: 'GONE', message: /too often/ })
+  t.match(a.node.refused, { foreign: 2, replay: 1, blocks: 1, spent: 1, malformed: 0 })
+  t.equal((await b.node.ack(offer.name)).ended, true)
+  await until(() => a.idle, 'nothing is held')
+})
+
+t.test('a lease for a linked engine is pulled by no other', async t => {
+  const a = await open(t, 'http://a')
+  const [test, c] = [await open(t, 'test', 2), await open(t, 'http://c', 3)]
+  for (const peer of [test, c]) await peer.node.connect(a.node.endpoint)
+  await a.node.connect(test.node.endpoint)
+  const offer = a.offer(2)
+  await t.rejects(pulls(c, offer), { code: 'GONE', message: /another engine's/ })
+  t.ok(await pulls(test, offer))
+})
+
+t.test('a transfer worker that ends is started anew at its place, and links are made again', async t => {
+  const workers: Worker[] = []
+  const onWorker = (worker: Worker): void => { workers.push(worker) }
+  process.on('worker', onWorker)
+  t.teardown(() => { process.off('worker', onWorker) })
+  const a = await open(t, 'http://a')
+  const b = await open(t, 'http://b', 2)
+  await b.node.connect(a.node.endpoint)
+  t.ok(await pulls(b, a.offer(3)))
+  for (const [index, end] of [a, b].entries()) {
+    const worker = workers[index] as Worker
+    // No message of ours: the thread fails at it.
+    worker.postMessage(null)
+    await once(worker, 'exit')
+    t.match(end.node.problem, /transfer worker has ended/)
+    await until(() => end.node.problem === undefined, 'it works again')
+    await until(() => b.node.peer('http://a') !== undefined, 'the link is there')
+    await until(async () => await pulls(b, a.offer(3)).catch(() => false), 'blocks are pulled')
+  }
+  await Promise.all([a.close(), b.close()])
+  t.equal(workers.length, 4)
+})
