@@ -1,22 +1,14 @@
 import { isUtf8 } from 'node:buffer'
 import type { BodyEdits, MediaItem, RequestBody } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import { Collector, decodeString, type Member } from './collector.ts'
-import { JsonScanner } from './json-scanner.ts'
+import { Collector, type Member } from './collector.ts'
+import { decodeString, JsonScanner } from './json-scanner.ts'
 import { describeMedia } from './media.ts'
-import { Pace } from './pace.ts'
-import { checkUtf8, UTF8_STEP } from './utf8.ts'
+import { pick, splice } from './splice.ts'
+import { scanInSteps } from './steps.ts'
 
-/** Bytes scanned between two looks at the clock. */
-const SCAN_STEP = 128 * 1024
-/** Slices shorter than this are copied together: a write call costs more than copying them, in bytes. */
-const SMALL = 4096
-/** Bodies up to this size become one buffer, in bytes. */
-const ONE_BUFFER = 64 * 1024
-/** What a pick takes over beside the media parts: these change how engines read media. */
-const PICKED_MEMBERS = ['model', 'mm_processor_kwargs', 'media_io_kwargs'] as const
-
-const COMMA = Buffer.from(',')
+/** A body up to this size is scanned in one go, in bytes: well under a millisecond. */
+const ONE_GO = 128 * 1024
 
 /** A request body as the plugin's core sees it. */
 export interface Body extends RequestBody {
@@ -38,13 +30,11 @@ export interface Body extends RequestBody {
  * EPD_ERR_MISSING_VALUE, EPD_ERR_INVALID_VALUE, EPD_ERR_INVALID_MEDIA, EPD_ERR_TOO_MANY_MEDIA with the member or part as `param`.
  */
 export async function parseBody (bytes: Buffer): Promise<Body> {
-  const pace = new Pace()
-  if (bytes.length > UTF8_STEP || !isUtf8(bytes)) await checkUtf8(bytes, pace)
   const collector = new Collector(bytes)
   const scanner = new JsonScanner(bytes, collector)
-  while (!scanner.run(scanner.position + SCAN_STEP)) if (pace.due()) await pace.rest()
-  const media = collector.media.length === 0 ? [] : await describeMedia(bytes, collector.media, pace)
-  return new ScannedBody(bytes, collector, media)
+  if (bytes.length <= ONE_GO && isUtf8(bytes)) scanner.run(bytes.length)
+  else await scanInSteps(bytes, scanner)
+  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : await describeMedia(bytes, collector.media))
 }
 
 /** The same for a value that the gateway or its application has made; strings and Buffers are taken as JSON text. */
@@ -99,58 +89,14 @@ class ScannedBody implements Body {
     return member && this.bytes.subarray(member.valueStart, member.end)
   }
 
-  splice ({ set = {}, remove = [], mediaUrls = [] }: BodyEdits): Buffer[] {
-    const added = new Map(Object.entries(set))
-    const edited = added.size > 0 || remove.some(name => this.has(name)) || mediaUrls.some(url => url !== undefined)
-    if (!edited && this.stripped.length === 0) return [this.bytes]
-    const members: Buffer[][] = []
-    for (const member of this.#members) {
-      const { name, start, end } = member
-      if (name !== undefined && added.has(name)) members.push([memberText(name, added.get(name)!)])
-      else if (name !== undefined && remove.includes(name)) continue
-      else members.push(name === 'messages' ? this.#withMediaUrls(member, mediaUrls) : [this.bytes.subarray(start, end)])
-      if (name !== undefined) added.delete(name)
-    }
-    for (const [name, json] of added) members.push([memberText(name, json)])
-    const chunks = [Buffer.from('{'), ...members.flatMap((chunks, i) => i === 0 ? chunks : [COMMA, ...chunks])]
-    const last = chunks.at(-1)!
-    const start = last.byteOffset - this.bytes.byteOffset
-    // The messages often come last: their slice then takes the closing brace along.
-    if (last.buffer === this.bytes.buffer && start + last.length === this.bytes.length - 1) chunks[chunks.length - 1] = this.bytes.subarray(start)
-    else chunks.push(Buffer.from('}'))
-    return compact(chunks)
+  splice (edits: BodyEdits): Buffer[] {
+    const { set = {}, remove = [], mediaUrls = [] } = edits
+    const edited = this.stripped.length > 0 || Object.keys(set).length > 0 || remove.some(name => this.has(name)) || mediaUrls.some(url => url !== undefined)
+    return edited ? splice(this.bytes, this.#members, this.media, edits) : [this.bytes]
   }
 
   pick (items: readonly MediaItem[], set: Readonly<Record<string, string>> = {}): Buffer[] {
-    const chunks: Buffer[] = [Buffer.from('{')]
-    for (const name of PICKED_MEMBERS) {
-      const json = this.json(name)
-      if (json !== undefined && !Object.hasOwn(set, name)) chunks.push(Buffer.from(`"${name}":`), json, COMMA)
-    }
-    for (const [name, json] of Object.entries(set)) chunks.push(memberText(name, json), COMMA)
-    chunks.push(Buffer.from('"messages":['))
-    let message: number | undefined
-    for (const item of items) {
-      if (item.message === message) chunks.push(COMMA)
-      else chunks.push(Buffer.from(`${message === undefined ? '' : ']},'}{"role":"user","content":[`))
-      message = item.message
-      chunks.push(this.bytes.subarray(item.span.start, item.span.end))
-    }
-    chunks.push(Buffer.from(message === undefined ? ']}' : ']}]}'))
-    return compact(chunks)
-  }
-
-  /** The messages, which hold all media, with new URLs. */
-  #withMediaUrls (messages: Member, urls: ReadonlyArray<string | undefined>): Buffer[] {
-    const chunks: Buffer[] = []
-    let start = messages.start
-    for (const [i, { url }] of this.media.entries()) {
-      const replacement = urls[i]
-      if (replacement === undefined) continue
-      chunks.push(this.bytes.subarray(start, url.start), Buffer.from(JSON.stringify(replacement).slice(1, -1)))
-      start = url.end
-    }
-    return [...chunks, this.bytes.subarray(start, messages.end)]
+    return pick(this, items, set)
   }
 
   #readModel (): string {
@@ -166,29 +112,4 @@ class ScannedBody implements Body {
     if (stream === null || !this.has('stream')) return false
     throw epdError('EPD_ERR_INVALID_VALUE', ['stream must be true or false'], { param: 'stream' })
   }
-}
-
-function memberText (name: string, json: string): Buffer {
-  return Buffer.from(`${JSON.stringify(name)}:${json}`)
-}
-
-/** Copies neighbouring small chunks together; big ones stay slices of the original. */
-function compact (chunks: readonly Buffer[]): Buffer[] {
-  if (chunks.reduce((sum, chunk) => sum + chunk.length, 0) <= ONE_BUFFER) return [Buffer.concat(chunks)]
-  const result: Buffer[] = []
-  let small: Buffer[] = []
-  const flush = (): void => {
-    const joined = Buffer.concat(small)
-    if (joined.length > 0) result.push(joined)
-    small = []
-  }
-  for (const chunk of chunks) {
-    if (chunk.length < SMALL) small.push(chunk)
-    else {
-      flush()
-      result.push(chunk)
-    }
-  }
-  flush()
-  return result
 }

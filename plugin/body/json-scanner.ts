@@ -1,5 +1,5 @@
-import { ControlCharFinder } from './control-chars.ts'
 import { epdError } from '../errors.ts'
+import { LongStrings } from './long-strings.ts'
 
 export type ScalarKind = 'string' | 'number' | 'true' | 'false' | 'null'
 
@@ -15,23 +15,22 @@ export interface JsonVisitor {
   close (depth: number, end: number): void
 }
 
-// What may come next.
-const VALUE = 0
-const VALUE_OR_END = 1
+// What may come next; from VALUE_OR_END on, the end of the container too.
+const NOTHING = 0
+const IN_STRING = 1
 const KEY = 2
-const KEY_OR_END = 3
-const COLON = 4
-const COMMA_OR_END = 5
-const IN_STRING = 6
-const NOTHING = 7
+const COLON = 3
+const VALUE = 4
+const VALUE_OR_END = 5
+const KEY_OR_END = 6
+const COMMA_OR_END = 7
 
-const OBJECT = 1
-const ARRAY = 2
+// Kinds of containers, by the byte that closes them.
+const OBJECT = 0x7d
+const ARRAY = 0x5d
 
 /** Strings longer than this are skipped by memory search. */
 const SHORT_STRING = 160
-/** At most this much of a long string is checked in one go, in bytes. */
-const STRING_SLICE = 1 << 20
 /** In digits. A limit keeps one token from stalling the process. */
 const MAX_NUMBER = 4096
 const MAX_DEPTH = 256
@@ -50,7 +49,7 @@ export class JsonScanner {
   readonly #bytes: Buffer
   readonly #visitor: JsonVisitor
   readonly #stack: number[] = [0]
-  #controls: ControlCharFinder | undefined
+  #longStrings: LongStrings | undefined
   #depth = 0
   /** Tokens down to this depth are reported. */
   #watch = 1
@@ -60,9 +59,6 @@ export class JsonScanner {
   #stringStart = 0
   #isKey = false
   #escaped = false
-  // Next quote and backslash at or after #pos, as far as they have been looked up
-  #quote = -1
-  #backslash = -1
 
   constructor (bytes: Buffer, visitor: JsonVisitor) {
     this.#bytes = bytes
@@ -92,40 +88,29 @@ export class JsonScanner {
   }
 
   #token (c: number): void {
+    const closing = this.#stack[this.#depth]!
+    if (c === closing && this.#state >= VALUE_OR_END) return this.#close()
     switch (this.#state) {
-      case VALUE_OR_END:
-        if (c === 0x5d) this.#close()
-        else this.#value(c)
-        return
       case VALUE:
-        this.#value(c)
-        return
-      case KEY_OR_END:
+      case VALUE_OR_END:
+        return this.#value(c)
       case KEY:
-        if (c === 0x22) this.#startString(true)
-        else if (c === 0x7d && this.#state === KEY_OR_END) this.#close()
-        else this.#fail('expected a member name')
-        return
+      case KEY_OR_END:
+        if (c === 0x22) return this.#startString(true)
+        return this.#fail('expected a member name')
       case COLON:
         if (c !== 0x3a) this.#fail('expected a colon')
         this.#pos++
         this.#state = VALUE
         return
       case COMMA_OR_END:
-        this.#afterValue(c)
+        if (c !== 0x2c) this.#fail(closing === OBJECT ? 'expected a comma or }' : 'expected a comma or ]')
+        this.#pos++
+        this.#state = closing === OBJECT ? KEY : VALUE
         return
       default:
         this.#fail('unexpected text after the end')
     }
-  }
-
-  #afterValue (c: number): void {
-    const container = this.#stack[this.#depth]
-    if (c === 0x2c) {
-      this.#pos++
-      this.#state = container === OBJECT ? KEY : VALUE
-    } else if (c === (container === OBJECT ? 0x7d : 0x5d)) this.#close()
-    else this.#fail(container === OBJECT ? 'expected a comma or }' : 'expected a comma or ]')
   }
 
   #value (c: number): void {
@@ -176,24 +161,14 @@ export class JsonScanner {
       if (c === 0x5c) return this.#escape(pos)
       if (c < 0x20) this.#failAt(pos, 'a control character in a string')
     }
-    this.#pos = pos
-    this.#skipAhead()
-  }
-
-  #skipAhead (): void {
-    const bytes = this.#bytes
-    const pos = this.#pos
-    // Both searches go over each byte of the body once at most: results are kept until they are passed.
-    if (this.#quote < pos) this.#quote = find(bytes, 0x22, pos)
-    if (this.#backslash < pos) this.#backslash = find(bytes, 0x5c, pos)
-    const stop = Math.min(this.#quote, this.#backslash, pos + STRING_SLICE)
-    this.#controls ??= new ControlCharFinder(bytes)
-    const control = this.#controls.find(pos, stop)
-    if (control !== -1) this.#failAt(control, 'a control character in a string')
+    this.#longStrings ??= new LongStrings(bytes)
+    const stop = this.#longStrings.skip(pos)
+    if (stop === bytes.length) this.#failAt(stop, 'unexpected end of a string')
+    const c = bytes[stop]!
+    if (c < 0x20) this.#failAt(stop, 'a control character in a string')
     this.#pos = stop
-    if (stop === bytes.length) this.#fail('unexpected end of a string')
-    if (stop === this.#quote) this.#endString(stop)
-    else if (stop === this.#backslash) this.#escape(stop)
+    if (c === 0x22) this.#endString(stop)
+    else if (c === 0x5c) this.#escape(stop)
   }
 
   #escape (pos: number): void {
@@ -268,15 +243,19 @@ export class JsonScanner {
   }
 }
 
-function find (bytes: Buffer, byte: number, from: number): number {
-  const at = bytes.indexOf(byte, from)
-  return at === -1 ? bytes.length : at
-}
-
 function isDigit (c: number | undefined): boolean {
   return c !== undefined && c >= 0x30 && c <= 0x39
 }
 
 function isHex (c: number | undefined): boolean {
   return c !== undefined && ((c >= 0x30 && c <= 0x39) || (c >= 0x41 && c <= 0x46) || (c >= 0x61 && c <= 0x66))
+}
+
+/** Longest string that is decoded, in bytes; those that are read by name are far shorter. */
+const MAX_DECODED = 64 * 1024
+
+/** The JavaScript value of a JSON string's bytes (without quotes); undefined when it is longer than any string that is read. */
+export function decodeString (bytes: Buffer, start: number, end: number, escaped: boolean): string | undefined {
+  if (end - start > MAX_DECODED) return undefined
+  return escaped ? JSON.parse(bytes.toString('utf8', start - 1, end + 1)) as string : bytes.toString('utf8', start, end)
 }

@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto'
 import type { MediaItem, Modality } from '../../adapters/adapter.ts'
-import type { FoundMedia } from './collector.ts'
+import type { FoundMedia } from './media-collector.ts'
 import { MEDIA_TYPES } from './members.ts'
-import type { Pace } from './pace.ts'
+import { Pace } from './pace.ts'
 
 interface PictureSize {
   readonly width: number
@@ -32,7 +32,8 @@ function estimateTokens (size: PictureSize | undefined, modality: Modality): num
 }
 
 /** Adds route key, size and token estimate to media parts. Long hashes give way to other requests. */
-export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[], pace: Pace): Promise<MediaItem[]> {
+export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]): Promise<MediaItem[]> {
+  const pace = new Pace()
   const items: MediaItem[] = []
   for (const { message, part, type, url: { start, end, escaped }, span } of found) {
     const modality = MEDIA_TYPES.get(type)!

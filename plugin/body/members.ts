@@ -23,6 +23,3 @@ export const MEDIA_TYPES: ReadonlyMap<string, Modality> = new Map<string, Modali
   ['audio', 'audio'],
   ['input_audio', 'audio']
 ])
-
-/** Engines look for media in messages of these roles only. */
-export const MEDIA_ROLES: ReadonlySet<string> = new Set(['user', 'tool', 'system'])

@@ -1,12 +1,21 @@
 import { isUtf8 } from 'node:buffer'
 import { epdError } from '../errors.ts'
-import type { Pace } from './pace.ts'
+import type { JsonScanner } from './json-scanner.ts'
+import { Pace } from './pace.ts'
 
 /** Bytes checked between two looks at the clock: about 1 ms. */
-export const UTF8_STEP = 4 << 20
+const UTF8_STEP = 4 << 20
+/** The same for scanning: prompts of many small tokens take longest. */
+const SCAN_STEP = 128 * 1024
 
-/** Checks a large body step by step, and says where a body is not UTF-8. @throws EPD_ERR_INVALID_UTF8 with the byte offset */
-export async function checkUtf8 (bytes: Buffer, pace: Pace): Promise<void> {
+/** Reads a large body step by step, giving way to other requests, and says where a body is not UTF-8. @throws EPD_ERR_INVALID_UTF8 with the byte offset */
+export async function scanInSteps (bytes: Buffer, scanner: JsonScanner): Promise<void> {
+  const pace = new Pace()
+  await checkUtf8(bytes, pace)
+  while (!scanner.run(scanner.position + SCAN_STEP)) if (pace.due()) await pace.rest()
+}
+
+async function checkUtf8 (bytes: Buffer, pace: Pace): Promise<void> {
   let start = 0
   while (start < bytes.length) {
     let end = Math.min(bytes.length, start + UTF8_STEP)
