@@ -9,7 +9,7 @@ import { drawScene } from '../helper/scenes.ts'
 import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, type Question, until } from './house.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
-const ROUNDS = FULL ? 50 : 3
+const ROUNDS = FULL ? 50 : 2
 /** The promise is 100 ms; a busy machine adds to it. */
 const PROMPTLY_MS = 3_000
 

@@ -38,9 +38,12 @@ async function post (url: string, body: object, signal?: AbortSignal): Promise<R
 /** Long enough for a machine that is busy with other things; a quiet one never waits that long. */
 const PATIENCE_MS = 30_000
 
-export async function until<T> (check: () => T | Promise<T>, what: string): Promise<NonNullable<T>> {
-  return await poll(check, what, PATIENCE_MS)
+export async function until<T> (check: () => T | Promise<T>, what: string, every?: number): Promise<NonNullable<T>> {
+  return await poll(check, what, PATIENCE_MS, every)
 }
+
+/** Milliseconds between two looks at all processes: each look costs each of them a few. */
+const LOOK_MS = 25
 
 /** A promise to be resolved by hand. */
 export function gate (): { readonly opened: Promise<void>, open (): void } {
@@ -248,7 +251,7 @@ export class GatewayProcess {
     await until(async () => {
       const nodes = await this.status()
       return engines.every(({ id }, i) => nodes[id]?.health === 'healthy' && nodes[id].epoch === epochs[i]) && pairs.every(([from, to]) => nodes[from]?.links[to]?.state === 'linked')
-    }, 'all nodes are healthy and linked')
+    }, 'all nodes are healthy and linked', LOOK_MS)
   }
 
   async ask (question: Question = {}): Promise<Answer> {
@@ -274,7 +277,7 @@ export async function settle (...parts: ReadonlyArray<GatewayProcess | Engine>):
     const reasons = await Promise.all(parts.filter(part => !('dead' in part && part.dead)).map(async part => await part.unrest()))
     unrest = reasons.filter(reason => reason !== undefined)
     return unrest.length === 0
-  }, 'nothing is in flight').catch(() => {})
+  }, 'nothing is in flight', LOOK_MS).catch(() => {})
   return unrest
 }
 

@@ -4,7 +4,7 @@ import { drawScene } from '../helper/scenes.ts'
 import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, type Answer, until } from './house.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
-const ROUNDS = FULL ? 30 : 3
+const ROUNDS = FULL ? 30 : 1
 const LEASE_MS = 1_000
 /** Bytes of features into a pull at which the fault strikes. */
 const AT = 9_000

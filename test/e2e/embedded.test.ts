@@ -2,7 +2,8 @@
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import t from 'tap'
+import t, { type Test } from 'tap'
+import { serveCommand } from '../../plugin/cli/serve.ts'
 import { runCli, startCli } from '../helper/cli.ts'
 import { listenerPid } from '../helper/listener.ts'
 import { drawPicture, drawScene } from '../helper/scenes.ts'
@@ -130,22 +131,32 @@ await t.test('mistakes are reported in one line each, with exit code 2', async t
     'twice.json': '{\n  "bypass": "auto",\n  "nodes": [], "bypass": "never"\n}',
     'wrong.json': '{\n  "bypass": "auto",\n  "timeouts": { "encode": -5 },\n  "nodez": []\n}'
   })
-  const broken = await runCli(['serve', '--config', `${dir}/broken.json`])
+  const broken = await serve(t, '--config', `${dir}/broken.json`)
   t.equal(broken.code, 2)
   t.match(broken.stderr, /broken\.json:2:\d+: not valid JSON/)
 
+  // A process of its own for one of them: the code is the process's.
   const wrong = await runCli(['serve', '--config', `${dir}/wrong.json`])
   t.equal(wrong.code, 2)
   t.match(wrong.stderr, /wrong\.json:3:\d+: timeouts\.encode must/)
   t.match(wrong.stderr, /wrong\.json:4:\d+: unknown option nodez/)
 
-  t.match(await runCli(['serve', '--config', `${dir}/adapter.json`]), { code: 2, stderr: /adapter\.json:4:18: nodes\[0\]\.adapter must be one of/ })
-  t.match(await runCli(['serve', '--config', `${dir}/twice.json`]), { code: 2, stderr: /twice\.json:3:16: "bypass" is given twice/ })
-  t.match(await runCli(['serve', '--config', `${dir}/missing.json`]), { code: 2, stderr: /can't read/ })
-  t.match(await runCli(['serve', '--port', 'x']), { code: 2, stderr: /--port/ })
+  t.match(await serve(t, '--config', `${dir}/adapter.json`), { code: 2, stderr: /adapter\.json:4:18: nodes\[0\]\.adapter must be one of/ })
+  t.match(await serve(t, '--config', `${dir}/twice.json`), { code: 2, stderr: /twice\.json:3:16: "bypass" is given twice/ })
+  t.match(await serve(t, '--config', `${dir}/missing.json`), { code: 2, stderr: /can't read/ })
+  t.match(await serve(t, '--port', 'x'), { code: 2, stderr: /--port/ })
   t.match(await runCli(['frobnicate']), { code: 2, stderr: /unknown command 'frobnicate'/ })
   for (const command of ['serve', 'engine', 'demo', 'trace']) t.match(await runCli([command, '--help']), { code: 0, stdout: new RegExp(`fastify-epd ${command}`) })
 })
+
+/** `fastify-epd serve` with flags it refuses, in this process. */
+async function serve (t: Test, ...flags: string[]): Promise<{ code: number, stderr: string }> {
+  const written = t.capture(process.stderr, 'write', () => true)
+  const code = await serveCommand(flags)
+  const stderr = written().map(({ args }) => String(args[0])).join('')
+  written.restore()
+  return { code, stderr }
+}
 
 function gone (pid: number): boolean {
   try {

@@ -10,8 +10,8 @@ import {
 import { bodyOf, mixedRequests, outcome } from './mixed-requests.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
-const REQUESTS = FULL ? 64 : 10
-const DISTINCT_PICTURES = FULL ? 24 : 5
+const REQUESTS = FULL ? 64 : 6
+const DISTINCT_PICTURES = FULL ? 24 : 4
 /** Bytes of a KV block of the shipped model: 6 layers of keys and values, 2 heads of 32 numbers, 16 tokens. */
 const BLOCK_BYTES = 6 * 2 * 2 * 32 * 16 * 4
 

@@ -7,8 +7,9 @@ import { measure, rate } from './accuracy.ts'
 
 /** More pictures on request: `EPD_TEST_FULL=1`. */
 const FULL = process.env.EPD_TEST_FULL === '1'
-const SAMPLE = FULL ? 1000 : 30
-const PAIRS = FULL ? 100 : 40
+const SAMPLE = FULL ? 1000 : 12
+const SWAPS = FULL ? 10 : 4
+const PAIRS = FULL ? 100 : 12
 
 t.setTimeout(FULL ? 1_200_000 : 120_000)
 const tiny = await openTinyModel()
@@ -131,7 +132,7 @@ await t.test('a picture that differs in one object gets another answer', async t
 
 await t.test('with the features of another picture the answer is about that picture', async t => {
   const random = seededRandom(7)
-  for (let i = 0; i < 10; i++) {
+  for (let i = 0; i < SWAPS; i++) {
     const scenes = [makeScene(random), makeScene(random)] as const
     const seen = await Promise.all(scenes.map(async scene => await tiny.see(await renderScene(scene))))
     const answers = await Promise.all(seen.map(async s => await tiny.ask('Describe the picture.', [s])))

@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { packageRoot } from '../helper/package-root.ts'
 
 export interface Load {
@@ -23,6 +24,10 @@ export function question (pictures: readonly string[], n: number, count: number)
   return { model: 'tiny-internvl', temperature: 0, max_tokens: 12, ...stream, messages: [{ role: 'user', content }] }
 }
 
+/** Milliseconds between two requests, after the first few: the page shows a load, and the machine is left for the test. */
+const PACE_MS = 250
+const FIRST = 12
+
 /** Sends a request, one after the other, with no, one and two pictures, until it is stopped. */
 export async function startLoad (url: string): Promise<Load> {
   const pictures = await samplePictures()
@@ -34,6 +39,7 @@ export async function startLoad (url: string): Promise<Load> {
       sent++
       const answer = await fetch(`${url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body })
       await answer.arrayBuffer()
+      if (sent > FIRST) await delay(PACE_MS)
     }
   })()
   running.catch(() => {})
