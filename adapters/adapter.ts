@@ -72,10 +72,24 @@ export interface MediaItem {
   readonly span: { readonly start: number, readonly end: number }
   /** sha-256 (hex) of the URL's bytes as they stand in the body; for affinity only. */
   readonly routeKey: string
+  /** Its URL is an address that the engine fetches: the bytes behind it may change. */
+  readonly remote: boolean
   /** Width and height read from the picture's own header, when it is inline and recognised. */
   readonly size?: { readonly width: number, readonly height: number } | undefined
   /** Estimated vision tokens, for balancing and admission. */
   readonly tokens: number
+}
+
+/** A content part written anew: JSON text. With `after`, the bytes of the media URL stay between `before` and `after`. */
+export interface MediaPart {
+  readonly before: string
+  readonly after?: string | undefined
+}
+
+/** A member that most engines read and some believe blindly. `param` says where it stands: `messages[0].content[1].uuid`. */
+export interface Privileged {
+  readonly param: string
+  readonly kind: 'control' | 'uuid' | 'embeddings'
 }
 
 export interface BodyEdits {
@@ -85,6 +99,8 @@ export interface BodyEdits {
   readonly remove?: readonly string[]
   /** New media URLs by item index; undefined keeps the original bytes. */
   readonly mediaUrls?: ReadonlyArray<string | undefined>
+  /** New content parts by item index; undefined keeps the original bytes. */
+  readonly mediaParts?: ReadonlyArray<MediaPart | undefined>
 }
 
 /** The client's request body as bytes. Nothing here parses or stringifies the whole of it. */
@@ -92,6 +108,8 @@ export interface RequestBody {
   readonly model: string
   readonly stream: boolean
   readonly media: readonly MediaItem[]
+  /** What only a gateway may send to some engines. Control fields among it are out of every splice already. */
+  readonly privileged: readonly Privileged[]
   /** Value of a scalar top-level member, decoded; undefined when absent or not scalar. */
   scalar (name: string): string | number | boolean | null | undefined
   /** Does the body have this top-level member? */
@@ -100,9 +118,9 @@ export interface RequestBody {
   splice (edits: BodyEdits): Buffer[]
   /**
    * A chat request that holds only these media parts, in this order: one user message per original message,
-   * plus the top-level members `model`, `mm_processor_kwargs`, `media_io_kwargs` and `set`.
+   * plus the top-level members `model`, `mm_processor_kwargs`, `media_io_kwargs` and `set`. `parts`: as in `BodyEdits`.
    */
-  pick (items: readonly MediaItem[], set?: Readonly<Record<string, string>>): Buffer[]
+  pick (items: readonly MediaItem[], set?: Readonly<Record<string, string>>, parts?: BodyEdits['mediaParts']): Buffer[]
 }
 
 /** The part of an AbortSignal that ends a call; every AbortSignal is one. `abortSignalOf` makes one of it for APIs that insist. */

@@ -99,6 +99,8 @@ class UpstreamBody extends Readable implements UpstreamResponse, Dispatcher.Disp
   #resolve!: (response: UpstreamResponse) => void
   #reject!: (error: Error) => void
   #whole = false
+  /** Bytes of a 500 that have come. */
+  #length = 0
 
   constructor (node: AdapterNode, signal: CallSignal) {
     super({ highWaterMark: 64 * 1024 })
@@ -129,15 +131,28 @@ class UpstreamBody extends Readable implements UpstreamResponse, Dispatcher.Disp
   onResponseData (controller: Controller, chunk: Buffer): void {
     // undici hands out an empty chunk when it resumes with nothing read.
     if (chunk.length > 0 && !this.push(chunk)) controller.pause()
+    if (this.statusCode === 500) this.#dropAtEnd(controller, chunk)
   }
 
   onResponseEnd (): void {
+    if (this.#whole) return
     this.#whole = true
     this.push(null)
   }
 
+  /**
+   * uvicorn closes a connection 20 ms after a 500 that its application has not handled, without saying so: the next
+   * request on it would break. undici closes no connection after an answer, but it does within one.
+   */
+  #dropAtEnd (controller: Controller, chunk: Buffer): void {
+    this.#length += chunk.length
+    if (this.#whole || this.#length !== Number(this.headers['content-length'])) return
+    this.onResponseEnd()
+    controller.abort(unwanted())
+  }
+
   onResponseError (_controller: Controller | undefined, error: Error): void {
-    this.destroy(this.statusCode === 0 ? unavailable(this.#node, error) : error)
+    if (!this.#whole) this.destroy(this.statusCode === 0 ? unavailable(this.#node, error) : error)
   }
 
   override _read (): void {

@@ -6,12 +6,17 @@ import { postStream } from './http.ts'
  * Throws REFUSED before media goes to a node that would drop it or fail on it.
  */
 export function passThrough (job: GenerateJob, call: Call, edits: BodyEdits = {}): Promise<UpstreamResponse> {
-  const { node, body } = job
-  if (job.features.length > 0) return refuse(node, `${node.id} takes no encoder results`)
-  if (job.handoff !== undefined) return refuse(node, `${node.id} takes no migration request`)
+  const { node, path, body, features, handoff } = job
+  if (features.length > 0) return refuse(node, `${node.id} takes no encoder results`)
+  if (handoff !== undefined) return refuse(node, `${node.id} takes no migration request`)
+  if (isBlind(job)) return refuse(node, `${node.id} has no vision weights: media would be lost`)
+  return postStream(node, { path, body: body.splice(edits) }, call)
+}
+
+/** Has the request media, and the node no vision weights? */
+export function isBlind ({ node, body }: GenerateJob): boolean {
   const vision = node.vision ?? node.info?.vision
-  if (body.media.length > 0 && vision !== undefined && vision !== 'full') return refuse(node, `${node.id} has no vision weights: media would be lost`)
-  return postStream(node, { path: job.path, body: body.splice(edits) }, call)
+  return body.media.length > 0 && vision !== undefined && vision !== 'full'
 }
 
 /** Rejects with REFUSED: the node does not speak what it was asked for. */

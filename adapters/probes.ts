@@ -28,6 +28,8 @@ export interface ModelList {
   readonly ids: readonly string[]
   /** `owned_by` of the first: `lmdeploy`, `vllm`, `sglang`, ... */
   readonly owner: string | undefined
+  /** As the server wrote them. */
+  readonly cards: readonly Json[]
 }
 
 /** GET /v1/models. Throws UNAVAILABLE, also for a refused key: a probe has no other error. */
@@ -39,7 +41,8 @@ export async function models (node: AdapterNode, call: Call): Promise<ModelList>
   const list = listOf(objectOf(answer).data).map(objectOf)
   return {
     ids: [...new Set(list.map(model => model.id).filter(id => typeof id === 'string'))],
-    owner: textOf(list[0]?.owned_by)
+    owner: textOf(list[0]?.owned_by),
+    cards: list
   }
 }
 

@@ -1,6 +1,7 @@
 import { metrics, type Meter } from '@opentelemetry/api'
 import { Agent, type Dispatcher } from 'undici'
 import type { Log } from '../adapters/adapter.ts'
+import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
 import { Admission, InFlight, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
@@ -70,7 +71,7 @@ export class Gateway implements Core {
     this.registry = new Registry({
       dispatcher: this.dispatcher,
       log,
-      adapters: options.adapters,
+      adapters: [...options.adapters, createVllm(options.vllm)],
       probeTimeout: timeouts.probe,
       linkTimeout: timeouts.link,
       metrics: this.metrics

@@ -1,9 +1,10 @@
 import { isUtf8 } from 'node:buffer'
-import type { BodyEdits, MediaItem, RequestBody } from '../../adapters/adapter.ts'
+import type { BodyEdits, MediaItem, Privileged, RequestBody } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
 import { Collector, type Member } from './collector.ts'
 import { decodeString, JsonScanner } from './json-scanner.ts'
 import { describeMedia } from './media.ts'
+import { privilegedParts } from './privileged.ts'
 import { pick, splice } from './splice.ts'
 import { scanInSteps } from './steps.ts'
 
@@ -55,6 +56,7 @@ class ScannedBody implements Body {
   /** Top-level members that go upstream, in order. */
   readonly #members: readonly Member[]
   readonly #byName: ReadonlyMap<string, Member>
+  #privileged: readonly Privileged[] | undefined
 
   constructor (bytes: Buffer, { members, byName, stripped }: Collector, media: readonly MediaItem[]) {
     this.bytes = bytes
@@ -65,6 +67,17 @@ class ScannedBody implements Body {
     this.textBytes = media.reduce((rest, item) => rest - (item.url.end - item.url.start), bytes.length)
     this.model = this.#readModel()
     this.stream = this.#readStream()
+  }
+
+  get privileged (): readonly Privileged[] {
+    const messages = this.#byName.get('messages')
+    const offset = messages?.valueStart ?? 0
+    this.#privileged ??= [
+      ...this.stripped.map(param => ({ param, kind: 'control' as const })),
+      ...(this.has('prompt_embeds') ? [{ param: 'prompt_embeds', kind: 'embeddings' as const }] : []),
+      ...(messages === undefined ? [] : privilegedParts(this.bytes.subarray(offset, messages.end), this.media.map(({ url }) => ({ start: url.start - offset, end: url.end - offset }))))
+    ]
+    return this.#privileged
   }
 
   has (name: string): boolean {

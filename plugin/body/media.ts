@@ -39,9 +39,14 @@ export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]
     const modality = MEDIA_TYPES.get(type)!
     const size = modality === 'image' ? inlineSize(bytes, start, end, escaped) : undefined
     const routeKey = await hash(bytes, start, end, pace)
-    items.push({ index: items.length, message, part, modality, type, url: { start, end }, span, routeKey, size, tokens: estimateTokens(size, modality) })
+    items.push({ index: items.length, message, part, modality, type, url: { start, end }, span, routeKey, remote: !isInline(bytes, start, type), size, tokens: estimateTokens(size, modality) })
   }
   return items
+}
+
+/** Is the media in the body? Only what every parser takes for a data URL is; an escape in its first letters makes it an address. */
+function isInline (bytes: Buffer, start: number, type: string): boolean {
+  return type === 'input_audio' || /^data:$/i.test(bytes.toString('latin1', start, start + 5))
 }
 
 async function hash (bytes: Buffer, start: number, end: number, pace: Pace): Promise<string> {

@@ -3,7 +3,7 @@ import { adapters as shipped } from '../../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
-  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type TimeoutOptions
+  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type TimeoutOptions, type VllmDefaults
 } from './schema.ts'
 
 export { OptionsError, type OptionsProblem }
@@ -15,6 +15,7 @@ interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapter
   readonly timeouts: TimeoutOptions
   readonly limits: LimitOptions
   readonly admission: AdmissionOptions
+  readonly vllm: VllmDefaults
 }
 
 /** The options with every default in place. */

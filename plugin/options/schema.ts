@@ -117,6 +117,10 @@ const telemetry = Type.Partial(object({
   captureContent: Type.Boolean({ default: false, description: 'Keeps small copies of pictures for the inspection page.' })
 }), { default: {} })
 
+const vllmSection = section({
+  embeds: oneOf(['refuse', 'allow'], { default: 'refuse', description: 'What to do with embeddings that a client sends to vLLM. They end its process when they do not fit: allow them to trusted gateways only.' })
+}, 'How nodes of the adapter vllm are used.')
+
 const adapter = Type.Object({ name: text('As nodes name it.'), specificationVersion: Type.Literal('v1') }, { expects: 'an adapter (an object with specificationVersion "v1"); give it in code' })
 
 export const optionsSchema = Type.Partial(object({
@@ -130,6 +134,7 @@ export const optionsSchema = Type.Partial(object({
   bypass: oneOf(['auto', 'never'], { description: 'When the language model encodes pictures itself although there are encoders. Default: never with embedded engines, else auto.' }),
   routing,
   timeouts,
+  vllm: vllmSection,
   retries: Type.Integer({ minimum: 0, maximum: 1, default: 1, description: 'How often a request starts again at the plan after a node failed under it.' }),
   limits,
   admission,
@@ -152,5 +157,6 @@ export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
 export type LimitOptions = Required<Static<typeof limits>>
 export type AdmissionOptions = Required<Static<typeof admission>>
+export type VllmDefaults = Required<Static<typeof vllmSection>>
 export type Bypass = NonNullable<EpdOptions['bypass']>
 export type TenantOf = (request: FastifyRequest) => string | undefined

@@ -295,7 +295,7 @@ t.test('adapters are found by name or taken as values, and checked', async t => 
   const own: Adapter = { ...openai, name: 'openai' }
   t.equal(resolveAdapter('openai', [own]), own, 'one\'s own comes first')
   t.equal(resolveAdapter(own), own)
-  t.throws(() => resolveAdapter('nope', [{ ...openai, name: 'mine' }]), /unknown adapter "nope"; known are mine, pytorch, turbomind, openai/)
+  t.throws(() => resolveAdapter('nope', [{ ...openai, name: 'mine' }]), /unknown adapter "nope"; known are mine, pytorch, turbomind, vllm, openai/)
   for (const [change, message] of [[{ name: '' }, /name/], [{ specificationVersion: 'v2' }, /'v1'/], [{ generate: undefined }, /generate must be a function/]] as const) {
     t.throws(() => { checkAdapter({ ...openai, ...change }) }, message)
   }

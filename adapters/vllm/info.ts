@@ -1,0 +1,50 @@
+import type { AdapterNode, Call, NodeInfo } from '../adapter.ts'
+import { requestJson } from '../http/json.ts'
+import { health, models, startingInfo } from '../probes.ts'
+import { objectOf, textOf, type Json } from '../wire/json.ts'
+
+const TIMEOUT = 3000
+
+/** What a vLLM server says of itself; left in `NodeInfo.details`. */
+export interface VllmDetails {
+  readonly server: 'vllm'
+  /** The cards of GET /v1/models, LoRA adapters too, but for what differs in each answer. */
+  readonly models: readonly Json[]
+  /** Of the first model, in tokens. */
+  readonly maxModelLen: number | undefined
+}
+
+/**
+ * GET /health, /v1/models and /version. No route says a server's role, nor which connectors it runs with: the role is
+ * the registered one.
+ */
+export async function probeVllm (node: AdapterNode, call: Call): Promise<NodeInfo> {
+  const status = await health(node, call)
+  if (status === 'initialising') return startingInfo(node)
+  const [list, version] = await Promise.all([models(node, call), versionOf(node, call)])
+  const cards = list.cards.map(steady)
+  const maxModelLen = cards[0]?.max_model_len
+  return {
+    status,
+    models: list.ids,
+    role: node.role,
+    backend: version === undefined ? 'vllm' : `vllm ${version}`,
+    version,
+    produces: [],
+    accepts: [],
+    vision: node.vision ?? 'full',
+    maxPrefillTokens: node.maxPrefillTokens,
+    notes: node.role === 'hybrid' ? [] : [`role ${node.role}: not used by plans yet`],
+    details: { server: 'vllm', models: cards, maxModelLen: typeof maxModelLen === 'number' ? maxModelLen : undefined } satisfies VllmDetails
+  }
+}
+
+/** The time and the permission's id are new in each answer: with them each probe would count as a change. */
+function steady ({ created: _created, permission: _permission, ...card }: Json): Json {
+  return card
+}
+
+async function versionOf (node: AdapterNode, call: Call): Promise<string | undefined> {
+  const { body } = await requestJson(node, { method: 'GET', path: '/version', timeout: TIMEOUT, idempotent: true }, call)
+  return textOf(objectOf(body).version)
+}
