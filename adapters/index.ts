@@ -3,6 +3,7 @@ import type { Adapter, AdapterNode, Call } from './adapter.ts'
 import { openai } from './openai.ts'
 import { engineInfo, health, isOurs, models } from './probes.ts'
 import { pytorch } from './pytorch.ts'
+import { sglang } from './sglang.ts'
 import { turbomind } from './turbomind.ts'
 import { createVllm } from './vllm.ts'
 
@@ -10,14 +11,14 @@ export { abortSignalOf } from './abort.ts'
 export * from './adapter.ts'
 export { errorObject, failureError, postStream, type FailureReader, type HttpRequest, type UpstreamErrorObject, type UpstreamFailure } from './http.ts'
 export { requestJson, requestOk, type JsonAnswer, type JsonRequest } from './http/json.ts'
-export { createVllm, openai, pytorch, turbomind }
+export { createVllm, openai, pytorch, sglang, turbomind }
 export type { VllmOptions } from './vllm.ts'
 
 /** With a secret of this process. */
 export const vllm = createVllm()
 
 /** Shipped adapters by name. */
-export const adapters: ReadonlyMap<string, Adapter> = new Map([pytorch, turbomind, vllm, openai].map(adapter => [adapter.name, adapter]))
+export const adapters: ReadonlyMap<string, Adapter> = new Map([pytorch, turbomind, vllm, sglang, openai].map(adapter => [adapter.name, adapter]))
 
 const FUNCTIONS = ['probe', 'link', 'encode', 'prefill', 'generate', 'release', 'abort'] as const
 
@@ -46,14 +47,14 @@ export function resolveAdapter (nameOrAdapter: string | Adapter, extra: readonly
 
 /**
  * Name of the shipped adapter for a node that registered without naming one: engine_info shows whether it is one of
- * LMDeploy's two backends or ours, /v1/models whether it is vLLM; a server that is none of these is taken as `openai`. Throws UNAVAILABLE.
+ * LMDeploy's two backends or ours, /v1/models whether it is vLLM or SGLang; a server that is none of these is taken as `openai`. Throws UNAVAILABLE.
  */
-export async function detectAdapter (node: AdapterNode, call: Call): Promise<'pytorch' | 'turbomind' | 'vllm' | 'openai'> {
+export async function detectAdapter (node: AdapterNode, call: Call): Promise<'pytorch' | 'turbomind' | 'vllm' | 'sglang' | 'openai'> {
   // A starting server may not answer the other routes yet: `pytorch` waits for it, and detection runs again.
   if (await health(node, call).catch(() => undefined) === 'initialising') return 'pytorch'
   const [answer, { owner }] = await Promise.all([engineInfo(node, call), models(node, call)])
   if (answer.kind === 'info') return isOurs(answer.info) && answer.info.backend === 'turbomind' ? 'turbomind' : 'pytorch'
-  if (owner === 'vllm') return 'vllm'
+  if (owner === 'vllm' || owner === 'sglang') return owner
   const lmdeploy = owner === undefined || owner === 'lmdeploy'
   if (answer.kind === 'turbomind') return lmdeploy ? 'turbomind' : 'openai'
   return owner === 'lmdeploy' ? 'pytorch' : 'openai'

@@ -11,6 +11,7 @@ import { requireOperator } from './http/routes/guard.ts'
 import { nodeRoutes } from './http/routes/nodes.ts'
 import { openaiRoutes } from './http/routes/openai.ts'
 import { opsRoutes } from './http/routes/ops.ts'
+import { sglangRoutes } from './http/routes/sglang.ts'
 import { spanRoutes, traceRoutes } from './http/routes/traces.ts'
 import { uiRoutes } from './http/routes/ui.ts'
 import type { Prometheus } from './telemetry/prometheus.ts'
@@ -66,6 +67,7 @@ async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prom
   const mount = { prefix, ...(logLevel === undefined ? {} : { logLevel }) }
   if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics: prometheus })
   if (routes.nodes) await app.register(nodeRoutes, { ...mount, gateway })
+  if (routes.sglang) await app.register(sglangRoutes, { ...mount, gateway })
   if (routes.traces) {
     await app.register(traceRoutes, { ...mount, gateway, guard: requireOperator(gateway.options) })
     await app.register(spanRoutes, { ...mount, gateway })

@@ -7,7 +7,7 @@ export function unknownModel ({ nodes }: RegistrySnapshot, model: string): Refus
   if (nodes.length === 0) return noNode('no node is registered')
   // Encoders can't answer without a language model, but they show that the operator means to serve this model.
   if (nodes.some(node => node.models.includes(model))) return noNode('no node of this model generates')
-  if (nodes.some(node => node.models.length === 0)) return noNode('nodes are starting')
+  if (nodes.some(node => node.models.length === 0 && node.state !== 'healthy')) return noNode('nodes are starting')
   return { refused: 'EPD_ERR_MODEL_NOT_FOUND', reason: 'no node serves this model' }
 }
 

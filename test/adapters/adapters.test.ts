@@ -263,7 +263,7 @@ t.test('what an adapter does not speak it refuses with a reason', async t => {
   const node = nodeAt('http://127.0.0.1:9')
   const body = await bodyFrom({ model: 'm', messages: [] })
   for (const adapter of adapters.values()) {
-    t.match(await failure(adapter.prefill({ node, decode: node, body, features: [] }, call)), { code: 'REFUSED', message: /hands no KV blocks on|no disaggregated prefill|does no disaggregation/ })
+    t.match(await failure(adapter.prefill({ node, decode: node, body, features: [] }, call)), { code: 'REFUSED', message: /hands no KV blocks on|no disaggregated prefill|does no disaggregation|stay on one node/ })
   }
   const turbo = await lmdeploy(t, { backend: 'turbomind', model: 'm' })
   t.match(await failure(turbomind.link(nodeAt(turbo.url), nodeAt(turbo.url), call)), { code: 'REFUSED', message: /knows no encoder role/ })
@@ -295,7 +295,7 @@ t.test('adapters are found by name or taken as values, and checked', async t => 
   const own: Adapter = { ...openai, name: 'openai' }
   t.equal(resolveAdapter('openai', [own]), own, 'one\'s own comes first')
   t.equal(resolveAdapter(own), own)
-  t.throws(() => resolveAdapter('nope', [{ ...openai, name: 'mine' }]), /unknown adapter "nope"; known are mine, pytorch, turbomind, vllm, openai/)
+  t.throws(() => resolveAdapter('nope', [{ ...openai, name: 'mine' }]), /unknown adapter "nope"; known are mine, pytorch, turbomind, vllm, sglang, openai/)
   for (const [change, message] of [[{ name: '' }, /name/], [{ specificationVersion: 'v2' }, /'v1'/], [{ generate: undefined }, /generate must be a function/]] as const) {
     t.throws(() => { checkAdapter({ ...openai, ...change }) }, message)
   }

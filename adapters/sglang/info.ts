@@ -1,0 +1,64 @@
+/** What a probe finds out about an SGLang server. */
+import { AdapterError, type AdapterNode, type Call, type NodeInfo } from '../adapter.ts'
+import { requestJson, requestOk } from '../http/json.ts'
+import { health, models } from '../probes.ts'
+import { objectOf, textOf, type Json } from '../wire/json.ts'
+
+const TIMEOUT = 3_000
+/** An encoder answers /health with an encode of its own, in its turn. */
+const ENCODER_TIMEOUT = 10_000
+
+/** What a language server was started with, as far as the adapter cares. Kept in `NodeInfo.details`. */
+export interface SglangDetails {
+  readonly version: string | undefined
+  /** Its vision tower is on encoders: `--language-only`. */
+  readonly languageOnly: boolean
+  /** `zmq_to_scheduler`, `zmq_to_tokenizer`, `mooncake`. */
+  readonly transfer: string
+  /** Does the model look at pictures at all? */
+  readonly sees: boolean
+}
+
+export function detailsOf (node: AdapterNode): SglangDetails | undefined {
+  return node.info?.details as SglangDetails | undefined
+}
+
+/** An encoder has /health and nothing else that describes it: neither models nor a version. */
+export async function encoderInfo (node: AdapterNode, call: Call): Promise<NodeInfo> {
+  const { statusCode } = await requestJson(node, { method: 'GET', path: '/health', timeout: ENCODER_TIMEOUT, idempotent: true }, call)
+  if (statusCode !== 200) throw new AdapterError('UNAVAILABLE', `${node.id} answered /health with ${statusCode}`, { node: node.id })
+  return { status: 'healthy', models: [], role: 'encoder', backend: 'sglang encoder', produces: [], accepts: [], vision: 'full' }
+}
+
+export async function serverInfo (node: AdapterNode, call: Call): Promise<NodeInfo> {
+  const [status, list, details] = await Promise.all([health(node, call), models(node, call), detailsOf(node) ?? readDetails(node, call)])
+  const { version, languageOnly, transfer, sees } = details
+  return {
+    status,
+    models: list.ids,
+    role: node.role,
+    backend: 'sglang',
+    version,
+    produces: [],
+    accepts: [],
+    vision: node.vision ?? (sees ? 'full' : 'none'),
+    notes: [
+      ...(node.role === 'hybrid' ? [] : [`role ${node.role}: not used by plans`]),
+      ...(languageOnly && transfer === 'zmq_to_scheduler' ? ['zmq_to_scheduler: a picture that fails ends this server (0.5.23); zmq_to_tokenizer does not'] : [])
+    ],
+    details
+  }
+}
+
+/** Asked once per process: /server_info bothers the scheduler. */
+async function readDetails (node: AdapterNode, call: Call): Promise<SglangDetails> {
+  const ask = async (path: string): Promise<Json> => objectOf(await requestOk(node, { method: 'GET', path, timeout: TIMEOUT, idempotent: true }, call))
+  const [args, model] = await Promise.all([ask('/server_info'), ask('/model_info')])
+  const transfer = textOf(args.encoder_transfer_backend)
+  return {
+    version: textOf(args.version),
+    languageOnly: args.language_only === true,
+    transfer: transfer === undefined || transfer === 'auto' ? 'zmq_to_scheduler' : transfer,
+    sees: model.has_image_understanding !== false
+  }
+}
