@@ -1,5 +1,6 @@
 /** The media items of a chat request: LMDeploy's item kinds, old and new, with the position each is named by in errors. */
 import { isObject, type Json } from '../../adapters/wire/json.ts'
+import { TEXT_PARTS } from '../../adapters/wire/media.ts'
 import { LEASE_SCHEME } from '../../adapters/wire/results.ts'
 import { EngineError } from '../service/errors.ts'
 import type { PixelSettings } from '../models/index.ts'
@@ -75,7 +76,7 @@ function readContent (content: unknown[], message: number, base: PixelSettings, 
     const param = `messages[${message}].content[${part}]`
     if (!isObject(entry) || typeof entry.type !== 'string') throw new EngineError('invalid_request', 'a content part must be an object with a "type"', { param })
     const { type } = entry
-    if (type === 'text') continue
+    if (TEXT_PARTS.has(type)) continue
     if (OTHER_MEDIA.test(type)) throw new EngineError('unsupported', `content parts of type "${type}" are not supported by this model`, { param })
     if (!IMAGE_TYPES.has(type)) throw new EngineError('invalid_request', `content part type "${type.slice(0, 60)}" is unknown`, { param })
     if (items.length >= maxItems) throw new EngineError('invalid_request', `too many media items: at most ${maxItems} in one request`, { param })

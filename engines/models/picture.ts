@@ -2,14 +2,17 @@
  * Pictures as families need them: opened from their header with every limit checked, then resized to 8-bit RGB.
  * Decoding runs in libuv's threads, not in the caller's.
  */
-import type { Sharp, SharpOptions } from 'sharp'
+import type { Sharp, SharpConstructor, SharpOptions } from 'sharp'
 import { loadOptional } from '../service/optional.ts'
+import { bmpSize, decodeBmp } from './bmp.ts'
 import { enlarge } from './enlarge.ts'
 import { PictureError, type PictureSize } from './family.ts'
 import { sniffPicture } from './sniff.ts'
 
 /** Largest picture that is decoded, pixels: a header that claims more is refused before anything is allocated. */
 export const MAX_PICTURE_PIXELS = 100_000_000
+/** The same for BMP, which is decoded as a whole and whose runs of pixels are a bomb's: three times what an item's bytes can hold of others. */
+const MAX_BMP_PIXELS = 32_000_000
 /** Ratio of the long side to the short one: beyond it a resize to tiles shows nothing. */
 export const MAX_ASPECT_RATIO = 200
 
@@ -26,10 +29,10 @@ function pictureError (cause: unknown): PictureError {
   return new PictureError(`the picture can't be decoded: ${reason}`, { cause })
 }
 
-function checkSize (width: number, height: number): void {
+function checkSize (width: number, height: number, max = MAX_PICTURE_PIXELS): void {
   if (!(width > 0 && height > 0)) throw new PictureError('the picture has no size')
-  if (width * height > MAX_PICTURE_PIXELS) {
-    throw new PictureError(`the picture is too large: ${width}x${height} pixels, at most ${MAX_PICTURE_PIXELS} are decoded`)
+  if (width * height > max) {
+    throw new PictureError(`the picture is too large: ${width}x${height} pixels, at most ${max} are decoded`)
   }
   if (Math.max(width, height) / Math.min(width, height) > MAX_ASPECT_RATIO) {
     throw new PictureError(`the picture is too narrow: ${width}x${height} pixels, sides may differ by a factor of ${MAX_ASPECT_RATIO}`)
@@ -69,19 +72,33 @@ async function render (source: Sharp, size: PictureSize, hasAlpha: boolean): Pro
  * @throws PictureError when it is none of the formats read here, is corrupt, or is too large.
  */
 export async function openPicture (bytes: Uint8Array): Promise<Picture> {
-  if (sniffPicture(bytes) === undefined) throw new PictureError('the bytes are no picture of a supported format (JPEG, PNG, WebP, GIF, TIFF, AVIF)')
+  const format = sniffPicture(bytes)
+  if (format === undefined) throw new PictureError('the bytes are no picture of a supported format (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP)')
   const { default: sharp } = await loadOptional('sharp')
-  const input: SharpOptions = { limitInputPixels: MAX_PICTURE_PIXELS, failOn: 'warning', sequentialRead: true }
+  if (format === 'image/bmp') return openBmp(bytes, sharp)
+  // What libjpeg only warns of leaves the picture whole: Pillow takes it as well.
+  const input: SharpOptions = { limitInputPixels: MAX_PICTURE_PIXELS, failOn: 'error', sequentialRead: true }
   // The limit is checked below on the header's figures; sharp itself would only notice when it decodes.
   const header = await sharp(bytes, { ...input, limitInputPixels: false }).metadata().catch((err: unknown) => { throw pictureError(err) })
   checkSize(header.width, header.pageHeight ?? header.height)
   const { width, height: whole } = header.autoOrient
   const own: PictureSize = { width, height: header.pageHeight ?? whole }
+  return pictureOf(own, () => sharp(bytes, input), header.hasAlpha === true)
+}
+
+function openBmp (bytes: Uint8Array, sharp: SharpConstructor): Picture {
+  const size = bmpSize(bytes)
+  checkSize(size.width, size.height, MAX_BMP_PIXELS)
+  const { data, channels, width, height } = decodeBmp(bytes)
+  return pictureOf(size, () => sharp(data, { raw: { width, height, channels } }), channels === 4)
+}
+
+function pictureOf (own: PictureSize, decode: () => Sharp, hasAlpha: boolean): Picture {
   return {
     size: own,
     resize: async size => {
       const shrunk = { width: Math.min(own.width, size.width), height: Math.min(own.height, size.height) }
-      return enlarge(await render(sharp(bytes, input), shrunk, header.hasAlpha === true), shrunk, size)
+      return enlarge(await render(decode(), shrunk, hasAlpha), shrunk, size)
     }
   }
 }

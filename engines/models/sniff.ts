@@ -1,8 +1,10 @@
+import { isBmp } from './bmp.ts'
+
 /**
  * Which picture format bytes are, by their first bytes. What is not listed is never given to a decoder: SVG could name
  * files and addresses, and formats few use are where decoders break.
  */
-export type PictureFormat = 'image/jpeg' | 'image/png' | 'image/webp' | 'image/gif' | 'image/tiff' | 'image/avif'
+export type PictureFormat = 'image/jpeg' | 'image/png' | 'image/webp' | 'image/gif' | 'image/tiff' | 'image/avif' | 'image/bmp'
 
 function ascii (bytes: Uint8Array, at: number, text: string): boolean {
   for (let i = 0; i < text.length; i++) if (bytes[at + i] !== text.charCodeAt(i)) return false
@@ -16,5 +18,6 @@ export function sniffPicture (bytes: Uint8Array): PictureFormat | undefined {
   if (ascii(bytes, 0, 'GIF87a') || ascii(bytes, 0, 'GIF89a')) return 'image/gif'
   if (ascii(bytes, 0, 'II*\0') || ascii(bytes, 0, 'MM\0*')) return 'image/tiff'
   if (ascii(bytes, 4, 'ftyp') && (ascii(bytes, 8, 'avif') || ascii(bytes, 8, 'avis') || ascii(bytes, 8, 'mif1'))) return 'image/avif'
+  if (isBmp(bytes)) return 'image/bmp'
   return undefined
 }

@@ -99,7 +99,7 @@ function unescapedWindow (bytes: Buffer, start: number, end: number): ByteWindow
 type ByteWindow = (offset: number, length: number) => Buffer
 
 /**
- * Width and height from a picture's own header (PNG, JPEG, WebP, GIF), reading a few dozen bytes here and there.
+ * Width and height from a picture's own header (PNG, JPEG, WebP, GIF, BMP), reading a few dozen bytes here and there.
  * Undefined when the format is not recognised or the header makes no sense.
  */
 function pictureSize (window: ByteWindow): PictureSize | undefined {
@@ -114,6 +114,8 @@ function sizeByMagic (head: Buffer, window: ByteWindow): PictureSize | undefined
   if (head.readUInt32BE(0) === 0x89504e47 && head.length >= 24) return { width: head.readUInt32BE(16), height: head.readUInt32BE(20) }
   const magic = head.toString('latin1', 0, 4)
   if (magic === 'GIF8') return { width: head.readUInt16LE(6), height: head.readUInt16LE(8) }
+  // BMP: a negative height means rows from the top.
+  if (magic.startsWith('BM') && head.length >= 26 && head.readUInt32LE(14) >= 40) return { width: head.readInt32LE(18), height: Math.abs(head.readInt32LE(22)) }
   if (magic === 'RIFF' && head.toString('latin1', 8, 12) === 'WEBP' && head.length >= 30) return webpSize(head)
   return undefined
 }

@@ -30,6 +30,16 @@ export function jpeg (width: number, height: number, padding: number): Buffer {
   return Buffer.concat([...parts, frame, Buffer.alloc(64)])
 }
 
+/** Rows from the top, as in screenshots. */
+export function bmp (width: number, height: number): Buffer {
+  const bytes = Buffer.alloc(64)
+  bytes.write('BM', 'latin1')
+  bytes.writeUInt32LE(40, 14)
+  bytes.writeInt32LE(width, 18)
+  bytes.writeInt32LE(-height, 22)
+  return bytes
+}
+
 function riff (chunk: string): Buffer {
   const bytes = Buffer.alloc(64)
   bytes.write(`RIFF\0\0\0\0WEBP${chunk}`, 'latin1')

@@ -8,7 +8,7 @@ import t from 'tap'
 import type { Test } from 'tap'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
 import type { EpdError } from '../../plugin/errors.ts'
-import { gif, jpeg, png, webpExtended, webpLossless, webpLossy } from './picture-headers.ts'
+import { bmp, gif, jpeg, png, webpExtended, webpLossless, webpLossy } from './picture-headers.ts'
 
 const MIB = 1 << 20
 
@@ -96,7 +96,7 @@ t.test('notices that the client is gone', async t => {
 t.test('reads the size of inline pictures from a few bytes', async t => {
   const deep = jpeg(4000, 3000, 300_000)
   const pictures: Array<[string, Buffer, [number, number] | undefined]> = [
-    ['png', png(640, 480), [640, 480]], ['gif', gif(320, 200), [320, 200]], ['webp lossy', webpLossy(1000, 700), [1000, 700]],
+    ['png', png(640, 480), [640, 480]], ['gif', gif(320, 200), [320, 200]], ['bmp', bmp(320, 200), [320, 200]], ['webp lossy', webpLossy(1000, 700), [1000, 700]],
     ['webp lossless', webpLossless(5000, 3), [5000, 3]], ['webp extended', webpExtended(70_000, 9), [70_000, 9]],
     ['jpeg', jpeg(1344, 768, 0), [1344, 768]], ['jpeg with big profiles', deep, [4000, 3000]],
     ['truncated jpeg', deep.subarray(0, 1000), undefined], ['text', Buffer.from('not a picture at all'), undefined], ['nothing', Buffer.alloc(0), undefined],

@@ -104,7 +104,6 @@ t.test('an engine with vision', async t => {
       t.match(await failure(complete({ prompt: bad })), { status: 400, code: 'invalid_request', param: /^prompt/ })
     }
     for (const [key, value] of Object.entries({ echo: true, suffix: 'x', best_of: 3, encoder_result: [{}] })) t.match(await failure(complete({ prompt, [key]: value })), { status: 400, code: 'unsupported', param: key })
-    t.match(await failure(complete({ prompt, messages: [] })), { status: 400, param: 'messages' }, 'a chat\'s field is unknown here')
   })
 
   await t.test('it reads pictures by itself, as an encoder would have', async t => {
@@ -140,18 +139,32 @@ t.test('an engine with vision', async t => {
       n: null,
       seed: null,
       top_k: -1,
-      modalities: ['text']
+      modalities: ['text'],
+      best_of: 1,
+      add_generation_prompt: true,
+      guided_json: null,
+      structured_outputs: null,
+      echo: false,
+      chat_template: null,
+      ec_transfer_params: null,
+      cache_salt: 'x',
+      temprature: 3
     }
     t.equal(text(await ask(engine, fine)), text(whole))
+    const [prompt] = hello.messages
+    for (const messages of [
+      [{ role: 'system', content: [] }, prompt], [{ role: 'system', content: null }, prompt], [{ role: 'user', content: [{ type: 'input_text', text: 'Hello' }] }],
+      [prompt, { role: 'assistant', content: [{ type: 'refusal', refusal: 'no' }] }, prompt], [prompt, { role: 'assistant', content: [{ type: 'output_text', text: 'yes', annotations: [] }], name: null, tool_calls: null }, prompt]
+    ]) t.type(text(await ask(engine, { ...hello, messages })), 'string', JSON.stringify(messages))
     const bad: Array<[object, string]> = [
-      [{ temprature: 1 }, 'temprature'], [{ temperature: 'hot' }, 'temperature'], [{ temperature: 3 }, 'temperature'], [{ temperature: -1 }, 'temperature'], [{ top_p: 2 }, 'top_p'],
+      [{ temperature: 'hot' }, 'temperature'], [{ temperature: 3 }, 'temperature'], [{ temperature: -1 }, 'temperature'], [{ top_p: 2 }, 'top_p'],
       [{ top_k: 1.5 }, 'top_k'], [{ min_p: -1 }, 'min_p'], [{ n: 0 }, 'n'], [{ n: 1000 }, 'n'], [{ n: 100 }, 'n'], [{ max_tokens: 0 }, 'max_tokens'], [{ max_completion_tokens: 'x' }, 'max_completion_tokens'],
       [{ stop: [''] }, 'stop'], [{ stop: 5 }, 'stop'], [{ stop: Array(17).fill('x') }, 'stop'], [{ stop_token_ids: [-1] }, 'stop_token_ids'], [{ stream: 'yes' }, 'stream'],
       [{ stream_options: { include_usage: true } }, 'stream_options'], [{ stream: true, stream_options: 7 }, 'stream_options'], [{ logit_bias: { x: 1 } }, 'logit_bias'],
       [{ logit_bias: { 5: 101 } }, 'logit_bias'], [{ logit_bias: [] }, 'logit_bias'], [{ seed: 'x' }, 'seed'], [{ top_logprobs: 2 }, 'top_logprobs'], [{ logprobs: true, top_logprobs: 21 }, 'top_logprobs'],
       [{ logprobs: 3 }, 'logprobs'], [{ presence_penalty: 5 }, 'presence_penalty'], [{ repetition_penalty: 0 }, 'repetition_penalty'], [{ ignore_eos: 1 }, 'ignore_eos'],
       [{ messages: undefined }, 'messages'], [{ messages: [] }, 'messages'], [{ messages: 'x' }, 'messages'], [{ messages: [7] }, 'messages[0]'], [{ messages: [{ role: 'robot', content: 'x' }] }, 'messages[0].role'],
-      [{ messages: [user(7)] }, 'messages[0].content'], [{ messages: [user([])] }, 'messages[0].content'], [{ messages: [user([{ type: 'text' }])] }, 'messages[0].content[0].text'],
+      [{ messages: [user(7)] }, 'messages[0].content'], [{ messages: [user({})] }, 'messages[0].content'], [{ messages: [user([{ type: 'text' }])] }, 'messages[0].content[0].text'],
       [{ messages: [user([{ type: 'picture' }])] }, 'messages[0].content[0]'], [{ messages: [user('<IMG_CONTEXT>')] }, 'messages'], [{ chat_template_kwargs: 'x' }, 'chat_template_kwargs'],
       [{ session_id: 'x' }, 'session_id'], [{ epd_tenant: 7 }, 'epd_tenant'], [{ model: 7 }, 'model']
     ]
@@ -159,7 +172,8 @@ t.test('an engine with vision', async t => {
     const unsupported: Array<[object, string]> = [
       [{ tools: [{ type: 'function' }] }, 'tools'], [{ tool_choice: 'required' }, 'tool_choice'], [{ response_format: { type: 'json_object' } }, 'response_format'], [{ modalities: ['audio'] }, 'modalities'],
       [{ audio: { voice: 'x' } }, 'audio'], [{ messages: [{ role: 'tool', content: 'x' }] }, 'messages[0].role'], [{ messages: [user([{ type: 'input_audio' }])] }, 'messages[0].content[0]'],
-      [{ migration_request: { protocol: 1 } }, 'migration_request'], [{ with_cache: true }, 'with_cache'], [{ return_token_ids: true }, 'return_token_ids']
+      [{ migration_request: { protocol: 1 } }, 'migration_request'], [{ with_cache: true }, 'with_cache'], [{ return_token_ids: true }, 'return_token_ids'],
+      [{ guided_json: { type: 'object' } }, 'guided_json'], [{ structured_outputs: { regex: 'a' } }, 'structured_outputs'], [{ best_of: 2 }, 'best_of'], [{ add_generation_prompt: false }, 'add_generation_prompt']
     ]
     for (const [more, param] of unsupported) t.match(await failure(ask(engine, { ...hello, ...more })), { status: 400, code: 'unsupported', param }, param)
     t.match(await failure(ask(engine, { ...hello, model: 'gpt-5' })), { status: 404, code: 'model_not_found', param: 'model' })

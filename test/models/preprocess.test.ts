@@ -154,6 +154,7 @@ t.test('what is no usable picture is a PictureError that says why', async t => {
 t.test('formats are recognised by their first bytes', async t => {
   const picture = plain(8, 8, { r: 9, g: 9, b: 9 })
   for (const format of ['jpeg', 'png', 'webp', 'gif', 'tiff', 'avif'] as const) t.equal(sniffPicture(await picture.clone().toFormat(format).toBuffer()), `image/${format}`)
+  t.equal(sniffPicture(Buffer.from('Qk1GAAAAAAAAADYAAAAoAAAAAgAAAAIAAAAB', 'base64')), 'image/bmp')
   for (const bytes of [Buffer.alloc(0), Buffer.from('%PDF-1.7 and so on'), Buffer.from('BM123456789012'), Buffer.from('RIFF1234WAVE')]) t.equal(sniffPicture(bytes), undefined)
 })
 

@@ -16,13 +16,6 @@ export function unsupported (param: string, message: string): never {
   throw new EngineError('unsupported', message, { param })
 }
 
-/** @throws EngineError naming the first member that is not in `known`. */
-export function refuseUnknown (body: Json, known: ReadonlySet<string>): void {
-  for (const key of Object.keys(body)) {
-    if (!known.has(key)) refuse(key.slice(0, 100), `unknown field "${key.slice(0, 100)}"`)
-  }
-}
-
 /** Absent, null, false, or an empty list or object. */
 export function isEmpty (value: unknown): boolean {
   return value === undefined || value === null || value === false || (Array.isArray(value) && value.length === 0) || (isObject(value) && Object.keys(value).length === 0)

@@ -1,4 +1,5 @@
 /** The input of a request: messages of /v1/chat/completions, prompts of /v1/completions. */
+import { TEXT_PARTS } from '../../../adapters/wire/media.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
 import { isObject, refuse, unsupported, type Json } from './fields.ts'
 
@@ -23,17 +24,19 @@ function readMessage (message: Json, param: string): TemplateMessage {
   if (Array.isArray(message.tool_calls) && message.tool_calls.length > 0) unsupported(`${param}.tool_calls`, 'tool calls are not supported by this engine')
   const known = role === 'developer' ? 'system' : role
   if (typeof content === 'string') return { role: known, content }
-  if (content === null && role === 'assistant') return { role: known, content: '' }
-  if (!Array.isArray(content) || content.length === 0) refuse(`${param}.content`, '"content" must be a string or a non-empty list of parts')
+  if (content === undefined || content === null || (Array.isArray(content) && content.length === 0)) return { role: known, content: '' }
+  if (!Array.isArray(content)) refuse(`${param}.content`, '"content" must be a string or a list of parts')
   return { role: known, content: (content as unknown[]).map((part, i) => readPart(part, `${param}.content[${i}]`)) }
 }
 
 function readPart (part: unknown, param: string): { type: 'text', text: string } | { type: 'image' } {
   if (!isObject(part)) refuse(param, 'a content part must be an object')
+  const member = typeof part.type === 'string' ? TEXT_PARTS.get(part.type) : undefined
   // collectMedia has read or refused everything else.
-  if (part.type !== 'text') return { type: 'image' }
-  if (typeof part.text !== 'string') refuse(`${param}.text`, '"text" must be a string')
-  return { type: 'text', text: part.text }
+  if (member === undefined) return { type: 'image' }
+  const text = part[member]
+  if (typeof text !== 'string') refuse(`${param}.${member}`, `"${member}" must be a string`)
+  return { type: 'text', text }
 }
 
 /** How many prompts a request has, before any of them is read. @throws EngineError `invalid_request` */

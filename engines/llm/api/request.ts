@@ -5,9 +5,9 @@ import type { MigrationRequest, RemoteMedia } from '../sequence/prompt.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
 import { readControl, type RequestTarget } from './control-fields.ts'
 import { matchEncoderResults } from './encoder-result.ts'
-import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, refuseUnknown, unsupported, type Json } from './fields.ts'
+import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, unsupported, type Json } from './fields.ts'
 import { countPrompts, readMessages } from './input.ts'
-import { CHAT_FIELDS, COMPLETION_FIELDS, refuseUnsupported } from './known-fields.ts'
+import { refuseUnsupported } from './unsupported.ts'
 import { readGeneration, type GenerationParams } from './sampling.ts'
 
 /** A request after its checks; no text is tokenised yet and no picture fetched. */
@@ -36,7 +36,6 @@ export function readCall (value: unknown, model: LoadedModel): { body: Json, ses
 
 /** @throws EngineError naming the field at fault. */
 export function readChat (body: Json, target: RequestTarget): ParsedRequest {
-  refuseUnknown(body, CHAT_FIELDS)
   refuseUnsupported(body)
   const logprobs = readBoolean(body, 'logprobs', false)
   const top = readInteger(body, 'top_logprobs', { min: 0, max: 20, fallback: undefined })
@@ -56,7 +55,6 @@ export function readChat (body: Json, target: RequestTarget): ParsedRequest {
 
 /** @throws EngineError naming the field at fault. */
 export function readCompletion (body: Json, target: RequestTarget): ParsedRequest {
-  refuseUnknown(body, COMPLETION_FIELDS)
   refuseUnsupported(body)
   const top = readInteger(body, 'logprobs', { min: 0, max: 5, fallback: undefined })
   const { preserve, migration } = readControl(body, target, top !== undefined)
