@@ -129,7 +129,6 @@ export function toEpdError (error: unknown): EpdError {
   if (isEpdError(error)) return error
   if (AdapterError.is(error)) return fromAdapter(error)
   const { statusCode, code, message } = (typeof error === 'object' && error !== null ? error : {}) as { statusCode?: number, code?: string, message?: string }
-  if (code === 'client_closed') return epdError('EPD_ERR_CLIENT_CLOSED_REQUEST', [], { cause: error })
   if (statusCode === 415) return epdError('EPD_ERR_MEDIA_TYPE', [], { cause: error })
   // Fastify's own errors about a request, such as FST_ERR_CTP_EMPTY_JSON_BODY.
   if (statusCode === 400 && code?.startsWith('FST_') === true) return epdError('EPD_ERR_INVALID_BODY', [message], { cause: error })

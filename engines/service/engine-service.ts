@@ -43,7 +43,7 @@ export interface P2PLinks {
 export const GAUGES = {
   epd_feature_blocks_total: 'Feature blocks of the pool',
   epd_feature_blocks_free: 'Feature blocks holding nothing',
-  epd_feature_blocks_cached: 'Feature blocks holding features nobody references: findable and evictable',
+  epd_feature_blocks_cached: 'Feature blocks with features that no lease references: findable and evictable',
   epd_kv_blocks_total: 'KV blocks of the pool',
   epd_kv_blocks_free: 'KV blocks holding nothing',
   epd_kv_blocks_cached: 'KV blocks holding a prefix no sequence references: findable and evictable',

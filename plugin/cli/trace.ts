@@ -111,7 +111,7 @@ async function followUntilSignal (source: TraceSource, filter: URLSearchParams, 
   const stop = new AbortController()
   const onSignal = (): void => { stop.abort() }
   process.once('SIGINT', onSignal).once('SIGTERM', onSignal)
-  // Whoever read this has seen enough.
+  // The reader of the pipe has seen enough.
   process.stdout.once('error', onSignal)
   try {
     await follow({

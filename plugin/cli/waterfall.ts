@@ -13,7 +13,7 @@ interface Row { readonly span: SpanView, readonly depth: number }
 const DEFAULT_WIDTH = 100
 const MIN_WIDTH = 60
 const MIN_BAR = 16
-/** What is told beside a bar, in this order, and how. */
+/** What stands beside a bar, in this order, and how. */
 const FACTS: ReadonlyArray<readonly [key: string, show: (value: string) => string]> = [
   [ATTR.topology, value => value],
   [ATTR.reason, value => `(${value})`],

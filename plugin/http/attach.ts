@@ -24,7 +24,7 @@ export function attachRoutes (app: FastifyInstance, attaching: Attaching): void 
   app.addHook('onRoute', route => {
     const posts = Array.isArray(route.method) ? route.method.includes('POST') : route.method === 'POST'
     if (!posts || (route.config?.epd !== true && !attach.includes(route.url))) return
-    // Fastify's default would refuse any photograph; a limit somebody has chosen stands.
+    // Fastify's default would refuse any photograph; a limit that the application has chosen stands.
     if (route.bodyLimit === undefined && app.initialConfig.bodyLimit === FASTIFY_BODY_LIMIT) route.bodyLimit = attaching.gateway.options.limits.body
     route.preParsing = [...listed(route.preParsing), keepRaw(attaching.rawBodies, route.bodyLimit ?? app.initialConfig.bodyLimit ?? FASTIFY_BODY_LIMIT)]
     route.handler = divert(route, attaching)

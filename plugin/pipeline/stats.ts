@@ -4,7 +4,7 @@ const MAX_LINKS = 1_024
 
 export type RequestOutcome = 'ok' | 'error' | 'refused' | 'aborted'
 
-/** Counts for /metrics. Plain numbers: a request adds to a few of them and nobody else pays. */
+/** Counts for /metrics. Plain numbers: a request adds to a few of them, and they are read at collection only. */
 export class Stats {
   /** Plans tried after the first. */
   retries = 0

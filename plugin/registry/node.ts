@@ -25,7 +25,7 @@ export class NodeRecord {
   state: NodeState = 'unknown'
   /** Why the last probe failed. */
   error: string | undefined
-  /** Restarts seen. Tells processes apart that have no epoch. */
+  /** Restarts seen. Distinguishes processes that have no epoch. */
   lives = 0
   /** Probes failed in a row. */
   #failures = 0

@@ -14,7 +14,7 @@ export interface RequestFacts {
   readonly errorType?: string | undefined
   /** Streams only. */
   readonly firstChunk?: number | undefined
-  /** Mean of the tokens after the first, where the answer told how many there were. */
+  /** Mean of the tokens after the first, where the answer says how many there were. */
   readonly perToken?: number | undefined
 }
 
@@ -56,7 +56,7 @@ export class GatewayMetrics {
   }
 }
 
-/** A call that was aborted tells nothing of the node. */
+/** A call that was aborted says nothing about the node. */
 function outcomeOf (error: unknown): string {
   if (error === undefined) return 'ok'
   return AdapterError.is(error) ? error.code.toLowerCase() : 'aborted'

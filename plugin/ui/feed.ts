@@ -51,7 +51,7 @@ export interface FeedState {
 const TRACES = 60
 /** Traces that a page that is opened looks back for points: as many as charts show. */
 const LOOK_BACK = 300
-/** Charted stages by the span that tells of them. */
+/** Charted stages by their span. */
 const STAGE_OF: Readonly<Record<string, string>> = {
   [SPAN.encodeCall]: 'encode',
   [SPAN.engineMigrate]: 'migrate',
@@ -63,7 +63,7 @@ const STAGE_OF: Readonly<Record<string, string>> = {
 const STAGES = ['request', 'encode', 'handoff', 'generate', 'migrate', 'prefill', 'decode'] as const
 
 /**
- * Gathers what the page shows. Listens to the trace store only while somebody looks, and then does next to nothing for
+ * Gathers what the page shows. Listens to the trace store only while a page is open, and then does next to nothing for
  * each span: what it costs goes by the ticks, not by the requests.
  */
 export class Feed {

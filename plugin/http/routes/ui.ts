@@ -56,7 +56,7 @@ function live (app: FastifyInstance, gateway: Gateway): void {
     onStart: () => { feed.start() },
     onStop: () => { feed.stop() }
   })
-  // HEAD would be answered by a stream that nobody can read, nor sees the end of.
+  // A HEAD request would open a stream that never ends and that its client can't read.
   app.get('/epd/feed', { exposeHeadRoute: false }, async (_request, reply) => {
     if (broadcast.full) return reply.code(503).header('retry-after', '5').send({ error: openAiError(503, `At most ${MAX_PAGES} pages can be open`, 'too_many_pages') })
     const headers = reply.getHeaders() as Record<string, string>
