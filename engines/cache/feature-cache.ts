@@ -125,6 +125,11 @@ export class FeatureCache {
     this.#settle(own)
   }
 
+  /** The entry is not found any more, so that the next request makes it anew; its holders keep it. */
+  forget (entry: FeatureEntry): void {
+    if (entry.state === 'ready') this.#bury(entry as Entry)
+  }
+
   /** Forgets everything: idle blocks are free at once, held ones with their last `unref`, pending ones are never found. */
   clear (): void {
     for (const entry of [...this.#index.values()]) this.#bury(entry)

@@ -1,6 +1,7 @@
 import type { Context, Span } from '@opentelemetry/api'
 import type { FeatureCache, FeatureEntry } from '../cache/index.ts'
 import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
+import { EngineError } from '../service/errors.ts'
 import { FEATURE_BLOCK_TOKENS, type LoadedModel, type PreparedItem } from '../models/index.ts'
 import { ProgramHost, type Device } from '../runtime/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
@@ -131,9 +132,12 @@ export class EncodeStage {
     const transfer = batch.flatMap(({ prepared }) => prepared.inputs.map(({ tensor }) => tensor.data.buffer as ArrayBuffer))
     for (const job of batch) job.span.setAttributes({ [ATTR.batch]: batch.length, [ATTR.queueMs]: start - job.queuedAt })
     try {
-      await this.#host.call('encode', jobs, { transfer })
+      const { value: finite } = await this.#host.call('encode', jobs, { transfer })
       this.#count(batch)
-      for (const job of batch) job.resolve()
+      batch.forEach((job, i) => {
+        if (finite[i] === true) job.resolve()
+        else job.reject(new EngineError('internal', 'The vision encoder gave features that are not finite for this picture.'))
+      })
     } catch (err) {
       for (const job of batch) job.reject(err)
     } finally {

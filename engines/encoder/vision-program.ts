@@ -1,4 +1,5 @@
 /** Runs in the session worker: joins the items of a batch, runs the vision graph once, writes features into feature blocks. */
+import { allFinite } from '../p2p/finite.ts'
 import type { VisionInput } from '../models/index.ts'
 import type { CreateProgram, Session, TensorArrays, TensorData } from '../runtime/index.ts'
 
@@ -16,8 +17,8 @@ export interface VisionJob {
 }
 
 export type VisionMethods = {
-  /** One run for all items. */
-  encode (items: readonly VisionJob[]): Promise<void>
+  /** One run for all items. Answers for each whether its features are finite: those of one picture say nothing of the others. */
+  encode (items: readonly VisionJob[]): Promise<boolean[]>
 }
 
 type AnyArray = TensorArrays[keyof TensorArrays]
@@ -50,19 +51,23 @@ function join (items: readonly VisionJob[], position: number): [string, TensorDa
   return [first.name, { type: first.tensor.type, dims, data } as TensorData]
 }
 
-/** Copies rows of features into blocks. The last block may stay partly empty. */
-function scatter (features: Uint8Array, jobs: readonly VisionJob[], pool: SharedArrayBuffer, rowBytes: number, blockTokens: number): void {
+/** Copies rows of features into blocks, and checks them. The last block may stay partly empty. */
+function scatter (features: Uint8Array, dtype: 'float32' | 'float16', jobs: readonly VisionJob[], pool: SharedArrayBuffer, rowBytes: number, blockTokens: number): boolean[] {
   const blockBytes = rowBytes * blockTokens
   let at = 0
-  for (const { numTokens, blocks } of jobs) {
+  return jobs.map(({ numTokens, blocks }) => {
     let left = numTokens * rowBytes
+    let finite = true
     for (const block of blocks) {
       const length = Math.min(left, blockBytes)
-      new Uint8Array(pool, block * blockBytes, length).set(features.subarray(at, at + length))
+      const into = new Uint8Array(pool, block * blockBytes, length)
+      into.set(features.subarray(at, at + length))
+      finite &&= allFinite(into, dtype)
       at += length
       left -= length
     }
-  }
+    return finite
+  })
 }
 
 /** The output that holds features: by its usual name, else the only sensible one, the first. */
@@ -80,7 +85,7 @@ export const create: CreateProgram<VisionProgramData, VisionMethods> = async ({ 
   return {
     encode: async items => {
       const [first] = items
-      if (first === undefined) return
+      if (first === undefined) return []
       const feeds = Object.fromEntries(first.inputs.map((_, position) => join(items, position)))
       const features = (await session.run(feeds, [output]))[output] as TensorData
       const rows = items.reduce((n, item) => n + item.numTokens, 0)
@@ -89,7 +94,7 @@ export const create: CreateProgram<VisionProgramData, VisionMethods> = async ({ 
       if (byteLength !== rows * rowBytes) {
         throw new Error(`${data.path} gave features of shape [${features.dims.join(', ')}], ${rows} rows of ${data.hiddenSize} were expected`)
       }
-      scatter(new Uint8Array(buffer, byteOffset, byteLength), items, pool, rowBytes, data.blockTokens)
+      return scatter(new Uint8Array(buffer, byteOffset, byteLength), features.type === 'float16' ? 'float16' : 'float32', items, pool, rowBytes, data.blockTokens)
     }
   }
 }

@@ -133,7 +133,10 @@ export class LlmEngine {
     for (const [i, sequence] of batch.sequences.entries()) {
       const result = results[i]
       if (batch.kind === 'decode') {
-        if (result !== undefined && 'error' in result) fail(sequence, `the model gave no usable result: ${result.error}`)
+        if (result !== undefined && 'error' in result) {
+          sequence.broken = true
+          fail(sequence, `the model gave no usable result: ${result.error}`)
+        }
         if (!unlock(sequence)) {
           this.#retire(sequence)
           continue
@@ -165,7 +168,9 @@ export class LlmEngine {
     const { scheduler, features } = this.#options
     scheduler.remove(sequence)
     for (const item of sequence.media) {
-      if (item.features !== undefined) features.unref(item.features)
+      if (item.features === undefined) continue
+      if (sequence.broken) features.forget(item.features)
+      features.unref(item.features)
       item.features = undefined
     }
     end(sequence)

@@ -1,4 +1,6 @@
 import { crc32 } from 'node:zlib'
+import { allFinite } from './finite.ts'
+import type { Dtype } from './types.ts'
 
 /** Copy and checksum go over pieces that stay in a core's L2 cache between the two: memory is read once, not twice. */
 const PIECE_BYTES = 128 << 10
@@ -8,6 +10,7 @@ export interface BlockMemory {
   bytes: Uint8Array
   blockBytes: number
   numBlocks: number
+  dtype: Dtype
 }
 
 /** Calls `visit` with the memory of bytes [offset, offset + length) of a list of blocks, as few and at most L2-sized pieces. */
@@ -37,13 +40,15 @@ export function gather (memory: BlockMemory, blocks: readonly number[], offset: 
   return crc
 }
 
-/** Copies `source` into blocks and returns its crc32, computed from `source`. */
-export function scatter (memory: BlockMemory, blocks: readonly number[], offset: number, source: Uint8Array): number {
+/** Copies `source` into blocks. Returns its crc32, computed from `source`, and whether the numbers that were written are all finite. */
+export function scatter (memory: BlockMemory, blocks: readonly number[], offset: number, source: Uint8Array): { crc: number, finite: boolean } {
   let crc = 0
+  let finite = true
   eachPiece(memory, blocks, offset, source.length, (piece, at) => {
     const part = source.subarray(at, at + piece.length)
     crc = crc32(part, crc)
     piece.set(part)
+    finite &&= allFinite(piece, memory.dtype)
   })
-  return crc
+  return { crc, finite }
 }

@@ -151,8 +151,7 @@ export class BlockServer {
     if (this.#servings.has(key)) return this.#refusals.add('replay')
     if (this.#misnamed(peer, request)) return
     const memory = this.#memory[request.pool]
-    const dtype = this.#data.pools[request.pool]?.dtype
-    if (memory === undefined || dtype === undefined || request.blocks.length > memory.numBlocks || request.bytes < 1 || request.bytes > request.blocks.length * memory.blockBytes) {
+    if (memory === undefined || request.blocks.length > memory.numBlocks || request.bytes < 1 || request.bytes > request.blocks.length * memory.blockBytes) {
       this.#refusals.add('blocks')
       return this.#refuse(peer, request, 'REFUSED', `no such bytes in a ${request.pool} pool`)
     }
@@ -161,7 +160,7 @@ export class BlockServer {
       return this.#refuse(peer, request, 'REFUSED', 'too many pulls at once')
     }
     const { from, id, engine, epoch, lease, pool, blocks } = request
-    const serving = new Serving(peer, request, this.#hooks.nextAsk(), memory, dtype)
+    const serving = new Serving(peer, request, this.#hooks.nextAsk(), memory)
     this.#servings.set(key, serving)
     const verdict = await this.#hooks.ask({ op: 'ask-pull', from, id, engine, epoch, lease, pool, blocks }, serving.ask)
     if (!verdict.ok) {

@@ -1,5 +1,5 @@
 import { scatter, type BlockMemory } from './block-copy.ts'
-import { P2PError } from './types.ts'
+import { ELEMENT_BYTES, P2PError } from './types.ts'
 import type { PullCall } from './messages.ts'
 import type { Chunk } from './wire.ts'
 
@@ -67,18 +67,26 @@ export class Incoming {
 
   /**
    * Writes a chunk into the local blocks. False when it does not count: seen before, or the pull was given up. Throws
-   * CORRUPT when its bytes are not those that were sent; what was written by then is worthless because the pull has failed.
+   * CORRUPT when its bytes are not those that were sent, INVALID when these are no numbers of this model; what was written
+   * by then is worthless because the pull has failed.
    */
   accept (header: Chunk, payload: Buffer): boolean {
     if (header.seq < this.#seq) return false
-    const { bytes } = this.pull
+    const { bytes, engineId } = this.pull
     if (header.seq !== this.#seq || header.offset !== this.#received || payload.length === 0 || this.#received + payload.length > bytes) {
-      throw new P2PError('CORRUPT', `chunk ${header.seq} at ${header.offset} (${payload.length} bytes) is not the one expected`)
+      throw new P2PError('CORRUPT', `${engineId}: chunk ${header.seq} at ${header.offset} (${payload.length} bytes) is not the one expected`)
+    }
+    const { dtype } = this.#memory
+    const last = this.#received + payload.length === bytes
+    const elements = header.dims.reduce((product, n) => product * n, 1)
+    if (header.dtype !== dtype || elements * ELEMENT_BYTES[dtype] !== payload.length || (payload.length % 4 !== 0 && !last)) {
+      throw new P2PError('INVALID', `${engineId} sent ${header.dtype} of [${header.dims.join(', ')}] in ${payload.length} bytes, not ${dtype} in whole words`)
     }
     if (!this.#gate.enter()) return false
     try {
-      const crc = scatter(this.#memory, this.pull.localBlocks, this.#received, payload)
-      if (crc !== header.crc32) throw new P2PError('CORRUPT', `chunk ${header.seq} at ${header.offset} failed its checksum`)
+      const { crc, finite } = scatter(this.#memory, this.pull.localBlocks, this.#received, payload)
+      if (crc !== header.crc32) throw new P2PError('CORRUPT', `${engineId}: chunk ${header.seq} at ${header.offset} failed its checksum`)
+      if (!finite) throw new P2PError('INVALID', `${engineId} sent numbers that are not finite`)
     } finally {
       this.#gate.leave()
     }

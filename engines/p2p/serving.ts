@@ -1,7 +1,7 @@
 import { encodeHeader, type Reply, MAX_CHUNK_BYTES, MAX_WINDOW, MIN_CHUNK_BYTES, WIRE_VERSION, type Pull } from './wire.ts'
 import type { Writer } from './sockets.ts'
 import { gather, type BlockMemory } from './block-copy.ts'
-import type { Dtype, ServedPull } from './types.ts'
+import { ELEMENT_BYTES, type ServedPull } from './types.ts'
 
 /** Between attempts at a peer whose pipe is full. */
 const RETRY_MS = 5
@@ -79,8 +79,6 @@ export class Replies {
   }
 }
 
-const ELEMENT_BYTES: Record<Dtype, number> = { float32: 4, float16: 2 }
-
 /** One pull as the server sees it: how far it got, and how far the peer lets it go. */
 export class Serving {
   readonly peer: Buffer
@@ -94,7 +92,6 @@ export class Serving {
   settled = false
   progressAt = performance.now()
   readonly #memory: BlockMemory
-  readonly #dtype: Dtype
   readonly #chunkBytes: number
   readonly #window: number
   #seq = 0
@@ -106,13 +103,12 @@ export class Serving {
   /** A chunk that zeromq had no room for, to be sent again. */
   #refused: Buffer[] | undefined
 
-  constructor (peer: Buffer, request: Pull, ask: number, memory: BlockMemory, dtype: Dtype) {
+  constructor (peer: Buffer, request: Pull, ask: number, memory: BlockMemory) {
     this.peer = peer
     this.peerName = peer.toString('hex')
     this.request = request
     this.ask = ask
     this.#memory = memory
-    this.#dtype = dtype
     this.#chunkBytes = Math.min(Math.max(request.chunk, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
     this.#window = Math.min(Math.max(request.window, 1), MAX_WINDOW)
     this.#upto = this.#window
@@ -151,6 +147,7 @@ export class Serving {
     this.#refused = undefined
     if (again !== undefined) return again
     const { id, blocks, bytes, traceparent } = this.request
+    const { dtype } = this.#memory
     const size = Math.min(this.#chunkBytes, bytes - this.#offset)
     const buffer = this.#spare.pop() ?? Buffer.allocUnsafeSlow(size)
     this.#sent.push(buffer)
@@ -162,8 +159,8 @@ export class Serving {
       id,
       seq: this.#seq,
       offset: this.#offset,
-      dtype: this.#dtype,
-      dims: [payload.length / ELEMENT_BYTES[this.#dtype]],
+      dtype,
+      dims: [payload.length / ELEMENT_BYTES[dtype]],
       crc32,
       traceparent
     })

@@ -19,8 +19,8 @@ const post = (message: FromWorker): void => main.postMessage(message)
 const log = (level: 'debug' | 'warn', fields: object, message: string): void => post({ op: 'log', level, data: fields, message })
 
 const memory: Partial<Record<PoolName, BlockMemory>> = {}
-for (const [name, { sab, blockBytes, numBlocks }] of Object.entries(data.pools)) {
-  memory[name as PoolName] = { bytes: new Uint8Array(sab), blockBytes, numBlocks }
+for (const [name, { sab, blockBytes, numBlocks, dtype }] of Object.entries(data.pools)) {
+  memory[name as PoolName] = { bytes: new Uint8Array(sab), blockBytes, numBlocks, dtype }
 }
 
 // With keys a context of its own: the address of the ZAP handler is fixed, and there may be several engines in a process.

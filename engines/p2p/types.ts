@@ -2,6 +2,8 @@ import type { BlockPool, LeaseTable, PoolName } from '../cache/index.ts'
 
 export type Dtype = 'float32' | 'float16'
 
+export const ELEMENT_BYTES: Readonly<Record<Dtype, number>> = { float32: 4, float16: 2 }
+
 /** What a feature block holds: `block_tokens` rows of `hidden_size` numbers. */
 export interface FeatureShape {
   block_tokens: number
@@ -150,10 +152,10 @@ export interface CallOptions {
 
 /**
  * NOT_LINKED no link to that engine; STALE the engine restarted since; GONE the lease ended, or the peer is lost;
- * CORRUPT a chunk failed its checksum; TIMEOUT; REFUSED the peers can't or may not talk; CLOSED this node is closed;
+ * CORRUPT a chunk failed its checksum; INVALID what came whole is no block of this model: another type or shape, or numbers that are not finite; TIMEOUT; REFUSED the peers can't or may not talk; CLOSED this node is closed;
  * ABORTED by the caller's signal.
  */
-export type P2PErrorCode = 'NOT_LINKED' | 'STALE' | 'GONE' | 'CORRUPT' | 'TIMEOUT' | 'REFUSED' | 'CLOSED' | 'ABORTED'
+export type P2PErrorCode = 'NOT_LINKED' | 'STALE' | 'GONE' | 'CORRUPT' | 'INVALID' | 'TIMEOUT' | 'REFUSED' | 'CLOSED' | 'ABORTED'
 
 export class P2PError extends Error {
   override readonly name = 'P2PError'

@@ -61,6 +61,8 @@ export const MAX_CHUNK_BYTES = 8 << 20
 export const MAX_WINDOW = 16
 /** What a peer may say is wrong; the other codes are this engine's own findings. */
 const FAILURES: ReadonlySet<unknown> = new Set<P2PErrorCode>(['STALE', 'GONE', 'REFUSED', 'NOT_LINKED', 'TIMEOUT'])
+/** Dimensions of a chunk. */
+const MAX_DIMS = 8
 /** Characters of an engine id, a lease or a trace context. */
 const MAX_TEXT = 2048
 
@@ -82,6 +84,10 @@ function parse (frame: Uint8Array): Json | undefined {
 /** Replies repeat some of a request's texts, so their length is bounded. */
 function isText (value: unknown): boolean {
   return typeof value === 'string' && value.length <= MAX_TEXT
+}
+
+function isDtype (value: unknown): boolean {
+  return value === 'float32' || value === 'float16'
 }
 
 function isCount (value: unknown, max = Number.MAX_SAFE_INTEGER): boolean {
@@ -107,7 +113,7 @@ const REQUESTS: Checks = new Map<Request['type'], (f: Json) => boolean>([
 
 const REPLIES: Checks = new Map<Reply['type'], (f: Json) => boolean>([
   ['welcome', (f) => typeof f.engine === 'string' && isCount(f.epoch)],
-  ['chunk', (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff)],
+  ['chunk', (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff) && isDtype(f.dtype) && Array.isArray(f.dims) && f.dims.length <= MAX_DIMS && f.dims.every((n) => isCount(n))],
   ['ended', (f) => typeof f.ended === 'boolean'],
   ['error', (f) => FAILURES.has(f.code) && isText(f.message)],
   ['alive', () => true]

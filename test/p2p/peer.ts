@@ -2,6 +2,8 @@ import { BlockPool, LeaseTable, type Lease, type LeaseEnd, type PullTicket } fro
 import { P2PNode, type LeaseName, type P2PNodeOptions, type ServedPull } from '../../engines/p2p/index.ts'
 
 export const BLOCK_BYTES = 16 << 10
+/** All bits but one of the exponent: any number with it is finite. */
+const FINITE = ~0x40000000
 
 export interface PeerOptions extends Partial<Omit<P2PNodeOptions, 'pools' | 'leases'>> {
   blocks?: number
@@ -112,6 +114,6 @@ export class Peer {
 
 export function pattern (bytes: number, seed: number, at: number): Buffer {
   const words = new Uint32Array(bytes / 4)
-  for (let i = 0; i < words.length; i++) words[i] = Math.imul(i + 1, 2654435761) + seed * 97 + at * 31
+  for (let i = 0; i < words.length; i++) words[i] = (Math.imul(i + 1, 2654435761) + seed * 97 + at * 31) & FINITE
   return Buffer.from(words.buffer)
 }

@@ -44,7 +44,8 @@ function parseEncoderResult (value: unknown, model: LoadedModel, path: string): 
   if (!model.fits({ grid, numTokens })) {
     throw new EngineError('wrong_model', `a grid of [${grid.join(', ').slice(0, 60)}] is not ${numTokens} tokens in this model`, { param: `${path}.grid` })
   }
-  return { contentHash: requireText(entry, 'content_hash', path), numTokens, grid, source }
+  // A hash is the encoder's word, not proof: what it sends under it is found again only as its own.
+  return { contentHash: `${requireText(entry, 'content_hash', path)}@${source.engineId}#${source.epoch}`, numTokens, grid, source }
 }
 
 /** Features of another model would have another size, or be meaningless numbers. */

@@ -65,7 +65,7 @@ export class Generation {
       media: prompt.media.map(item => ({ ...item })),
       id: engine.nextId(),
       requestId: call.requestId,
-      cacheSalt: `tenant:${call.tenant ?? ''}`,
+      cacheSalt: cacheSalt(call, prompt),
       sampling: { ...sampling, seed: (sampling.seed + i) >>> 0 },
       maxTokens: Math.min(maxTokens ?? Infinity, engine.maxLength - prompt.tokens.length),
       keep,
@@ -132,4 +132,9 @@ export class Generation {
       }
     }
   }
+}
+
+/** What prefix caches keep apart: tenants, and engines whose keys and values were taken over. Those are that engine's word, not computed here. */
+function cacheSalt ({ tenant = '' }: ChatCall, { migration }: Prompt): string {
+  return migration === undefined ? `tenant:${tenant}` : `tenant:${tenant}@${migration.engineId}#${migration.epoch}`
 }

@@ -92,6 +92,11 @@ export class BlockManager {
     }
   }
 
+  /** Blocks of a holder that are not to be found any more: each is free with its last reference. */
+  forget (blocks: readonly number[]): void {
+    for (const block of blocks) this.#forget(block)
+  }
+
   /** Forgets every cached prefix; referenced blocks are free with their last reference. */
   clear (): void {
     const idle = [...this.#idle]

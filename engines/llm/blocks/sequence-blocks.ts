@@ -90,6 +90,7 @@ export class SequenceBlocks {
   }
 
   #free (sequence: Sequence): void {
+    if (sequence.broken) this.#blocks.forget(sequence.blocks)
     this.#blocks.release(sequence.blocks)
     sequence.blocks = []
     sequence.computed = 0

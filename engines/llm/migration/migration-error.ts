@@ -22,6 +22,8 @@ function ofP2P (err: P2PError, { producer, blocks, gone, corrupt }: Words): Engi
     case 'GONE':
     case 'TIMEOUT':
       return new EngineError(gone, `${producer} can't deliver the ${blocks}: ${err.message}`, options)
+    case 'INVALID':
+      return new EngineError(gone, `${producer}'s ${blocks} can't be used: ${err.message}`, options)
     case 'NOT_LINKED':
       return new EngineError('not_linked', `no link to ${producer}: ${err.message}`, options)
     case 'REFUSED':

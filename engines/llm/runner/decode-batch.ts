@@ -124,11 +124,25 @@ export class DecodeBatch {
   #fill (index: number): void {
     const row = this.#rows[index] as Row
     this.#kv.gather(this.#past, index, this.#columns, row.blocks, row.length)
+    this.#clearSpare(index, row.length)
     const width = this.#columns + 1
     const mask = this.#mask.subarray(index * width, (index + 1) * width)
     mask.fill(1n, 0, row.length)
     mask.fill(0n, row.length, this.#columns)
     mask[this.#columns] = 1n
+  }
+
+  /**
+   * Zeros the columns that a row does not use yet. The mask gives them no weight, but no weight times NaN is NaN: what another
+   * sequence left there must not count.
+   */
+  #clearSpare (index: number, length: number): void {
+    const { kvHeads, headDim } = this.#shape
+    for (const past of this.#past) {
+      for (let head = index * kvHeads; head < (index + 1) * kvHeads; head++) {
+        past.fill(0, (head * this.#columns + length) * headDim, (head + 1) * this.#columns * headDim)
+      }
+    }
   }
 
   /** One token for every sequence, in the order of `ids`; an Error where sampling failed for that sequence alone. */

@@ -27,6 +27,17 @@ export function argmax (logits: Float32Array): number {
   return best
 }
 
+/** Throws unless there is a largest one: NaN and +Infinity mean that the sequence's numbers are broken. -Infinity rules a token out. */
+function checkLogits (logits: Float32Array): void {
+  let possible = false
+  for (let i = 0; i < logits.length; i++) {
+    const v = logits[i] as number
+    if (!(v < Infinity)) throw new Error('logits that are not finite')
+    if (v > -Infinity) possible = true
+  }
+  if (!possible) throw new Error('logits that are not finite')
+}
+
 function logSumExp (logits: Float32Array): number {
   let max = -Infinity
   for (let i = 0; i < logits.length; i++) if ((logits[i] as number) > max) max = logits[i] as number
@@ -77,6 +88,7 @@ export class Sampler {
   /** The next token. `logits` may be changed in place. */
   sample (logits: Float32Array): SampledToken {
     const { temperature, topLogprobs } = this.params
+    checkLogits(logits)
     const raw = topLogprobs === undefined ? undefined : this.#logprobs(logits, topLogprobs)
     if (!this.#plain) this.#adjust(logits)
     const token = temperature === 0 ? argmax(logits) : this.#draw(logits)

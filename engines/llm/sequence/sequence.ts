@@ -78,6 +78,8 @@ export class Sequence {
   /** A cancel or error that waits for the sequence to leave a state in which its blocks are read or written. */
   interruption: Extract<Outcome, { kind: 'stopped' | 'aborted' }> | undefined
   outcome: Outcome | undefined
+  /** Its numbers are not finite: nothing that was computed from them, or for them, is kept for others. */
+  broken = false
 
   /** KV blocks in token order. */
   blocks: number[] = []
