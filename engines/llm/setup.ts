@@ -11,6 +11,7 @@ import type { LlmEngine } from './engine.ts'
 import type { LlmRuntime } from './api/llm-service.ts'
 import { Runner, type RunnerOptions } from './runner/runner.ts'
 import type { RunnerShape } from './runner/shape.ts'
+import { PromptText } from './text/prompt-text.ts'
 import { loadTokenizer } from './text/tokenizer.ts'
 
 export const DEFAULT_MAX_QUEUE = 256
@@ -79,5 +80,7 @@ export async function openRuntime ({ options, model, shape, kv, features, counte
       throw err
     })
     : undefined
-  return { engine: engine(runner), runner, vision, tokenizer, template }
+  const running = engine(runner)
+  const text = new PromptText({ dir: model.dir, tokenizer, template, maxLength: () => running.maxLength, log: options.log })
+  return { engine: running, runner, vision, tokenizer, text }
 }

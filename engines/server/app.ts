@@ -1,6 +1,7 @@
 import { createHash, timingSafeEqual } from 'node:crypto'
-import Fastify, { LogController, type FastifyError, type FastifyInstance, type FastifyServerOptions, type onRequestHookHandler } from 'fastify'
+import Fastify, { LogController, type FastifyError, type FastifyInstance, type FastifyRequest, type FastifyServerOptions, type onRequestHookHandler } from 'fastify'
 import { EngineError, errorBody, type EngineErrorCode } from '../service/errors.ts'
+import { parseBody } from './json-body.ts'
 import { controlRoutes, distserveRoutes } from './routes-control.ts'
 import { openaiRoutes } from './routes-openai.ts'
 import type { ServerState } from './state.ts'
@@ -25,6 +26,18 @@ export function buildApp ({ apiKey, bodyLimit = DEFAULT_BODY_LIMIT, logger = fal
     logController: new LogController({ disableRequestLogging: true }),
     // Until it closes, a draining engine answers by itself: /health, and the error `draining`.
     return503OnClosing: false
+  })
+  const parse = app.getDefaultJsonParser('error', 'error')
+  app.addContentTypeParser<Buffer>('application/json', { parseAs: 'buffer' }, async (request: FastifyRequest, body: Buffer) => {
+    // Fastify's parser answers by a callback, in the same turn.
+    return await parseBody(body, text => {
+      let value: unknown
+      parse(request, text, (err, parsed) => {
+        if (err !== null) throw err
+        value = parsed
+      })
+      return value
+    })
   })
   app.setErrorHandler<FastifyError>((err, request, reply) => {
     const known = EngineError.is(err) ? err : fromFastify(err)

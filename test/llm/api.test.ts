@@ -116,7 +116,7 @@ t.test('an engine with vision', async t => {
     const remote = await askByEncoder(encoder, engine, [url], 'Describe the picture.', { temperature: 0 })
     t.equal(text(remote), text(own))
     t.equal(engine.counters.encodedItems, encoded)
-    t.equal(engine.counters.migratedBytes, 0, 'content hashes agree: what is here is not pulled')
+    t.ok(engine.counters.migratedBytes > 0, 'another engine\'s word for a hash is no proof: its features are pulled')
     t.match(await failure(ask(engine, { messages: [user(pictureParts(['data:image/png;base64,AAAA'], 'x'))] })), { status: 400, code: 'invalid_media', param: 'messages[0].content[0]' })
     await checkIdle(t, encoder, engine)
   })

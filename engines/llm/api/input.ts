@@ -50,12 +50,12 @@ export function countPrompts ({ prompt }: Json): number {
  * The prompts of /v1/completions: a text, token ids, or a list of either.
  * @throws EngineError `invalid_request`
  */
-export function readPrompts (body: Json, vocab: number, encode: (text: string) => number[]): number[][] {
+export function readPrompts (body: Json, vocab: number): Array<string | number[]> {
   const { prompt } = body
   const list: unknown[] = Array.isArray(prompt) && typeof prompt[0] !== 'number' ? prompt : [prompt]
   return list.map((one, i) => {
     const param = list.length === 1 ? 'prompt' : `prompt[${i}]`
-    if (typeof one === 'string' && one !== '') return encode(one)
+    if (typeof one === 'string' && one !== '') return one
     if (isIds(one, vocab)) return one
     return refuse(param, `"${param}" must be a non-empty text or a list of token ids below ${vocab}`)
   })

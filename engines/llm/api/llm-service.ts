@@ -18,7 +18,7 @@ import { Generation } from './generation.ts'
 import { buildPrompts } from './prompt-builder.ts'
 import { chatShape, completionShape } from './shape.ts'
 import type { BatchScheduler } from '../scheduler/batch-scheduler.ts'
-import type { ChatTemplate } from '../text/chat-template.ts'
+import type { PromptText } from '../text/prompt-text.ts'
 import type { LlmEngine } from '../engine.ts'
 import type { Runner } from '../runner/runner.ts'
 import { SEQUENCE_STATES } from '../sequence/states.ts'
@@ -31,7 +31,7 @@ export interface LlmRuntime {
   /** Absent with `--no-vision`. */
   readonly vision: VisionRunner | undefined
   readonly tokenizer: Tokenizer
-  readonly template: ChatTemplate
+  readonly text: PromptText
 }
 
 export interface LlmServiceParts {
@@ -241,7 +241,7 @@ export class LlmService implements EngineService {
     for (const { stop } of this.#open.values()) stop.abort(error)
     const runtime = await this.#parts.runtime.catch(() => undefined)
     await runtime?.engine.close()
-    await Promise.all([runtime?.runner.close(), runtime?.vision?.close()])
+    await Promise.all([runtime?.runner.close(), runtime?.vision?.close(), runtime?.text.close()])
     await this.p2p.close()
     this.#grants.close()
   }

@@ -6,16 +6,14 @@ import { featureBlocksFor, type LoadedModel } from '../../models/family.ts'
 import { EngineError } from '../../service/errors.ts'
 import type { LlmEngine } from '../engine.ts'
 import type { MigrationRequest, Prompt, SequenceMedia } from '../sequence/prompt.ts'
-import type { ChatTemplate } from '../text/chat-template.ts'
-import { encodeText, type Tokenizer } from '../text/tokenizer.ts'
+import type { PromptText } from '../text/prompt-text.ts'
 import { refuse } from './fields.ts'
 import { readPrompts } from './input.ts'
 import type { ParsedRequest } from './request.ts'
 
 export interface PromptParts {
   readonly model: LoadedModel
-  readonly tokenizer: Tokenizer
-  readonly template: ChatTemplate
+  readonly text: PromptText
   readonly vision: VisionRunner | undefined
   readonly features: FeatureCache
   readonly engine: Pick<LlmEngine, 'maxLength'>
@@ -33,16 +31,22 @@ type ChatInput = Extract<ParsedRequest['input'], { kind: 'chat' }>
 
 /** The prompts of a request. Media items that this engine encodes come with one reference each to their features. */
 export async function buildPrompts ({ input }: ParsedRequest, parts: PromptParts, call: PromptCall): Promise<Prompt[]> {
-  const { model, tokenizer, engine: { maxLength } } = parts
+  const { model, text, engine: { maxLength } } = parts
   if (input.kind === 'chat') return [await chatPrompt(input, parts, call)]
   if (input.kind === 'migrated') return [migratedPrompt(input.migration, maxLength)]
-  return readPrompts(input.body, model.text.vocab, text => encodeText(tokenizer, text, maxLength, 'prompt')).map(ids => layOutPrompt(ids, [], model, maxLength, 'prompt'))
+  const prompts: Prompt[] = []
+  for (const prompt of readPrompts(input.body, model.text.vocab)) {
+    const ids = typeof prompt === 'string' ? await text.encode({ input: prompt, param: 'prompt' }, call.signal) : prompt
+    prompts.push(layOutPrompt(ids, [], model, maxLength, 'prompt'))
+  }
+  return prompts
 }
 
 async function chatPrompt (input: ChatInput, parts: PromptParts, call: PromptCall): Promise<Prompt> {
-  const { model, tokenizer, template, features, engine: { maxLength } } = parts
+  const { model, text, features, engine: { maxLength } } = parts
   // Errors in the text show before any picture is fetched.
-  const tokens = encodeText(tokenizer, template.render(input.messages, input.kwargs), maxLength, 'messages')
+  const { messages, kwargs } = input
+  const tokens = await text.encode({ input: { messages, kwargs }, param: 'messages' }, call.signal)
   const media = await mediaOf(input, parts, call)
   try {
     call.signal.throwIfAborted()

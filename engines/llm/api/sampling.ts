@@ -19,6 +19,8 @@ export interface GenerationParams {
 
 const MAX_CHOICES = 128
 const MAX_STOPS = 16
+/** Looking for the beginning of a stop string takes the square of its length. */
+const MAX_STOP_LENGTH = 1024
 
 function readLogitBias (body: Json, vocab: number): Array<[number, number]> {
   const value = body.logit_bias ?? {}
@@ -72,6 +74,12 @@ function readSampling (body: Json, model: LoadedModel, topLogprobs: number | und
   }
 }
 
+function readStops (body: Json): string[] {
+  const stops = readStrings(body, 'stop', MAX_STOPS)
+  if (stops.some(stop => stop.length > MAX_STOP_LENGTH)) refuse('stop', `"stop" must hold strings of at most ${MAX_STOP_LENGTH} characters`)
+  return stops
+}
+
 function readStreaming (body: Json): { stream: boolean, includeUsage: boolean } {
   const stream = readBoolean(body, 'stream', false)
   const options = body.stream_options ?? undefined
@@ -94,7 +102,7 @@ export function readGeneration (body: Json, model: LoadedModel, topLogprobs: num
     sampling: readSampling(body, model, topLogprobs),
     maxTokens: readInteger(body, 'max_completion_tokens', limit) ?? readInteger(body, 'max_tokens', limit) ??
       (typeof configured === 'number' ? configured : undefined),
-    stop: readStrings(body, 'stop', MAX_STOPS),
+    stop: readStops(body),
     includeStop: readBoolean(body, 'include_stop_str_in_output', false),
     skipSpecial: readBoolean(body, 'skip_special_tokens', true),
     ...readStreaming(body)

@@ -17,6 +17,8 @@ export interface Tokenizer {
   bytes (token: number): Uint8Array
   /** Tokens that templates may refer to: `bos_token`, `eos_token`, ... */
   readonly specialText: Readonly<Record<string, string>>
+  /** Characters of the longest token. */
+  readonly longest: number
 }
 
 async function readJson (dir: string, file: string): Promise<Json> {
@@ -37,6 +39,16 @@ function specialText (config: Json): Record<string, string> {
 function isByteLevel (tokenizer: Json): boolean {
   const decoder = tokenizer.decoder as { type?: unknown, decoders?: Array<{ type?: unknown }> } | null
   return decoder?.type === 'ByteLevel' || decoder?.decoders?.some(d => d.type === 'ByteLevel') === true
+}
+
+/** Characters of the longest token, as the vocabulary spells it: in bytes for byte-level tokens, which are no fewer than characters. */
+function longestToken (tokenizer: Json): number {
+  const { vocab } = tokenizer.model as { vocab?: Record<string, number> | ReadonlyArray<readonly [string, number]> }
+  const added = (tokenizer.added_tokens ?? []) as ReadonlyArray<{ content: string }>
+  let longest = 1
+  for (const token of Array.isArray(vocab) ? vocab.map(([token]) => token as string) : Object.keys(vocab ?? {})) longest = Math.max(longest, token.length)
+  for (const { content } of added) longest = Math.max(longest, content.length)
+  return longest
 }
 
 /** GPT-2's byte-level alphabet, in which byte-level tokens are spelled: one printable character for each byte. */
@@ -70,11 +82,13 @@ class ModelTokenizer implements Tokenizer {
   readonly #byteLevel: boolean
   readonly #bytes = new Map<number, Uint8Array>()
   readonly specialText: Readonly<Record<string, string>>
+  readonly longest: number
 
   constructor (hf: HfTokenizer, tokenizer: Json, config: Json) {
     this.#hf = hf
     this.#byteLevel = isByteLevel(tokenizer)
     this.specialText = specialText(config)
+    this.longest = longestToken(tokenizer)
     for (const [id, token] of hf.get_added_tokens_decoder()) {
       this.#added.set(id, token.content)
       if (token.special) this.#special.add(id)

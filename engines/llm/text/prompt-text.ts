@@ -1,0 +1,91 @@
+import { ProgramHost } from '../../runtime/program-host.ts'
+import type { EngineLog } from '../../service/engine-service.ts'
+import { EngineError } from '../../service/errors.ts'
+import type { ChatTemplate } from './chat-template.ts'
+import type { TextJob, TextMethods } from './text-program.ts'
+import { encodeText, type Tokenizer } from './tokenizer.ts'
+
+/** What is rendered and tokenised on the spot, about 10 ms at most; the worker has the rest. */
+const SMALL_CHARACTERS = 8192
+const SMALL_MESSAGES = 64
+
+type Job = Pick<TextJob, 'input' | 'param'>
+
+export interface PromptTextOptions {
+  /** Model folder. */
+  readonly dir: string
+  readonly tokenizer: Tokenizer
+  readonly template: ChatTemplate
+  /** Tokens that prompt and output may have together. */
+  readonly maxLength: () => number
+  readonly log: EngineLog
+}
+
+/** From messages or text to tokens. What can't fit the model is refused before it is rendered, and what takes long is done in a worker. */
+export class PromptText {
+  readonly #options: PromptTextOptions
+  #worker: Promise<ProgramHost<TextMethods>> | undefined
+
+  constructor (options: PromptTextOptions) {
+    this.#options = options
+  }
+
+  /** @throws EngineError `context_length_exceeded`, or what the template throws */
+  async encode (job: Job, signal: AbortSignal): Promise<readonly number[]> {
+    const { tokenizer, template, maxLength: limit } = this.#options
+    const maxLength = limit()
+    const { characters, messages } = sizeOf(job.input)
+    // Each message has a role, and no token has more characters than the longest.
+    if (messages > maxLength || characters > maxLength * tokenizer.longest) {
+      throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; ${messages > maxLength ? `${messages} messages and parts` : `${characters} characters`} are more`, { param: job.param })
+    }
+    if (characters <= SMALL_CHARACTERS && messages <= SMALL_MESSAGES) {
+      const { input } = job
+      return encodeText(tokenizer, typeof input === 'string' ? input : template.render(input.messages, input.kwargs), maxLength, job.param)
+    }
+    const { value } = await (await this.#open()).call('encode', { ...job, maxLength }, { signal })
+    if ('tokens' in value) return Array.from(value.tokens)
+    const { code, message, param } = value.error
+    throw new EngineError(code, message, { param })
+  }
+
+  /** Started by the first long prompt: it loads the tokenizer once more. */
+  #open (): Promise<ProgramHost<TextMethods>> {
+    const { dir, log } = this.#options
+    this.#worker ??= ProgramHost.open<TextMethods, string>({ program: new URL('./text-program.js', import.meta.url), device: 'cpu', threads: 1, data: dir, name: 'text', log })
+    this.#worker.catch(() => { this.#worker = undefined })
+    return this.#worker
+  }
+
+  async close (): Promise<void> {
+    await (await this.#worker?.catch(() => undefined))?.close()
+  }
+}
+
+/** More values than a few switches. */
+function hasMany (kwargs: Readonly<Record<string, unknown>>): boolean {
+  const left: unknown[] = [kwargs]
+  for (let count = 0; left.length > 0; count++) {
+    if (count > SMALL_MESSAGES) return true
+    const value = left.pop()
+    if (typeof value === 'string' && value.length > SMALL_CHARACTERS) return true
+    if (typeof value === 'object' && value !== null) for (const member of Object.values(value)) if (left.push(member) > SMALL_MESSAGES) return true
+  }
+  return false
+}
+
+function sizeOf (input: Job['input']): { characters: number, messages: number } {
+  if (typeof input === 'string') return { characters: input.length, messages: 0 }
+  let [characters, messages] = [0, 0]
+  // What a template makes of its arguments is unknown: many of them make a long prompt.
+  if (hasMany(input.kwargs)) characters += SMALL_CHARACTERS
+  for (const { content } of input.messages) {
+    messages++
+    if (typeof content === 'string') characters += content.length
+    else {
+      messages += content.length
+      for (const part of content) if (part.type === 'text') characters += part.text.length
+    }
+  }
+  return { characters, messages }
+}
