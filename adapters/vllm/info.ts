@@ -1,9 +1,20 @@
-import type { AdapterNode, Call, NodeInfo } from '../adapter.ts'
+import type { AdapterNode, Call, NodeInfo, Role } from '../adapter.ts'
 import { requestJson } from '../http/json.ts'
 import { health, models, startingInfo } from '../probes.ts'
 import { objectOf, textOf, type Json } from '../wire/json.ts'
 
 const TIMEOUT = 3000
+
+const FEATURES = 'features:vllm-ec/1'
+const KV = 'kv:vllm/1'
+
+/** Which connectors a server runs with shows nowhere: one without them encodes and prefills by itself, and answers right. */
+const TRANSFERS: Readonly<Record<Role, Pick<NodeInfo, 'produces' | 'accepts' | 'standalone'>>> = {
+  encoder: { produces: [FEATURES], accepts: [] },
+  hybrid: { produces: [], accepts: [FEATURES] },
+  prefill: { produces: [KV], accepts: [FEATURES] },
+  decode: { produces: [], accepts: [KV], standalone: true }
+}
 
 /** What a vLLM server says of itself; left in `NodeInfo.details`. */
 export interface VllmDetails {
@@ -15,7 +26,7 @@ export interface VllmDetails {
 }
 
 /**
- * GET /health, /v1/models and /version. No route says a server's role, nor which connectors it runs with: the role is
+ * GET /health, /v1/models and /version. Nodes of different versions exchange nothing, because their formats differ silently. No route says a server's role, nor which connectors it runs with: the role is
  * the registered one.
  */
 export async function probeVllm (node: AdapterNode, call: Call): Promise<NodeInfo> {
@@ -30,11 +41,11 @@ export async function probeVllm (node: AdapterNode, call: Call): Promise<NodeInf
     role: node.role,
     backend: version === undefined ? 'vllm' : `vllm ${version}`,
     version,
-    produces: [],
-    accepts: [],
+    ...TRANSFERS[node.role],
     vision: node.vision ?? 'full',
     maxPrefillTokens: node.maxPrefillTokens,
-    notes: node.role === 'hybrid' ? [] : [`role ${node.role}: not used by plans yet`],
+    fingerprint: version === undefined ? undefined : `vllm ${version}`,
+    notes: [],
     details: { server: 'vllm', models: cards, maxModelLen: typeof maxModelLen === 'number' ? maxModelLen : undefined } satisfies VllmDetails
   }
 }

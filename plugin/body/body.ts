@@ -103,13 +103,13 @@ class ScannedBody implements Body {
   }
 
   splice (edits: BodyEdits): Buffer[] {
-    const { set = {}, remove = [], mediaUrls = [] } = edits
-    const edited = this.stripped.length > 0 || Object.keys(set).length > 0 || remove.some(name => this.has(name)) || mediaUrls.some(url => url !== undefined)
+    const { set = {}, remove = [], mediaUrls = [], mediaParts = [] } = edits
+    const edited = this.stripped.length > 0 || Object.keys(set).length > 0 || remove.some(name => this.has(name)) || [...mediaUrls, ...mediaParts].some(edit => edit !== undefined)
     return edited ? splice(this.bytes, this.#members, this.media, edits) : [this.bytes]
   }
 
-  pick (items: readonly MediaItem[], set: Readonly<Record<string, string>> = {}): Buffer[] {
-    return pick(this, items, set)
+  pick (items: readonly MediaItem[], set: Readonly<Record<string, string>> = {}, parts?: BodyEdits['mediaParts']): Buffer[] {
+    return pick(this, items, set, parts)
   }
 
   #readModel (): string {

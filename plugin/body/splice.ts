@@ -1,5 +1,5 @@
 /** A body with changes, made of slices of the original bytes. */
-import type { BodyEdits, MediaItem } from '../../adapters/adapter.ts'
+import type { BodyEdits, MediaItem, MediaPart } from '../../adapters/adapter.ts'
 import type { Member } from './collector.ts'
 
 /** Slices shorter than this are copied together: a write call costs more than copying them, in bytes. */
@@ -12,14 +12,14 @@ const PICKED_MEMBERS = ['model', 'mm_processor_kwargs', 'media_io_kwargs'] as co
 const COMMA = Buffer.from(',')
 
 /** @see RequestBody.splice. @param members those that go upstream, in order */
-export function splice (bytes: Buffer, members: readonly Member[], media: readonly MediaItem[], { set = {}, remove = [], mediaUrls = [] }: BodyEdits): Buffer[] {
+export function splice (bytes: Buffer, members: readonly Member[], media: readonly MediaItem[], { set = {}, remove = [], mediaUrls = [], mediaParts = [] }: BodyEdits): Buffer[] {
   const added = new Map(Object.entries(set))
   const texts: Buffer[][] = []
   for (const member of members) {
     const { name, start, end } = member
     if (name !== undefined && added.has(name)) texts.push([memberText(name, added.get(name)!)])
     else if (name !== undefined && remove.includes(name)) continue
-    else texts.push(name === 'messages' ? withMediaUrls(bytes, member, media, mediaUrls) : [bytes.subarray(start, end)])
+    else texts.push(name === 'messages' ? withMedia(bytes, member, media, mediaUrls, mediaParts) : [bytes.subarray(start, end)])
     if (name !== undefined) added.delete(name)
   }
   for (const [name, json] of added) texts.push([memberText(name, json)])
@@ -33,7 +33,7 @@ export function splice (bytes: Buffer, members: readonly Member[], media: readon
 }
 
 /** @see RequestBody.pick. @param body its bytes, and the JSON text of a top-level member by name */
-export function pick (body: { readonly bytes: Buffer, json (name: string): Buffer | undefined }, items: readonly MediaItem[], set: Readonly<Record<string, string>>): Buffer[] {
+export function pick (body: { readonly bytes: Buffer, json (name: string): Buffer | undefined }, items: readonly MediaItem[], set: Readonly<Record<string, string>>, parts: BodyEdits['mediaParts'] = []): Buffer[] {
   const chunks: Buffer[] = [Buffer.from('{')]
   for (const name of PICKED_MEMBERS) {
     const json = body.json(name)
@@ -42,27 +42,38 @@ export function pick (body: { readonly bytes: Buffer, json (name: string): Buffe
   for (const [name, json] of Object.entries(set)) chunks.push(memberText(name, json), COMMA)
   chunks.push(Buffer.from('"messages":['))
   let message: number | undefined
-  for (const item of items) {
+  for (const [i, item] of items.entries()) {
     if (item.message === message) chunks.push(COMMA)
     else chunks.push(Buffer.from(`${message === undefined ? '' : ']},'}{"role":"user","content":[`))
     message = item.message
-    chunks.push(body.bytes.subarray(item.span.start, item.span.end))
+    const part = parts[i]
+    if (part === undefined) chunks.push(body.bytes.subarray(item.span.start, item.span.end))
+    else chunks.push(...partChunks(body.bytes, item, part))
   }
   chunks.push(Buffer.from(message === undefined ? ']}' : ']}]}'))
   return compact(chunks)
 }
 
-/** The messages, which hold all media, with new URLs. */
-function withMediaUrls (bytes: Buffer, messages: Member, media: readonly MediaItem[], urls: ReadonlyArray<string | undefined>): Buffer[] {
+/** The messages, which hold all media, with new URLs and parts. */
+function withMedia (bytes: Buffer, messages: Member, media: readonly MediaItem[], urls: ReadonlyArray<string | undefined>, parts: ReadonlyArray<MediaPart | undefined>): Buffer[] {
   const chunks: Buffer[] = []
   let start = messages.start
-  for (const [i, { url }] of media.entries()) {
-    const replacement = urls[i]
-    if (replacement === undefined) continue
-    chunks.push(bytes.subarray(start, url.start), Buffer.from(JSON.stringify(replacement).slice(1, -1)))
-    start = url.end
+  for (const [i, item] of media.entries()) {
+    const { url, span } = item
+    const [replacement, part] = [urls[i], parts[i]]
+    if (part !== undefined) {
+      chunks.push(bytes.subarray(start, span.start), ...partChunks(bytes, item, part))
+      start = span.end
+    } else if (replacement !== undefined) {
+      chunks.push(bytes.subarray(start, url.start), Buffer.from(JSON.stringify(replacement).slice(1, -1)))
+      start = url.end
+    }
   }
   return [...chunks, bytes.subarray(start, messages.end)]
+}
+
+function partChunks (bytes: Buffer, { url }: MediaItem, { before, after }: MediaPart): Buffer[] {
+  return after === undefined ? [Buffer.from(before)] : [Buffer.from(before), bytes.subarray(url.start, url.end), Buffer.from(after)]
 }
 
 function memberText (name: string, json: string): Buffer {

@@ -71,7 +71,6 @@ const routes = Type.Partial(object({
   openai: Type.Boolean({ description: 'POST /v1/chat/completions, POST /v1/completions, GET /v1/models, other /v1/*.' }),
   nodes: Type.Boolean({ description: '/nodes/* and POST /distserve/connection_warmup.' }),
   sglang: Type.Boolean({ description: 'What SGLang\'s encoders call: /register_encoder_url, /unregister_encoder_url, /list_encoder_urls.' }),
-  vllm: Type.Boolean({ description: 'What launch scripts of vLLM\'s disagg_epd_proxy.py call: /instances.' }),
   health: Type.Boolean({ description: 'GET /health.' }),
   metrics: Type.Boolean({ description: 'GET /metrics.' }),
   traces: Type.Boolean({ description: '/epd/traces and POST /epd/otlp/v1/traces.' })
@@ -120,6 +119,8 @@ const telemetry = Type.Partial(object({
 }), { default: {} })
 
 const vllmSection = section({
+  secret: Type.Optional(text('Key of the names under which vLLM keeps pictures: the same at all replicas of a gateway. Default: random.')),
+  handoff: oneOf(['auto', 'raw', 'rewrite'], { default: 'auto', description: 'How features reach the language model: beside its pictures (raw) or in their place (rewrite). auto: in their place where the encoder says where they lie.' }),
   embeds: oneOf(['refuse', 'allow'], { default: 'refuse', description: 'What to do with embeddings that a client sends to vLLM. They end its process when they do not fit: allow them to trusted gateways only.' })
 }, 'How nodes of the adapter vllm are used.')
 
@@ -159,6 +160,6 @@ export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
 export type LimitOptions = Required<Static<typeof limits>>
 export type AdmissionOptions = Required<Static<typeof admission>>
-export type VllmDefaults = Required<Static<typeof vllmSection>>
+export type VllmDefaults = Static<typeof vllmSection>
 export type Bypass = NonNullable<EpdOptions['bypass']>
 export type TenantOf = (request: FastifyRequest) => string | undefined

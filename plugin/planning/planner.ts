@@ -16,6 +16,8 @@ interface Way {
   readonly reason: string
 }
 
+/** The last way comes into use only when the nodes of those before it have failed the request. */
+const FAILED = 'prefill nodes failed'
 const NO_NODES: ReadonlySet<string> = new Set()
 
 /**
@@ -53,16 +55,16 @@ function waysFor (request: RequestView, snapshot: RegistrySnapshot, options: Pla
   const single = (reason: string): Way => ({ nodes: ready, reason })
   if (prefills.length + decodes.length === 0) return ready.length > 0 ? [single('')] : noWay(request, pool, options)
   const { nodes, missing } = prefillsFor(pool, promptTokens, snapshot)
-  const standalone = (reason: string): Way => ({ nodes: media.length > 0 ? [] : decodes.filter(node => node.info?.standalone === true && usable(node, 'decode')), reason })
+  const standalone = (reason: string): Way => ({ nodes: decodes.filter(node => node.info?.standalone === true && (media.length === 0 || node.info.vision === 'full') && usable(node, 'decode')), reason })
   const disaggregated = (reason: string): Way => ({ nodes, decodes, reason })
 
   let ways: Way[]
   if (disaggregate === 'never') ways = [single('disaggregation is off')]
   else if (singleNode !== undefined) ways = singleNode.source === 'request' ? [single(singleNode.what)] : [single(singleNode.what), standalone(singleNode.what)]
   else if (nodes.length === 0) ways = [single(missing), standalone(missing)]
-  else if (disaggregate === 'always') ways = [disaggregated('always'), single('always')]
-  else if (ready.length === 0) ways = [disaggregated(hybrids.length === 0 ? 'no node does both' : 'no healthy node does both')]
-  else if (promptTokens >= disaggregateTokens) ways = [disaggregated('long prompt'), single('long prompt')]
+  else if (disaggregate === 'always') ways = [disaggregated('always'), single('always'), standalone(FAILED)]
+  else if (ready.length === 0) ways = [disaggregated(hybrids.length === 0 ? 'no node does both' : 'no healthy node does both'), standalone(FAILED)]
+  else if (promptTokens >= disaggregateTokens) ways = [disaggregated('long prompt'), single('long prompt'), standalone(FAILED)]
   else ways = [single('short prompt'), disaggregated('short prompt')]
   const possible = ways.filter(way => way.nodes.length > 0)
   return possible.length > 0 ? possible : noWay(request, pool, options, missing)

@@ -48,7 +48,7 @@ export interface NodeStatus {
   readonly vision_tokens: number
   readonly notes: readonly string[]
   readonly breakers: Readonly<Record<Stage, BreakerState>>
-  readonly links: Readonly<Record<string, { readonly state: LinkState, readonly reason?: string }>>
+  readonly links: Readonly<Record<string, { readonly state: LinkState, readonly reason?: string, readonly transport?: string }>>
 }
 
 export interface RegistryOptions {

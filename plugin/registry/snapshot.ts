@@ -86,6 +86,6 @@ export function statusOf (node: NodeSnapshot, { options, load }: NodeRecord): No
     vision_tokens: node.load.tokens,
     notes: node.notes,
     breakers: { encode, prefill, decode },
-    links: Object.fromEntries([...node.links].map(([other, { state, reason }]) => [other, { state, ...(reason === undefined ? {} : { reason }) }]))
+    links: Object.fromEntries([...node.links].map(([other, { state, reason, link }]) => [other, { state, ...(reason === undefined ? {} : { reason }), ...(link === undefined ? {} : { transport: link.transport }) }]))
   }
 }

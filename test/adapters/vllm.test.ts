@@ -1,41 +1,45 @@
-import t from 'tap'
+import { createServer } from 'node:http'
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import t, { type Test } from 'tap'
 import { Client } from 'undici'
 import { adapters, createVllm, detectAdapter, vllm, type AdapterNode } from '../../adapters/index.ts'
 import { bodyFrom, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
 import { parseBody } from '../../plugin/body/index.ts'
-import { SmallVllm, type SmallFault } from './small-vllm.ts'
+import { FakeVllm, SharedFolder } from '../helper/fake-vllm.ts'
+import { dataUrl, picture as png } from '../vllm/pictures.ts'
 
 const CHAT = '/v1/chat/completions'
-const picture = (url = 'data:image/png;base64,AAAA', more: object = {}): object => ({ type: 'image_url', image_url: { url }, ...more })
+const picture = (url = dataUrl(png(1, 56)), more: object = {}): object => ({ type: 'image_url', image_url: { url }, ...more })
 const chat = (...content: object[]): object => ({ model: 'tiny', messages: [{ role: 'user', content: [{ type: 'text', text: 'hi' }, ...content] }] })
 const failure = async (promise: Promise<unknown>): Promise<unknown> => await promise.then(() => undefined, (error: unknown) => error)
 
 t.test('vllm is found by what /v1/models says, and its card is kept', async t => {
   const call = callWith(dispatcherFor(t))
-  const server = await SmallVllm.start(t)
+  const server = await FakeVllm.start(t, { server: 'plain' })
   t.equal(await detectAdapter(nodeAt(server.url), call), 'vllm')
   t.equal(adapters.get('vllm'), vllm)
   const info = await vllm.probe(nodeAt(server.url), call)
-  t.match(info, { status: 'healthy', models: ['tiny'], role: 'hybrid', backend: 'vllm 0.32.0', version: '0.32.0', vision: 'full', details: { maxModelLen: 8192, models: [{ id: 'tiny', owned_by: 'vllm', max_model_len: 8192, root: '/models/tiny' }] } })
+  t.match(info, { status: 'healthy', models: ['tiny'], role: 'hybrid', backend: 'vllm 0.32.0', version: '0.32.0', vision: 'full', details: { maxModelLen: 8192, models: [{ id: 'tiny', owned_by: 'vllm', max_model_len: 8192, parent: null }] } })
   t.same(await vllm.probe(nodeAt(server.url), call), info, 'an answer that differs only in its time is no change')
   t.match(await vllm.probe(nodeAt(server.url, { role: 'encoder', vision: 'none' }), call), { role: 'encoder', vision: 'none' }, 'its role is the registered one')
 })
 
 t.test('vllm: chat, streams, text and pictures pass as they came', async t => {
   const call = callWith(dispatcherFor(t))
-  const server = await SmallVllm.start(t)
+  const server = await FakeVllm.start(t, { server: 'plain' })
   const node = nodeAt(server.url)
   const body = await bodyFrom(chat(picture()))
   const answer = await textOf(await vllm.generate({ node, path: CHAT, body, features: [] }, call))
-  t.match(JSON.parse(answer), { choices: [{ message: { content: /I see 1 pictures/ } }] })
-  t.same(server.seen[0], JSON.parse(body.bytes.toString()))
-  t.match(await textOf(await vllm.generate({ node, path: CHAT, body: await bodyFrom({ ...chat(), stream: true }), features: [] }, call)), /I see 0 pictures.*\[DONE\]/s)
+  t.match(JSON.parse(answer), { object: 'chat.completion' })
+  t.same(server.chats[0]!.body, JSON.parse(body.bytes.toString()))
+  t.match(await textOf(await vllm.generate({ node, path: CHAT, body: await bodyFrom({ ...chat(), stream: true }), features: [] }, call)), /chat\.completion\.chunk.*\[DONE\]/s)
   t.match(await failure(vllm.generate({ node: nodeAt(server.url, { vision: 'none' }), path: CHAT, body, features: [] }, call)), { code: 'REFUSED', message: /media would be lost/ })
 })
 
 t.test('vllm: what a client may not write is a 400 that names the member, and nothing is sent', async t => {
   const call = callWith(dispatcherFor(t))
-  const server = await SmallVllm.start(t)
+  const server = await FakeVllm.start(t, { server: 'plain' })
   const node = nodeAt(server.url)
   const where = 'messages[0].content[1]'
   const escaped = JSON.stringify(chat(picture(undefined, { uuid: 'x' }))).replace('"uuid"', '"\\u0075uid"')
@@ -59,19 +63,37 @@ t.test('vllm: what a client may not write is a 400 that names the member, and no
   t.match(await failure(vllm.generate({ node, path: CHAT, body: await parseBody(Buffer.from(escaped)), features: [] }, call)), { code: 'REJECTED' }, 'an escape hides nothing')
 
   const trusting = createVllm({ embeds: 'allow' })
-  await trusting.generate({ node, path: CHAT, body: await bodyFrom(chat({ type: 'prompt_embeds', data: 'AAAA' })), features: [] }, call)
-  t.equal(server.seen.length, 1, 'a trusted gateway may send embeddings')
+  t.match(await failure(trusting.generate({ node, path: CHAT, body: await bodyFrom(chat({ type: 'prompt_embeds', data: 'AAAA' })), features: [] }, call)), { message: /answered 400: Cache miss/ })
+  t.equal(server.chats.length, 1, 'a trusted gateway may send embeddings')
   t.match(await failure(trusting.generate({ node, path: CHAT, body: await bodyFrom(chat(picture(undefined, { uuid: 'x' }))), features: [] }, call)), { code: 'REJECTED' }, 'and no uuid')
   t.match(await failure(vllm.generate({ node, path: CHAT, body: await bodyFrom({ ...chat({ type: 'text', text: 'a uuid, image_embeds' }), with_cache: true }), features: [] }, call)), undefined, 'words of a text, and control fields of other engines, are no matter')
 })
 
+/** A server that answers each chat request with the next failure, else with an answer. */
+async function failing (t: Test): Promise<{ readonly url: string, readonly failures: Array<{ status: number, message: string, type: string }>, connections: number }> {
+  const failures: Array<{ status: number, message: string, type: string }> = []
+  const server = createServer((request, response) => {
+    request.resume().on('end', () => {
+      const failure = failures.shift()
+      const text = JSON.stringify(failure === undefined ? { object: 'chat.completion', choices: [{ index: 0, message: { role: 'assistant', content: '' } }] } : { error: { message: failure.message, type: failure.type, param: null, code: failure.status } })
+      response.writeHead(failure?.status ?? 200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }).end(text)
+    })
+  })
+  const self = { url: '', failures, connections: 0 }
+  server.on('connection', () => { self.connections++ })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => { server.closeAllConnections(); server.close() })
+  self.url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  return self
+}
+
 t.test('vllm: a 500 of an unreachable picture is the client\'s fault; other 500s are not', async t => {
   const call = callWith(dispatcherFor(t))
-  const server = await SmallVllm.start(t)
+  const server = await failing(t)
   const node: AdapterNode = nodeAt(server.url)
-  const internal = (message: string): SmallFault => ({ status: 500, error: { message, type: 'InternalServerError', param: null, code: 500 } })
   const meet = async (message: string, ...content: object[]): Promise<unknown> => {
-    server.faults.push(internal(message))
+    server.failures.push({ status: 500, message, type: 'InternalServerError' })
     return await failure(vllm.generate({ node, path: CHAT, body: await bodyFrom(chat(...content)), features: [] }, call))
   }
   const refused = 'Cannot connect to host 127.0.0.1:9 ssl:default [Connect call failed (\'127.0.0.1\', 9)]'
@@ -87,7 +109,7 @@ t.test('vllm: a 500 of an unreachable picture is the client\'s fault; other 500s
 })
 
 t.test('vllm: no request goes out on a connection that has carried a 500', async t => {
-  const server = await SmallVllm.start(t)
+  const server = await failing(t)
   const dispatcher = new Client(server.url)
   t.teardown(async () => { await dispatcher.destroy() })
   const call = callWith(dispatcher)
@@ -97,12 +119,56 @@ t.test('vllm: no request goes out on a connection that has carried a 500', async
   await ask()
   await ask()
   t.equal(server.connections, 1)
-  server.faults.push({ status: 500, error: { message: 'x'.repeat(70_000), type: 'InternalServerError', code: 500 } })
+  server.failures.push({ status: 500, message: 'x'.repeat(70_000), type: 'InternalServerError' })
   t.match(await failure(ask()), { code: 'UNAVAILABLE', message: /answered 500: xxx/ })
   await ask()
   t.equal(server.connections, 2)
-  server.faults.push({ status: 404, error: { message: 'no such model', type: 'NotFoundError', code: 404 } })
+  server.failures.push({ status: 404, message: 'no such model', type: 'NotFoundError' })
   t.match(await failure(ask()), { code: 'REJECTED' })
   await ask()
   t.equal(server.connections, 2, 'other failures keep it')
+})
+
+t.test('vllm: an encoder that says where its features lie (ECCPUConnector with NIXL) has them sent in place of pixels', async t => {
+  const call = callWith(dispatcherFor(t))
+  const folder = new SharedFolder()
+  const real = await FakeVllm.start(t, { server: 'e', folder })
+  const pd = await FakeVllm.start(t, { server: 'pd', folder })
+  const handle = { peer_host: '10.0.0.5', peer_port: 8610, size_bytes: 4505600 }
+  // The protocol's shape: recorded nowhere, because this connector needs a GPU.
+  const encoder = createServer((request, response) => {
+    (async () => {
+      const chunks: Buffer[] = []
+      for await (const chunk of request as AsyncIterable<Buffer>) chunks.push(chunk)
+      const answer = await fetch(real.url + request.url!, { method: 'POST', headers: { 'content-type': 'application/json' }, body: Buffer.concat(chunks) }).then(async answer => await answer.json()) as { ec_transfer_params: Record<string, object> }
+      for (const entry of Object.values(answer.ec_transfer_params)) Object.assign(entry, handle)
+      response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(answer))
+    })().catch(() => { response.destroy() })
+  })
+  encoder.listen(0, '127.0.0.1')
+  await once(encoder, 'listening')
+  t.teardown(() => { encoder.closeAllConnections(); encoder.close() })
+  const adapter = createVllm()
+  const consumer = { ...nodeAt(pd.url), info: await adapter.probe(nodeAt(pd.url), call) }
+  const e = { ...nodeAt(`http://127.0.0.1:${(encoder.address() as AddressInfo).port}`, { role: 'encoder' }), info: await adapter.probe(nodeAt(real.url, { role: 'encoder' }), call) }
+  const link = await adapter.link(e, consumer, call)
+  t.equal(link.transport, 'raw')
+  const send = async (value: object): Promise<void> => {
+    const body = await bodyFrom(value)
+    const features = await adapter.encode({ node: e, items: body.media, body, consumer }, call)
+    await textOf(await adapter.generate({ node: consumer, path: CHAT, body, features }, call))
+  }
+  await send(chat(picture()))
+  t.equal(link.transport, 'rewrite')
+  const { messages, ec_transfer_params: params } = pd.chats[0]!.body
+  const part = (messages![0]!.content as object[])[1] as { uuid: string }
+  t.match(part, { type: 'image_embeds', image_embeds: { image_grid_thw: [1, 4, 4] } })
+  t.same(params, { [part.uuid]: { item_indices: [0], metadata: { image_grid_thw: [1, 4, 4] }, ...handle } }, 'as the encoder wrote it')
+  // A handle that is no longer good: a failure of the request, and its pixels go instead.
+  folder.clear()
+  await send(chat(picture()))
+  t.equal(real.chats.length, 2, 'it is asked each time')
+  // With members that shape a picture its key at PD would be another one.
+  await send({ ...chat(picture()), media_io_kwargs: {} })
+  t.match(JSON.stringify(pd.chats.at(-1)!.body), /base64/)
 })

@@ -36,7 +36,7 @@ t.test('wrong options and unknown adapters are refused when registering', async 
     return await app.register(epd, options as EpdOptions).then(() => new Error('was taken'), (err: unknown) => err as Error)
   }
   t.match(await refusal({ embeded: false }), { code: 'EPD_ERR_OPTIONS', message: /unknown option embeded/ })
-  t.match(await refusal({ nodes: [{ url: 'http://a:1', adapter: 'sglang9' }] }), { code: 'EPD_ERR_OPTIONS', message: /nodes\[0\]\.adapter must be one of "pytorch", "turbomind", "vllm", "openai", not "sglang9"/ })
+  t.match(await refusal({ nodes: [{ url: 'http://a:1', adapter: 'sglang9' }] }), { code: 'EPD_ERR_OPTIONS', message: /nodes\[0\]\.adapter must be one of "pytorch", "turbomind", "vllm", "sglang", "openai", not "sglang9"/ })
   t.match(await refusal({ nodes: [{ url: 'http://a:1' }, { url: 'http://a:1' }] }), { message: /nodes\[1\]\.url must not be that of nodes\[0\]/ })
   t.match(await refusal({ embedded: false, adapters: [{ name: 'x', specificationVersion: 'v1' }] }), { message: /probe must be a function/ })
 })

@@ -1,0 +1,14 @@
+import type { Call, GenerateJob, UpstreamResponse } from '../adapter.ts'
+import { postStream } from '../http.ts'
+import { pinned, rewrittenElseRaw } from './bodies.ts'
+import { failuresOf } from './failures.ts'
+import type { Handoffs } from './handoffs.ts'
+import type { Pins } from './pins.ts'
+
+/** PD, or D without P: it encodes itself what no encoder has. */
+export async function generateVllm ({ node, path, body, features, tenant }: GenerateJob, call: Call, pins: Pins, handoffs: Handoffs): Promise<UpstreamResponse> {
+  const failures = failuresOf(body)
+  const edits = pinned(body, features, pins, tenant)
+  return await rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, call, async (edits, rewritten) =>
+    await postStream(node, { path, body: body.splice(edits) }, call, rewritten ? handoffs.failuresOf(node, failures) : failures))
+}

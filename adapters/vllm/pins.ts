@@ -1,0 +1,56 @@
+import { createHmac, randomBytes } from 'node:crypto'
+import type { BodyEdits, MediaItem, MediaPart, RequestBody } from '../adapter.ts'
+
+/** With these vLLM makes something else of the same bytes, and a `uuid` would stand for both. */
+const SHAPING = ['mm_processor_kwargs', 'media_io_kwargs'] as const
+/** Types that vLLM reads from `url` alone. Of `input_audio` it reads `data`, which need not be what the gateway has hashed. */
+const BY_URL: ReadonlySet<string> = new Set(['image_url', 'video_url', 'audio_url'])
+
+/** An item's name on one encoder, for one tenant. */
+export interface Pin {
+  readonly item: MediaItem
+  /** What the gateway remembers the item by. */
+  readonly name: string
+  /** Sent as `uuid`; undefined where vLLM's own hash of the content must do. */
+  readonly uuid: string | undefined
+  /** May the shape of its features stand for it? Not where the request shapes the picture: its key at PD would be another one. */
+  readonly rewritable: boolean
+}
+
+/**
+ * Names media items for vLLM, whose `uuid` is the only key of its caches and files. The name is a keyed hash, 64 hex
+ * digits: no client can guess another one's. It covers the encoder too, so that no two processes write the same file.
+ */
+export class Pins {
+  readonly #secret: string | Buffer
+
+  constructor (secret: string | undefined) {
+    this.#secret = secret ?? randomBytes(32)
+  }
+
+  /**
+   * A picture behind an address is named by vLLM itself, after its bytes: they may change between two downloads, and a
+   * picture of another size under a taken `uuid` ends the process.
+   */
+  pin (item: MediaItem, body: RequestBody, encoder: string, tenant: string | undefined): Pin {
+    const name = this.#hash('media', encoder, tenant ?? null, body.model, item.modality, item.routeKey)
+    const rewritable = !SHAPING.some(member => body.has(member))
+    return { item, name, uuid: rewritable && BY_URL.has(item.type) && !item.remote ? name : undefined, rewritable }
+  }
+
+  /** Keeps prefix caches of tenants apart; a salt of the client's own still counts. */
+  salt (body: RequestBody, tenant: string | undefined): BodyEdits {
+    if (tenant === undefined) return {}
+    return { set: { cache_salt: JSON.stringify(this.#hash('salt', tenant, String(body.scalar('cache_salt') ?? ''))) } }
+  }
+
+  #hash (...what: ReadonlyArray<string | null>): string {
+    return createHmac('sha256', this.#secret).update(JSON.stringify(what)).digest('hex')
+  }
+}
+
+/** The item's content part with its `uuid`, written anew around the client's bytes: a member that vLLM might read in place of the URL is not in it. */
+export function pinnedPart ({ item: { type }, uuid }: Pin): MediaPart | undefined {
+  if (uuid === undefined) return undefined
+  return { before: `{"type":"${type}","${type}":{"url":"`, after: `"},"uuid":"${uuid}"}` }
+}
