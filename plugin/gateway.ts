@@ -4,7 +4,7 @@ import type { Log } from '../adapters/adapter.ts'
 import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
-import { Admission, InFlight, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
+import { Admission, Callers, InFlight, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
@@ -48,6 +48,7 @@ export class Gateway implements Core {
   readonly admission: Admission
   readonly stats = new Stats()
   readonly requests = new InFlight()
+  readonly callers = new Callers()
   readonly metrics: GatewayMetrics
   readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined

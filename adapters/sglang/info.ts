@@ -2,7 +2,12 @@
 import { AdapterError, type AdapterNode, type Call, type NodeInfo } from '../adapter.ts'
 import { requestJson, requestOk } from '../http/json.ts'
 import { health, models } from '../probes.ts'
-import { objectOf, textOf, type Json } from '../wire/json.ts'
+import { listOf, objectOf, textOf, type Json } from '../wire/json.ts'
+
+/** An encoder pushes embeddings to a language server that asks for them through the gateway. */
+export const PUSHED = 'push:sglang'
+/** Path below the gateway's prefix at which it stands in for encoders: `/sglang/v/0`, `/sglang/v/1`, ... */
+export const VIRTUAL_PATH = '/sglang/v/'
 
 const TIMEOUT = 3_000
 /** An encoder answers /health with an encode of its own, in its turn. */
@@ -13,6 +18,8 @@ export interface SglangDetails {
   readonly version: string | undefined
   /** Its vision tower is on encoders: `--language-only`. */
   readonly languageOnly: boolean
+  /** Its encoders are the gateway's virtual ones. */
+  readonly virtual: boolean
   /** `zmq_to_scheduler`, `zmq_to_tokenizer`, `mooncake`. */
   readonly transfer: string
   /** Does the model look at pictures at all? */
@@ -27,12 +34,12 @@ export function detailsOf (node: AdapterNode): SglangDetails | undefined {
 export async function encoderInfo (node: AdapterNode, call: Call): Promise<NodeInfo> {
   const { statusCode } = await requestJson(node, { method: 'GET', path: '/health', timeout: ENCODER_TIMEOUT, idempotent: true }, call)
   if (statusCode !== 200) throw new AdapterError('UNAVAILABLE', `${node.id} answered /health with ${statusCode}`, { node: node.id })
-  return { status: 'healthy', models: [], role: 'encoder', backend: 'sglang encoder', produces: [], accepts: [], vision: 'full' }
+  return { status: 'healthy', models: [], role: 'encoder', backend: 'sglang encoder', produces: [PUSHED], accepts: [], vision: 'full' }
 }
 
 export async function serverInfo (node: AdapterNode, call: Call): Promise<NodeInfo> {
   const [status, list, details] = await Promise.all([health(node, call), models(node, call), detailsOf(node) ?? readDetails(node, call)])
-  const { version, languageOnly, transfer, sees } = details
+  const { version, languageOnly, virtual, transfer, sees } = details
   return {
     status,
     models: list.ids,
@@ -40,10 +47,11 @@ export async function serverInfo (node: AdapterNode, call: Call): Promise<NodeIn
     backend: 'sglang',
     version,
     produces: [],
-    accepts: [],
-    vision: node.vision ?? (sees ? 'full' : 'none'),
+    accepts: languageOnly && virtual ? [PUSHED] : [],
+    vision: node.vision ?? (!sees ? 'none' : languageOnly && virtual ? 'features' : 'full'),
     notes: [
       ...(node.role === 'hybrid' ? [] : [`role ${node.role}: not used by plans`]),
+      ...(languageOnly && !virtual ? [`calls its encoders past the gateway: name the gateway's ${VIRTUAL_PATH}0, ${VIRTUAL_PATH}1, ... in --encoder-urls`] : []),
       ...(languageOnly && transfer === 'zmq_to_scheduler' ? ['zmq_to_scheduler: a picture that fails ends this server (0.5.23); zmq_to_tokenizer does not'] : [])
     ],
     details
@@ -58,6 +66,7 @@ async function readDetails (node: AdapterNode, call: Call): Promise<SglangDetail
   return {
     version: textOf(args.version),
     languageOnly: args.language_only === true,
+    virtual: listOf(args.encoder_urls).some(url => typeof url === 'string' && url.includes(VIRTUAL_PATH)),
     transfer: transfer === undefined || transfer === 'auto' ? 'zmq_to_scheduler' : transfer,
     sees: model.has_image_understanding !== false
   }

@@ -77,6 +77,7 @@ async function attempt (exchange: Exchange): Promise<Generation> {
     prefill: plan.prefill === undefined ? undefined : registry.reserve(plan.prefill.id, promptTokens(exchange.request.body)),
     node: registry.reserve(plan.node.id)
   }
+  const calling = plan.callsEncoders ? exchange.core.callers.add(exchange) : undefined
   try {
     let features = NO_FEATURES
     if (plan.order.length > 0) {
@@ -93,6 +94,7 @@ async function attempt (exchange: Exchange): Promise<Generation> {
   } finally {
     reserved.prefill?.()
     reserved.node()
+    calling?.()
   }
 }
 

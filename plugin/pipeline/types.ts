@@ -8,6 +8,7 @@ import type { GatewayMetrics } from '../telemetry/metrics.ts'
 import type { Tracing } from '../telemetry/tracing.ts'
 import type { Admission } from './admission.ts'
 import type { Answer } from './answer-stream.ts'
+import type { Callers } from './callers.ts'
 import type { InFlight } from './in-flight.ts'
 import type { Stats } from './stats.ts'
 
@@ -23,6 +24,7 @@ export interface Core {
   readonly metrics: Pick<GatewayMetrics, 'request'>
   readonly tracing: Tracing
   readonly requests: InFlight
+  readonly callers: Callers
 }
 
 /** One request for the gateway's core. */

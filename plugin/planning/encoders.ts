@@ -11,7 +11,12 @@ export interface Encoding {
   readonly nodes: readonly NodeSnapshot[]
   readonly encoders: readonly NodeSnapshot[]
   readonly reason: string
+  /** They call encoders by themselves, through this gateway. */
+  readonly callEncoders?: boolean
 }
+
+/** Formats that an encoder sends to the language model that asks for them: the two are not linked. */
+const PUSHED = 'push:'
 
 /** @param nodes that could prefill the request */
 export function encodingFor ({ model, media }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
@@ -21,6 +26,8 @@ export function encodingFor ({ model, media }: RequestView, nodes: readonly Node
   const seeing = nodes.filter(node => node.info?.vision === 'full')
   const fed = nodes.filter(node => encoders.some(encoder => canTransfer(encoder, node, snapshot)))
   const itself = (reason: string): Encoding => ({ nodes: seeing, encoders: [], reason })
+  const callers = nodes.filter(node => snapshot.nodes.some(encoder => usable(encoder, 'encode') && pushesTo(encoder, node, model)))
+  if (callers.length > 0) return { nodes: callers, encoders: [], reason: 'the language model calls encoders', callEncoders: true }
 
   if (fed.length === 0) {
     const reason = known.length === 0 ? 'no encoder' : encoders.length === 0 ? 'no healthy encoder' : 'no encoder fits the node'
@@ -33,6 +40,11 @@ export function encodingFor ({ model, media }: RequestView, nodes: readonly Node
   // A handshake under way may have failed many times before: linked nodes come first, whatever their load.
   const linked = fed.filter(node => encoders.some(encoder => snapshot.link(encoder.id, node.id) === 'linked'))
   return { nodes: linked.length > 0 ? linked : fed, encoders, reason: '' }
+}
+
+function pushesTo (encoder: NodeSnapshot, node: NodeSnapshot, model: string): boolean {
+  if (encoder.models.length > 0 && !encoder.models.includes(model)) return false
+  return encoder.info?.produces.some(format => format.startsWith(PUSHED) && node.info?.accepts.includes(format)) === true
 }
 
 /** An encoder may carry this much more than the average before items spill over from it. */
@@ -56,4 +68,11 @@ export function placeItems (request: RequestView, encoders: readonly NodeSnapsho
     load.set(first, load.get(first)! + item.tokens)
     return order
   })
+}
+
+/** Encoders for one call that a language model makes by itself, by rendezvous hash of `key`; overloaded ones come last, as in {@link placeItems}. */
+export function byAffinity (key: string, tokens: number, encoders: readonly NodeSnapshot[], encoderTokens: number): readonly NodeSnapshot[] {
+  const total = encoders.reduce((sum, { load }) => sum + load.tokens, tokens)
+  const limit = Math.max(encoderTokens, IMBALANCE * total / encoders.length)
+  return last(rank(key, encoders), ({ load }) => load.tokens + tokens > limit)
 }

@@ -1,4 +1,5 @@
 /** Pure functions from (request, registry snapshot, options) to a plan. */
+export { byAffinity } from './encoders.ts'
 export { planRequest } from './planner.ts'
 export { byLoad, POLICIES, type Policy, type PolicyName, type PolicyRequest } from './policy.ts'
 export { rank } from './rendezvous.ts'

@@ -82,9 +82,10 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
     ? choose(encoding.nodes, 'decode')
     : choose(encoding.nodes, 'prefill', prefillsToAvoid(encoding.nodes, decodes, snapshot, avoid))
   const order = encoding.encoders.length === 0 ? [] : placeItems(request, encoding.encoders, first, snapshot, options, avoid)
-  const encoded = order.length > 0
-  const reason = [encoded ? spread(order) : encoding.reason, why].filter(part => part !== '').join(', ')
-  const plan = { order, fallback: encoded && first.info?.vision === 'full' }
+  const callsEncoders = encoding.callEncoders === true
+  const encoded = order.length > 0 || callsEncoders
+  const reason = [order.length > 0 ? spread(order) : encoding.reason, why].filter(part => part !== '').join(', ')
+  const plan = { order, callsEncoders, fallback: order.length > 0 && first.info?.vision === 'full' }
   if (decodes === undefined) return { ...plan, topology: encoded ? 'e-pd' : text ? 'pd' : 'hybrid', reason, node: first }
   return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode') }
 }

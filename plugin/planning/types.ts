@@ -29,6 +29,8 @@ export interface Plan {
   readonly node: NodeSnapshot
   /** Can P or PD do the encoding when every encoder has failed? */
   readonly fallback: boolean
+  /** The language model calls encoders by itself, through this gateway: `order` is empty. */
+  readonly callsEncoders: boolean
   /** Encoders for each media item, the first choice first; empty when the topology has no encoder. */
   readonly order: ReadonlyArray<readonly NodeSnapshot[]>
 }

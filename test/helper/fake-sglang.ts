@@ -31,6 +31,8 @@ abstract class FakeServer {
   #server: Server | undefined
   readonly #sockets = new Set<Socket>()
   #port = 0
+  /** Ends the calls that this process makes. */
+  #life = new AbortController()
 
   get url (): string { return `http://127.0.0.1:${this.#port}` }
   get alive (): boolean { return this.#server !== undefined }
@@ -46,6 +48,11 @@ abstract class FakeServer {
     await once(server, 'listening')
     this.#port = (server.address() as AddressInfo).port
     this.#server = server
+    this.#life = new AbortController()
+  }
+
+  protected async post (url: string, body: object): Promise<Response> {
+    return await fetch(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal: this.#life.signal })
   }
 
   /** As kill -9. */
@@ -53,6 +60,7 @@ abstract class FakeServer {
     const server = this.#server
     if (server === undefined) return
     this.#server = undefined
+    this.#life.abort()
     for (const socket of this.#sockets) socket.resetAndDestroy()
     server.close()
     await once(server, 'close')
@@ -106,6 +114,8 @@ class Encoding {
 export class FakeSglangEncoder extends FakeServer {
   readonly faults: EncodeFault[] = []
   healthy = true
+  /** Embeddings stay here until POST /send asks for them, as with `--encoder-transfer-backend mooncake`. */
+  mooncake = false
   readonly #encodings = new Map<string, Encoding>()
 
   static async start (t: Pick<Test, 'teardown'>): Promise<FakeSglangEncoder> {
@@ -127,6 +137,7 @@ export class FakeSglangEncoder extends FakeServer {
       case 'GET /health': response.writeHead(this.healthy ? 200 : 503).end(); return
       case 'POST /encode': await this.#encode(call.body, response); return
       case 'POST /scheduler_receive_url': await this.#receiver(call.body, response); return
+      case 'POST /send': this.#send(call.body, response); return
       case 'POST /scheduler_receive_meta_data': await this.#meta(call.body, response); return
       default: send(response, 404, { detail: 'Not Found' })
     }
@@ -154,7 +165,8 @@ export class FakeSglangEncoder extends FakeServer {
     const bad = fault === 'bad' || urls.some(url => url.startsWith('data:') && pictureOf(url) === undefined)
     if (bad) { await this.#fail(encoding, body, response, 400, message); return }
     encoding.meta.resolve({ tokens: 4 * urls.length })
-    if (fault === 'vit') { await this.#fail(encoding, body, response, 500, 'CUDA out of memory'); return }
+    if (fault === 'vit') { await encoding.receivers.promise; await this.#fail(encoding, body, response, 500, 'CUDA out of memory'); return }
+    if (this.mooncake) { send(response, 200, { ...body, mm_items: undefined, embedding_size: 2048, embedding_len: 4 * urls.length, embedding_dim: 256 }); return }
     if (body.embedding_port === null) await encoding.receivers.promise
     if (fault === 'dies') { await this.kill(); return }
     await this.#push(encoding, body, { pictures: urls.map(url => pictureOf(url) ?? url) })
@@ -174,7 +186,12 @@ export class FakeSglangEncoder extends FakeServer {
   async #push ({ urls }: Encoding, body: any, what: Partial<Push>): Promise<void> {
     const targets = body.embedding_port === null ? urls : [`${body.prefill_host}:${body.embedding_port}`]
     const push: Push = { req_id: body.req_id, part_idx: body.part_idx, num_parts: body.num_parts, ...what }
-    await Promise.allSettled(targets.map(async target => await fetch(`http://${target}/embedding`, { method: 'POST', body: JSON.stringify(push) })))
+    await Promise.allSettled(targets.map(async target => await this.post(`http://${target}/embedding`, push)))
+  }
+
+  #send ({ req_id: id }: any, response: ServerResponse): void {
+    if (this.#encodings.delete(id)) send(response, 200, null)
+    else send(response, 500, { status: 'error', message: `no staged embedding for req_id=${id} (already released)`, req_id: id })
   }
 
   async #receiver ({ req_id: id, receive_count: count, receive_url: url }: any, response: ServerResponse): Promise<void> {
@@ -322,17 +339,17 @@ export class FakeSglangLm extends FakeServer {
         const url = this.encoderUrls[encoder]!
         const name = `${id}_local_part_${part}`
         const encode = { ...recorded('encode').request, encoder_idx: encoder, encoder_url: url, mm_items: items, num_parts: used.length, part_idx: part, req_id: name, prefill_host: hostname, embedding_port: this.#fragile ? null : Number(port) }
-        this.#post(`${url}/encode`, encode).catch((error: Error) => { waiting.fail(error.message) })
+        this.#call(`${url}/encode`, encode).catch((error: Error) => { waiting.fail(error.message) })
         if (this.#fragile) {
           const receiver = { ...recorded('scheduler_receive_url').request, req_id: name, receive_count: 1, receive_url: host }
-          this.#post(`${url}/scheduler_receive_url`, receiver).catch((error: Error) => { waiting.fail(`Failed to register receive URL with encoder: ${error.message}`) })
+          this.#call(`${url}/scheduler_receive_url`, receiver).catch((error: Error) => { waiting.fail(`Failed to register receive URL with encoder: ${error.message}`) })
         }
       }
     })
   }
 
-  async #post (url: string, body: object): Promise<void> {
-    const answer = await fetch(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) })
+  async #call (url: string, body: object): Promise<void> {
+    const answer = await this.post(url, body)
     const text = await answer.text()
     if (answer.status >= 400) throw new Error(`${answer.status} ${text}`)
   }

@@ -23,7 +23,7 @@ t.test('a probe reads what the server was started with', async t => {
   const lm = await FakeSglangLm.start(t, { encoderUrls: [encoder.url] })
   t.equal(await detectAdapter(nodeAt(lm.url), call), 'sglang')
   const info = await sglang.probe(nodeAt(lm.url), call)
-  t.match(info, { status: 'healthy', models: ['tiny'], role: 'hybrid', backend: 'sglang', version: '0.5.23', vision: 'full', notes: [/zmq_to_scheduler/], details: { languageOnly: true, transfer: 'zmq_to_scheduler' } })
+  t.match(info, { status: 'healthy', models: ['tiny'], role: 'hybrid', backend: 'sglang', version: '0.5.23', vision: 'full', notes: [/past the gateway/, /zmq_to_scheduler/], details: { languageOnly: true, virtual: false, transfer: 'zmq_to_scheduler' } })
   await sglang.probe(nodeAt(lm.url, { info }), call)
   t.equal(lm.calls('/server_info').length, 1, 'once per process')
   const plain = await FakeSglangLm.start(t, { languageOnly: false })

@@ -1,0 +1,109 @@
+/** Requests whose language model calls its encoders by itself: the encode calls that come in find theirs here. */
+import type { MediaItem } from '../../adapters/adapter.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
+import type { OpenStage, RequestTrace } from '../telemetry/spans.ts'
+
+/** Calls may come after their request has ended here: a language server goes on when its client has left. Milliseconds. */
+const REMEMBERED_MS = 200_000
+
+/** What the exchange of such a request offers: its span, its end. */
+export interface Origin {
+  readonly callId: string
+  readonly request: { readonly body: { readonly model: string, readonly media: readonly MediaItem[] } }
+  readonly trace: RequestTrace
+  encodedBy: readonly string[]
+  cancel (reason: unknown): void
+}
+
+/** One such request. Goes on after the exchange has ended. */
+export class Caller {
+  readonly id: string
+  readonly model: string
+  readonly media: readonly MediaItem[]
+  readonly #exchange: Origin
+  readonly #encodedBy: string[] = []
+  #span: OpenStage | undefined
+  #tokens = 0
+  /** Items that are encoded. */
+  #encoded = 0
+  endedAt: number | undefined
+
+  constructor (exchange: Origin) {
+    this.id = exchange.callId
+    this.model = exchange.request.body.model
+    this.media = exchange.request.body.media
+    this.#exchange = exchange
+  }
+
+  /** Every item has reached the language model. */
+  get served (): boolean {
+    return this.#encoded >= this.media.length
+  }
+
+  /** Positions of the items whose URLs hash so, each position once. */
+  itemsOf (keys: readonly string[]): MediaItem[] {
+    const left = [...this.media]
+    return keys.flatMap(key => {
+      const at = left.findIndex(item => item.routeKey === key)
+      return at === -1 ? [] : left.splice(at, 1)
+    })
+  }
+
+  /** Span of all encode calls of the request. */
+  get span (): OpenStage {
+    this.#span ??= this.#exchange.trace.begin(SPAN.encode, { [ATTR.items]: this.media.length })
+    return this.#span
+  }
+
+  /**
+   * `node` encodes these items, as far as can be seen: a part may move on. Said before the embeddings leave the encoder,
+   * because the language model may answer before the encoder does.
+   */
+  placed (node: string, items: readonly MediaItem[]): void {
+    for (const { index } of items) this.#encodedBy[index] = node
+    if (this.endedAt === undefined) this.#exchange.encodedBy = Object.values(this.#encodedBy)
+  }
+
+  /** So many items have reached the language model. */
+  encoded (count: number, tokens: number): void {
+    this.#encoded += count
+    this.#tokens += tokens
+    if (!this.served) return
+    this.#exchange.trace.set({ [ATTR.imageTokens]: this.#tokens })
+    this.span.set({ [ATTR.encoders]: Object.values(this.#encodedBy), [ATTR.tokens]: this.#tokens })
+    this.span.end()
+  }
+
+  /** The request can't be answered: its client learns why at once, whatever the language server still needs. */
+  refuse (error: unknown): void {
+    this.#span?.end({ error })
+    this.#exchange.cancel(error)
+  }
+}
+
+export class Callers {
+  readonly #byId = new Map<string, Caller>()
+
+  /** @returns ends it: no call can be for it unless the language server goes on with it */
+  add (exchange: Origin): () => void {
+    this.#forget()
+    const caller = new Caller(exchange)
+    this.#byId.set(caller.id, caller)
+    return () => {
+      caller.endedAt = performance.now()
+      if (caller.served) this.#byId.delete(caller.id)
+    }
+  }
+
+  /** By the id under which the request went to the language server; where that does not pass it on, by the hashes of the pictures' URLs. */
+  find (id: string, keys: readonly string[]): Caller | undefined {
+    const named = this.#byId.get(id)
+    if (named !== undefined) return named
+    return [...this.#byId.values()].find(caller => !caller.served && caller.endedAt === undefined && caller.itemsOf(keys).length === keys.length)
+  }
+
+  #forget (): void {
+    const before = performance.now() - REMEMBERED_MS
+    for (const [id, { endedAt }] of this.#byId) if (endedAt !== undefined && endedAt < before) this.#byId.delete(id)
+  }
+}
