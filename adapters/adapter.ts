@@ -7,12 +7,13 @@
  */
 import type { Readable } from 'node:stream'
 import type { Dispatcher } from 'undici'
+import type { Modality } from './wire/media.ts'
 import type { Role } from './wire/roles.ts'
 
+export type { Modality } from './wire/media.ts'
 export { ROLE_FROM_WIRE, ROLE_TO_WIRE, type Role } from './wire/roles.ts'
 
 export type Stage = 'encode' | 'prefill' | 'decode'
-export type Modality = 'image' | 'video' | 'audio'
 
 /** A node as an adapter sees it. `id` is the registered URL byte for byte; `url` is where to dial it. */
 export interface AdapterNode {
@@ -60,13 +61,17 @@ export interface NodeInfo {
 export interface MediaItem {
   /** Position among the request's media items, from 0. */
   readonly index: number
-  /** Where it stands: `messages[message].content[part]`. */
+  /** Where it stands: its message in the list, and its part in the message, or the part around it. */
   readonly message: number
   readonly part: number
+  /** The same for people: `messages[0].content[1]`, `input[2].output[0]`, `messages[0].content[1].content[0]`. */
+  readonly path: string
   readonly modality: Modality
-  /** The item type as the client wrote it: image_url, image_data, image, video_url, ... */
+  /** The part's type, as the grammar in wire/media.ts has it: image_url, input_image, image, video_url, ... */
   readonly type: string
-  /** The media URL's bytes as they stand in the JSON text, without the quotes. */
+  /** Why it is for the language model's eyes only, in words: it has no URL (a `uuid` alone, a file's id, embeddings), and `url` is empty. */
+  readonly unencodable?: string | undefined
+  /** The media URL's bytes as they stand in the JSON text, without the quotes; base64 text in some spellings. */
   readonly url: { readonly start: number, readonly end: number }
   /** The whole content part object `{...}`. */
   readonly span: { readonly start: number, readonly end: number }

@@ -64,7 +64,7 @@ function rejected (failure: UpstreamFailure, placed: readonly Placed[]): Adapter
   if (statusCode < 400 || statusCode >= 500 || statusCode === 429 || statusCode === 401 || typeof message !== 'string') return undefined
   const original = (text: string): string => text.replace(POSITION, (position, m: string, p: string) => {
     const found = placed.find(({ message, part }) => message === Number(m) && part === Number(p))
-    return found === undefined ? position : `messages[${found.item.message}].content[${found.item.part}]`
+    return found?.item.path ?? position
   })
   const error = { ...failure.error, message: original(message), param: typeof param === 'string' ? original(param) : param ?? null }
   return failureError({ ...failure, body: Buffer.from(JSON.stringify({ error })), contentType: 'application/json', error })

@@ -25,6 +25,6 @@ function unreachable (failure: UpstreamFailure, { media }: RequestBody): Adapter
   const message = error.message ?? ''
   if (statusCode !== 500 || remote.length === 0 || error.type !== 'InternalServerError' || isEngineDead(failure) || !FETCH.test(message)) return undefined
   const [first] = remote
-  const param = remote.length === 1 ? `messages[${first!.message}].content[${first!.part}]` : 'messages'
+  const param = remote.length === 1 ? first!.path : 'messages'
   return badRequest(node, `${param}: the model server could not fetch the media`, param, 'media_unreachable')
 }

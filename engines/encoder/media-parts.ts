@@ -1,6 +1,6 @@
-/** The media items of a chat request: LMDeploy's item kinds, old and new, with the position each is named by in errors. */
-import { isObject, type Json } from '../../adapters/wire/json.ts'
-import { TEXT_PARTS } from '../../adapters/wire/media.ts'
+/** The media items of a request, with the position each is named by in errors. */
+import { isObject, listOf, type Json } from '../../adapters/wire/json.ts'
+import { isEmbedded, MEDIA, mediaUrl, partsOf, TEXT_PARTS } from '../../adapters/wire/media.ts'
 import { LEASE_SCHEME } from '../../adapters/wire/results.ts'
 import { EngineError } from '../service/errors.ts'
 import type { PixelSettings } from '../models/index.ts'
@@ -24,8 +24,8 @@ export interface MediaItem {
   readonly settings: PixelSettings
 }
 
-const IMAGE_TYPES = new Set(['image_url', 'image_data', 'image'])
-const OTHER_MEDIA = /^(input_audio|audio|audio_url|video|video_url|time_series|time_series_url|file|input_image)$/
+/** Other servers' parts beside text and media. */
+const OTHER_PARTS = new Set(['time_series', 'time_series_url', 'file', 'input_file', 'document'])
 const PIXEL_KEYS = ['max_dynamic_patch', 'min_pixels', 'max_pixels', 'resized_height', 'resized_width'] as const
 const MAX_PIXEL_VALUE = 1_000_000_000
 
@@ -61,27 +61,29 @@ function toSource (text: string, type: string, param: string): MediaSource {
   throw new EngineError('invalid_media', 'a media URL must begin with data:, https:, http: or file:', { param })
 }
 
-/** The URL or base64 text of a part: `image_url: "..."`, `image_url: { url }`, `image_data: { data }`, or beside `type`. */
-function readPart (part: Json, type: string, base: PixelSettings, param: string): { source: MediaSource, settings: PixelSettings } {
-  const value = part[type] ?? part.url ?? part.data
-  const text = isObject(value) ? value.url ?? value.data : value
-  if (typeof text !== 'string') throw new EngineError('invalid_request', `"${type}" must be a string or an object with "url"`, { param })
+/** A media part's source and settings; these stand beside `type` or in the object that holds the URL. */
+function readMedia (part: Json, type: string, base: PixelSettings, param: string): { source: MediaSource, settings: PixelSettings } {
+  if (MEDIA.get(type) !== 'image' || isEmbedded(type)) unsupportedPart(type, param)
+  const found = mediaUrl(part, type)
+  if (found === undefined) throw new EngineError('invalid_request', `"${type}" must be a string or an object with "url"`, { param })
+  const value = part[found.member]
   const beside = readSettings(part, base, param)
-  const settings = isObject(value) ? readSettings(value, beside, `${param}.${type}`) : beside
-  return { source: toSource(text, type, param), settings }
+  const settings = isObject(value) ? readSettings(value, beside, `${param}.${found.member}`) : beside
+  return { source: toSource(found.url, type, param), settings }
 }
 
-function readContent (content: unknown[], message: number, base: PixelSettings, items: MediaItem[], maxItems: number): void {
-  for (const [part, entry] of content.entries()) {
-    const param = `messages[${message}].content[${part}]`
-    if (!isObject(entry) || typeof entry.type !== 'string') throw new EngineError('invalid_request', 'a content part must be an object with a "type"', { param })
-    const { type } = entry
-    if (TEXT_PARTS.has(type)) continue
-    if (OTHER_MEDIA.test(type)) throw new EngineError('unsupported', `content parts of type "${type}" are not supported by this model`, { param })
-    if (!IMAGE_TYPES.has(type)) throw new EngineError('invalid_request', `content part type "${type.slice(0, 60)}" is unknown`, { param })
-    if (items.length >= maxItems) throw new EngineError('invalid_request', `too many media items: at most ${maxItems} in one request`, { param })
-    items.push({ index: items.length, message, part, param, ...readPart(entry, type, base, param) })
-  }
+function unsupportedPart (type: string, param: string): never {
+  throw new EngineError('unsupported', `content parts of type "${type}" are not supported by this model`, { param })
+}
+
+/** Text, or a part around others. */
+function checkOther (part: unknown, param: string): void {
+  if (typeof part === 'string') return
+  if (!isObject(part) || typeof part.type !== 'string') throw new EngineError('invalid_request', 'a content part must be a string or an object with a "type"', { param })
+  const { type } = part
+  if (TEXT_PARTS.has(type) || Array.isArray(part.content)) return
+  if (OTHER_PARTS.has(type)) unsupportedPart(type, param)
+  throw new EngineError('invalid_request', `content part type "${type.slice(0, 60)}" is unknown`, { param })
 }
 
 /** @default 64 media items in one request */
@@ -93,12 +95,20 @@ export const DEFAULT_MAX_ITEMS = 64
  */
 export function collectMedia (body: unknown, options: { maxItems?: number } = {}): MediaItem[] {
   if (!isObject(body)) throw new EngineError('invalid_request', 'the body must be a JSON object')
-  if (!Array.isArray(body.messages)) throw new EngineError('invalid_request', '"messages" must be an array', { param: 'messages' })
+  const { messages } = body
+  if (!Array.isArray(messages) && !Array.isArray(body.input)) throw new EngineError('invalid_request', '"messages" must be an array', { param: 'messages' })
+  const stray = listOf(messages).findIndex(message => !isObject(message))
+  if (stray !== -1) throw new EngineError('invalid_request', 'a message must be an object', { param: `messages[${stray}]` })
+  const { maxItems = DEFAULT_MAX_ITEMS } = options
   const base = requestSettings(body)
   const items: MediaItem[] = []
-  for (const [index, message] of (body.messages as unknown[]).entries()) {
-    if (!isObject(message)) throw new EngineError('invalid_request', 'a message must be an object', { param: `messages[${index}]` })
-    if (Array.isArray(message.content)) readContent(message.content, index, base, items, options.maxItems ?? DEFAULT_MAX_ITEMS)
+  for (const { part, message, index, path: param, type } of partsOf(body)) {
+    if (type === undefined) {
+      checkOther(part, param)
+      continue
+    }
+    if (items.length >= maxItems) throw new EngineError('invalid_request', `too many media items: at most ${maxItems} in one request`, { param })
+    items.push({ index: items.length, message, part: index, param, ...readMedia(part as Json, type, base, param) })
   }
   return items
 }

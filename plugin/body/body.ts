@@ -4,7 +4,6 @@ import { epdError } from '../errors.ts'
 import { Collector, type Member } from './collector.ts'
 import { decodeString, JsonScanner } from './json-scanner.ts'
 import { describeMedia } from './media.ts'
-import { privilegedParts } from './privileged.ts'
 import { pick, splice } from './splice.ts'
 import { scanInSteps } from './steps.ts'
 
@@ -56,28 +55,26 @@ class ScannedBody implements Body {
   /** Top-level members that go upstream, in order. */
   readonly #members: readonly Member[]
   readonly #byName: ReadonlyMap<string, Member>
-  #privileged: readonly Privileged[] | undefined
+  readonly #privileged: readonly Privileged[]
 
-  constructor (bytes: Buffer, { members, byName, stripped }: Collector, media: readonly MediaItem[]) {
+  constructor (bytes: Buffer, { members, byName, stripped, privileged }: Collector, media: readonly MediaItem[]) {
     this.bytes = bytes
     this.media = media
     this.#members = members
     this.#byName = byName
     this.stripped = stripped
+    this.#privileged = privileged
     this.textBytes = media.reduce((rest, item) => rest - (item.url.end - item.url.start), bytes.length)
     this.model = this.#readModel()
     this.stream = this.#readStream()
   }
 
   get privileged (): readonly Privileged[] {
-    const messages = this.#byName.get('messages')
-    const offset = messages?.valueStart ?? 0
-    this.#privileged ??= [
+    return [
       ...this.stripped.map(param => ({ param, kind: 'control' as const })),
       ...(this.has('prompt_embeds') ? [{ param: 'prompt_embeds', kind: 'embeddings' as const }] : []),
-      ...(messages === undefined ? [] : privilegedParts(this.bytes.subarray(offset, messages.end), this.media.map(({ url }) => ({ start: url.start - offset, end: url.end - offset }))))
+      ...this.#privileged
     ]
-    return this.#privileged
   }
 
   has (name: string): boolean {

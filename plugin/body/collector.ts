@@ -1,3 +1,5 @@
+import type { Privileged } from '../../adapters/adapter.ts'
+import { MESSAGE_LISTS, PART_LISTS } from '../../adapters/wire/media.ts'
 import { epdError, type EpdError } from '../errors.ts'
 import { decodeString, type JsonVisitor, type ScalarKind } from './json-scanner.ts'
 import { MediaCollector, type FoundMedia } from './media-collector.ts'
@@ -37,8 +39,9 @@ export class Collector implements JsonVisitor {
   #message = -1
   /** The member of the message that is being read. */
   #name: string | undefined
-  /** The message has had its content: parsers differ in which of two they believe. */
-  #hasContent = false
+  /** Members of it that hold parts: parsers differ in which of two equal ones they believe. */
+  #seen = ''
+  #inParts = false
   /** Made for the first content that is no text. */
   #media: MediaCollector | undefined
 
@@ -48,6 +51,11 @@ export class Collector implements JsonVisitor {
 
   get media (): readonly FoundMedia[] {
     return this.#media?.found ?? []
+  }
+
+  /** What only a gateway may send to some engines. */
+  get privileged (): readonly Privileged[] {
+    return this.#media?.privileged ?? []
   }
 
   key (depth: number, start: number, end: number, escaped: boolean): void {
@@ -77,16 +85,17 @@ export class Collector implements JsonVisitor {
         this.#rootValue(array ? 'array' : 'object', start, start, false)
         const { name } = this.#member
         this.#message = -1
-        return array ? name === 'messages' : GUARDED_MEMBERS.includes(name ?? '')
+        return array ? MESSAGE_LISTS.has(name ?? '') : GUARDED_MEMBERS.includes(name ?? '')
       }
       case MESSAGES:
         this.#message++
-        this.#hasContent = false
-        return !array && this.#member.name === 'messages'
+        this.#seen = ''
+        return !array && MESSAGE_LISTS.has(this.#member.name ?? '')
       case MESSAGE:
-        if (!array || this.#name !== 'content') return false
+        this.#inParts = PART_LISTS.has(this.#name ?? '')
+        if (!this.#inParts) return false
         this.#media ??= new MediaCollector(this.#bytes)
-        this.#media.enter(this.#message)
+        this.#media.begin(depth, this.#message, `${this.#where()}.${this.#name}`, array, start)
         return true
       default:
         return this.#media!.open(depth, array, start)
@@ -95,7 +104,7 @@ export class Collector implements JsonVisitor {
 
   close (depth: number, end: number): void {
     if (depth === ROOT) this.#member.end = end
-    else if (depth > MESSAGE) this.#media!.close(depth, end)
+    else if (depth > MESSAGE || (depth === MESSAGE && this.#inParts)) this.#media!.close(depth, end)
   }
 
   #rootKey (name: string | undefined, start: number): void {
@@ -130,9 +139,13 @@ export class Collector implements JsonVisitor {
 
   #messageKey (name: string | undefined): void {
     this.#name = name
-    if (name !== 'content') return
-    if (this.#hasContent) throw duplicate(`messages[${this.#message}].content`)
-    this.#hasContent = true
+    if (name === undefined || !PART_LISTS.has(name)) return
+    if (this.#seen.includes(name)) throw duplicate(`${this.#where()}.${name}`)
+    this.#seen += name
+  }
+
+  #where (): string {
+    return `${this.#member.name}[${this.#message}]`
   }
 }
 

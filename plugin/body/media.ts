@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
-import type { MediaItem, Modality } from '../../adapters/adapter.ts'
+import type { MediaItem } from '../../adapters/adapter.ts'
+import { isEmbedded, MEDIA, type Modality } from '../../adapters/wire/media.ts'
 import type { FoundMedia } from './media-collector.ts'
-import { MEDIA_TYPES } from './members.ts'
 import { Pace } from './pace.ts'
 
 interface PictureSize {
@@ -35,18 +35,23 @@ function estimateTokens (size: PictureSize | undefined, modality: Modality): num
 export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]): Promise<MediaItem[]> {
   const pace = new Pace()
   const items: MediaItem[] = []
-  for (const { message, part, type, url: { start, end, escaped }, span } of found) {
-    const modality = MEDIA_TYPES.get(type)!
-    const size = modality === 'image' ? inlineSize(bytes, start, end, escaped) : undefined
-    const routeKey = await hash(bytes, start, end, pace)
-    items.push({ index: items.length, message, part, modality, type, url: { start, end }, span, routeKey, remote: !isInline(bytes, start, type), size, tokens: estimateTokens(size, modality) })
+  for (const { message, part, path, type, url: text, span } of found) {
+    const modality = MEDIA.get(type)!
+    // Media without a URL have an empty one: nothing is read there and nothing put.
+    const { start, end, escaped } = text ?? { start: span.start, end: span.start, escaped: false }
+    const size = modality === 'image' && text !== undefined ? inlineSize(bytes, start, end, escaped) : undefined
+    const routeKey = text === undefined ? await hash(bytes, span.start, span.end, pace) : await hash(bytes, start, end, pace)
+    const unencodable = text !== undefined ? undefined : isEmbedded(type) ? 'embeddings' : 'media without a URL'
+    items.push({
+      index: items.length, message, part, path, modality, type, url: { start, end }, span, routeKey, unencodable, remote: text !== undefined && !isInline(bytes, start, type), size, tokens: estimateTokens(size, modality)
+    })
   }
   return items
 }
 
-/** Is the media in the body? Only what every parser takes for a data URL is; an escape in its first letters makes it an address. */
+/** Is the media in the body? A data URL is, and base64 text; an escape in its first letters makes it an address. */
 function isInline (bytes: Buffer, start: number, type: string): boolean {
-  return type === 'input_audio' || /^data:$/i.test(bytes.toString('latin1', start, start + 5))
+  return type === 'input_audio' || /^(data:|[\w+/-]{16})/i.test(bytes.toString('latin1', start, start + 16))
 }
 
 async function hash (bytes: Buffer, start: number, end: number, pace: Pace): Promise<string> {

@@ -1,4 +1,3 @@
-import type { Modality } from '../../adapters/adapter.ts'
 import { CONTROL_FIELDS as OURS, TENANT_FIELD } from '../../adapters/wire/results.ts'
 
 /**
@@ -11,15 +10,3 @@ export const CONTROL_FIELDS: readonly string[] = [
 
 /** Members whose own members some engine merges with control fields (vLLM's `extra_args`). */
 export const GUARDED_MEMBERS: readonly string[] = ['vllm_xargs']
-
-/** Content part types that carry media, which are also the members that hold them. */
-export const MEDIA_TYPES: ReadonlyMap<string, Modality> = new Map<string, Modality>([
-  ['image_url', 'image'],
-  ['image_data', 'image'],
-  ['image', 'image'],
-  ['video_url', 'video'],
-  ['video', 'video'],
-  ['audio_url', 'audio'],
-  ['audio', 'audio'],
-  ['input_audio', 'audio']
-])

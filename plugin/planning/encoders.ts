@@ -21,6 +21,7 @@ const PUSHED = 'push:'
 /** @param nodes that could prefill the request */
 export function encodingFor ({ model, media }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
   const { encoderTokens, smallItem } = options.routing
+  const unencodable = media.find(item => item.unencodable !== undefined)?.unencodable
   const known = snapshot.nodes.filter(node => node.role === 'encoder' && node.models.includes(model))
   const encoders = known.filter(node => usable(node, 'encode'))
   const seeing = nodes.filter(node => node.info?.vision === 'full')
@@ -29,8 +30,8 @@ export function encodingFor ({ model, media }: RequestView, nodes: readonly Node
   const callers = nodes.filter(node => snapshot.nodes.some(encoder => usable(encoder, 'encode') && pushesTo(encoder, node, model)))
   if (callers.length > 0) return { nodes: callers, encoders: [], reason: 'the language model calls encoders', callEncoders: true }
 
-  if (fed.length === 0) {
-    const reason = known.length === 0 ? 'no encoder' : encoders.length === 0 ? 'no healthy encoder' : 'no encoder fits the node'
+  if (fed.length === 0 || unencodable !== undefined) {
+    const reason = unencodable ?? (known.length === 0 ? 'no encoder' : encoders.length === 0 ? 'no healthy encoder' : 'no encoder fits the node')
     return seeing.length > 0 ? itself(reason) : { refused: 'EPD_ERR_NO_ENCODER', reason }
   }
   if (options.bypass === 'auto' && seeing.length > 0) {

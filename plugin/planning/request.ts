@@ -17,7 +17,7 @@ export interface SingleNode {
 export interface RequestView {
   readonly model: string
   readonly media: readonly MediaItem[]
-  /** The gateway does not look for media in bodies of this route (`/v1/responses`, ...): prefer nodes that could take some. */
+  /** Bodies of this route may mean media that the gateway does not see (an earlier response's, a form's): prefer nodes that could take some. */
   readonly opaque?: boolean
   /** Estimated, of text and media together. */
   readonly promptTokens?: number
@@ -27,8 +27,8 @@ export interface RequestView {
 const COMPLETIONS = '/v1/completions'
 /** Routes that adapters can disaggregate. */
 const DISAGGREGATED: ReadonlySet<string> = new Set(['/v1/chat/completions', COMPLETIONS])
-/** Routes whose bodies have `messages` or no media at all. */
-const SCANNED: ReadonlySet<string> = new Set([...DISAGGREGATED, '/v1/embeddings'])
+/** Routes whose bodies have all their media in parts of messages. */
+const SCANNED: ReadonlySet<string> = new Set([...DISAGGREGATED, '/v1/messages', '/v1/embeddings'])
 /** Of JSON text in a Latin script; an estimate for choosing a plan, not a count. */
 const BYTES_PER_TOKEN = 4
 

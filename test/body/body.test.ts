@@ -170,12 +170,14 @@ t.test('finds media parts of every kind and nothing else', async t => {
     [0, 0, 0, 'image', 'image_url', 'http://a/1'], [1, 2, 2, 'image', 'image_url', 'http://a/2'], [2, 2, 4, 'image', 'image_url', 'http://a/3'],
     [3, 4, 0, 'image', 'image', 'u4'], [4, 4, 1, 'image', 'image_data', 'u5'], [5, 4, 2, 'video', 'video_url', 'u6'],
     [6, 5, 0, 'video', 'video', 'u7'], [7, 5, 1, 'audio', 'audio_url', 'u8'], [8, 5, 2, 'audio', 'audio', 'u9'],
-    [9, 6, 0, 'audio', 'input_audio', 'u10'], [10, 6, 1, 'image', 'image_url', 'u11'], [11, 6, 2, 'image', 'image_url', 'u12']
+    [9, 6, 0, 'audio', 'input_audio', 'u10'], [10, 6, 1, 'image', 'image_url', 'u11'], [11, 6, 2, 'image', 'image_url', 'u12'],
+    [12, 7, 0, 'image', 'image_url', ''], [13, 7, 3, 'image', 'image_url', ''], [14, 7, 5, 'image', 'image_embeds', ''], [15, 8, 0, 'image', 'image_url', 'u']
   ])
   for (const item of body.media) {
     const part = JSON.parse(body.bytes.toString('utf8', item.span.start, item.span.end)) as object
-    t.strictSame(part, (JSON.parse(body.bytes.toString()) as { messages: Array<{ content: object[] }> }).messages[item.message]!.content[item.part])
-    t.equal(item.routeKey, createHash('sha256').update(url(item.index)).digest('hex'))
+    const { content } = (JSON.parse(body.bytes.toString()) as { messages: Array<{ content: object[] | object }> }).messages[item.message]!
+    t.strictSame(part, Array.isArray(content) ? content[item.part] : content)
+    t.equal(item.routeKey, createHash('sha256').update(item.unencodable === undefined ? url(item.index) : JSON.stringify(part)).digest('hex'))
   }
   t.equal((await parseBodyValue(chat(...Array.from({ length: 512 }, (_, i) => picture(`u${i}`))))).media.length, 512)
   t.match(await refusal(chat(...Array.from({ length: 513 }, (_, i) => picture(`u${i}`)))), { code: 'too_many_media', param: 'messages' })

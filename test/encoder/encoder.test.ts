@@ -150,7 +150,10 @@ t.test('every bad item is a 400 that names its part, and the engine goes on', as
     ['invalid_request', { type: 'hologram', hologram: 'x' }, /"hologram" is unknown/],
     ['invalid_request', { type: 'image_url' }, /must be a string or an object/],
     ['invalid_request', { type: 'image_url', image_url: 7 }, /must be a string or an object/],
-    ['invalid_request', 'what', /must be an object with a "type"/],
+    ['invalid_request', 7, /must be a string or an object with a "type"/],
+    ['invalid_request', { image: null }, /with a "type"/],
+    ['invalid_request', { type: 'input_image', file_id: 'file-1' }, /must be a string or an object with "url"/],
+    ['unsupported', { type: 'image_embeds', image_embeds: 'AAAA' }, /"image_embeds" are not supported/],
     ['invalid_request', { type: 'image_url', image_url: { url, max_dynamic_patch: -1 } }, /positive integer/, 'messages[0].content[1].image_url.max_dynamic_patch']
   ]
   for (const [code, part, message, param = 'messages[0].content[1]'] of cases) {

@@ -41,7 +41,7 @@ function snapshot (sketches: readonly Sketch[], links: Record<string, LinkState>
 }
 
 function item (routeKey: string, tokens = 1_000, index = 0): MediaItem {
-  return { index, message: 0, part: index, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, remote: false, tokens }
+  return { index, message: 0, part: index, path: `messages[0].content[${index}]`, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, remote: false, tokens }
 }
 
 const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { policy: 'least-load', encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024 }, ...more })

@@ -1,5 +1,6 @@
 /** The input of a request: messages of /v1/chat/completions, prompts of /v1/completions. */
-import { TEXT_PARTS } from '../../../adapters/wire/media.ts'
+import { textOf } from '../../../adapters/wire/json.ts'
+import { mediaType, TEXT_PARTS } from '../../../adapters/wire/media.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
 import { isObject, refuse, unsupported, type Json } from './fields.ts'
 
@@ -29,11 +30,13 @@ function readMessage (message: Json, param: string): TemplateMessage {
   return { role: known, content: (content as unknown[]).map((part, i) => readPart(part, `${param}.content[${i}]`)) }
 }
 
+/** `collectMedia` has read media, and refused what is unknown. */
 function readPart (part: unknown, param: string): { type: 'text', text: string } | { type: 'image' } {
-  if (!isObject(part)) refuse(param, 'a content part must be an object')
-  const member = typeof part.type === 'string' ? TEXT_PARTS.get(part.type) : undefined
-  // collectMedia has read or refused everything else.
-  if (member === undefined) return { type: 'image' }
+  if (typeof part === 'string') return { type: 'text', text: part }
+  if (!isObject(part)) refuse(param, 'a content part must be a string or an object')
+  if (mediaType(part) !== undefined) return { type: 'image' }
+  const type = textOf(part.type) ?? ''
+  const member = TEXT_PARTS.get(type) ?? unsupported(param, `content parts of type "${type.slice(0, 60)}" are not supported by this engine`)
   const text = part[member]
   if (typeof text !== 'string') refuse(`${param}.${member}`, `"${member}" must be a string`)
   return { type: 'text', text }
