@@ -71,6 +71,8 @@ export interface MediaItem {
   readonly type: string
   /** Why it is for the language model's eyes only, in words: it has no URL (a `uuid` alone, a file's id, embeddings), and `url` is empty. */
   readonly unencodable?: string | undefined
+  /** How a chat writes it, where its spelling is one of /v1/messages or /v1/responses. */
+  readonly chat?: MediaPart | undefined
   /** The media URL's bytes as they stand in the JSON text, without the quotes; base64 text in some spellings. */
   readonly url: { readonly start: number, readonly end: number }
   /** The whole content part object `{...}`. */
@@ -123,7 +125,8 @@ export interface RequestBody {
   splice (edits: BodyEdits): Buffer[]
   /**
    * A chat request that holds only these media parts, in this order: one user message per original message,
-   * plus the top-level members `model`, `mm_processor_kwargs`, `media_io_kwargs` and `set`. `parts`: as in `BodyEdits`.
+   * plus the top-level members `model`, `mm_processor_kwargs`, `media_io_kwargs` and `set`. Spellings of other APIs are a
+   * chat's there. `parts`: as in `BodyEdits`.
    */
   pick (items: readonly MediaItem[], set?: Readonly<Record<string, string>>, parts?: BodyEdits['mediaParts']): Buffer[]
 }

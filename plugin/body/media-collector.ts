@@ -15,6 +15,8 @@ export interface FoundMedia {
   readonly type: string
   /** The media URL or base64 text, if it has any. */
   readonly url: Text | undefined
+  /** The member that has it. */
+  readonly member: string | undefined
   readonly span: { readonly start: number, readonly end: number }
 }
 
@@ -163,6 +165,7 @@ export class MediaCollector {
       path: where(part),
       type,
       url: member === undefined ? undefined : urls.get(member),
+      member,
       span: { start, end }
     })
   }

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import type { MediaItem } from '../../adapters/adapter.ts'
+import type { MediaItem, MediaPart } from '../../adapters/adapter.ts'
 import { isEmbedded, MEDIA, type Modality } from '../../adapters/wire/media.ts'
 import type { FoundMedia } from './media-collector.ts'
 import { Pace } from './pace.ts'
@@ -35,7 +35,7 @@ function estimateTokens (size: PictureSize | undefined, modality: Modality): num
 export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]): Promise<MediaItem[]> {
   const pace = new Pace()
   const items: MediaItem[] = []
-  for (const { message, part, path, type, url: text, span } of found) {
+  for (const { message, part, path, type, url: text, member, span } of found) {
     const modality = MEDIA.get(type)!
     // Media without a URL have an empty one: nothing is read there and nothing put.
     const { start, end, escaped } = text ?? { start: span.start, end: span.start, escaped: false }
@@ -43,15 +43,39 @@ export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]
     const routeKey = text === undefined ? await hash(bytes, span.start, span.end, pace) : await hash(bytes, start, end, pace)
     const unencodable = text !== undefined ? undefined : isEmbedded(type) ? 'embeddings' : 'media without a URL'
     items.push({
-      index: items.length, message, part, path, modality, type, url: { start, end }, span, routeKey, unencodable, remote: text !== undefined && !isInline(bytes, start, type), size, tokens: estimateTokens(size, modality)
+      index: items.length,
+      message,
+      part,
+      path,
+      modality,
+      type,
+      chat: member === undefined || member === type ? undefined : chatPart(modality, isBase64(bytes, start, end)),
+      url: { start, end },
+      span,
+      routeKey,
+      unencodable,
+      remote: text !== undefined && !isInline(bytes, start, end, type),
+      size,
+      tokens: estimateTokens(size, modality)
     })
   }
   return items
 }
 
 /** Is the media in the body? A data URL is, and base64 text; an escape in its first letters makes it an address. */
-function isInline (bytes: Buffer, start: number, type: string): boolean {
-  return type === 'input_audio' || /^(data:|[\w+/-]{16})/i.test(bytes.toString('latin1', start, start + 16))
+function isInline (bytes: Buffer, start: number, end: number, type: string): boolean {
+  return type === 'input_audio' || /^data:$/i.test(bytes.toString('latin1', start, start + 5)) || isBase64(bytes, start, end)
+}
+
+/** No URL: these have a colon near their beginning. Some clients write `\/` for every slash. */
+function isBase64 (bytes: Buffer, start: number, end: number): boolean {
+  return end - start >= 16 && /^(\\\/|[\w+/=-])+\\?$/.test(bytes.toString('latin1', start, start + 16))
+}
+
+/** A chat's spelling, around the URL. The bytes say what a picture is, whatever the type here. */
+function chatPart (modality: Modality, base64: boolean): MediaPart {
+  const type = `${modality}_url`
+  return { before: `{"type":"${type}","${type}":{"url":"${base64 ? `data:${modality}/${modality === 'image' ? 'png' : '*'};base64,` : ''}`, after: '"}}' }
 }
 
 async function hash (bytes: Buffer, start: number, end: number, pace: Pace): Promise<string> {

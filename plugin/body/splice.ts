@@ -47,7 +47,7 @@ export function pick (body: { readonly bytes: Buffer, json (name: string): Buffe
     if (item.message === message) chunks.push(COMMA)
     else chunks.push(Buffer.from(`${message === undefined ? '' : ']},'}{"role":"user","content":[`))
     message = item.message
-    const part = parts[i]
+    const part = parts[i] ?? item.chat
     if (part === undefined) chunks.push(body.bytes.subarray(item.span.start, item.span.end))
     else chunks.push(...partChunks(body.bytes, item, part))
   }

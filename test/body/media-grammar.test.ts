@@ -67,7 +67,7 @@ t.test('items of every route are spliced and picked in place', async t => {
     const spliced = Buffer.concat(body.splice({ mediaUrls: ['epd:0', 'epd:1', 'epd:2'] })).toString()
     t.equal(spliced, JSON.stringify(value).replace(`"data":"${PNG}"`, '"data":"epd:1"').replace(`"image_url":"${PICTURE}"`, '"image_url":"epd:2"'), place)
     const picked = JSON.parse(Buffer.concat(body.pick(body.media.slice(1))).toString()) as Json
-    t.same(picked, { model: 'm', messages: [{ role: 'user', content: [ONE['image with source, base64'], ONE.input_image] }] }, place)
+    t.same(picked, { model: 'm', messages: [{ role: 'user', content: [PICTURE, PICTURE].map(url => ({ type: 'image_url', image_url: { url } })) }] }, `${place}: as a chat has them`)
     t.equal(collectMedia(picked).length, 2, 'an encoder reads them')
   }
 })
