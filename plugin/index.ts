@@ -8,6 +8,7 @@ import { createHandle, type Handle, type RawBodies } from './http/handle.ts'
 import { resolveOptions, type EpdOptions } from './options/index.ts'
 import type { RegistryApi } from './registry/index.ts'
 import { requireOperator } from './http/routes/guard.ts'
+import { instanceRoutes } from './http/routes/instances.ts'
 import { nodeRoutes } from './http/routes/nodes.ts'
 import { openaiRoutes } from './http/routes/openai.ts'
 import { opsRoutes } from './http/routes/ops.ts'
@@ -68,6 +69,7 @@ async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prom
   if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics: prometheus })
   if (routes.nodes) await app.register(nodeRoutes, { ...mount, gateway })
   if (routes.sglang) await app.register(sglangRoutes, { ...mount, gateway })
+  if (routes.vllm) await app.register(instanceRoutes, { ...mount, gateway })
   if (routes.traces) {
     await app.register(traceRoutes, { ...mount, gateway, guard: requireOperator(gateway.options) })
     await app.register(spanRoutes, { ...mount, gateway })

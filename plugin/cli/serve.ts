@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { startGateway } from './gateway-process.ts'
 import { loadConfig } from './config.ts'
 import { levelOf, parseFlags, portOf, withUsage } from './usage.ts'
+import { VLLM_FLAGS, withVllmFlags } from './vllm-flags.ts'
 
 const HELP = `fastify-epd serve: an OpenAI-compatible gateway with EPD routing
 
@@ -14,6 +15,12 @@ Options:
   --log-level LEVEL  trace, debug, info, warn, error or silent (default: info; logs go to stderr)
   -h, --help         this text
 
+In place of vLLM's disagg_epd_proxy.py, with its flags (docs/vllm.md has the others):
+  --encode-servers-urls URLS   encoders, comma-separated
+  --prefill-servers-urls URLS  prefill servers, or 'disable'
+  --decode-servers-urls URLS   decode servers; without prefill servers those that do both
+  --dynamic-registration       servers register with POST /instances; the key is in ADMIN_API_KEY
+
 Without nodes in the configuration it starts engines of its own, one encoder and one language model engine, with the
 shipped tiny model. Prints 'listening on URL' on stdout when it is ready for requests.
 On loopback (or with "ui": true) /epd/ is a page that shows nodes, requests and their stages, live.
@@ -24,7 +31,8 @@ const FLAGS = {
   config: { type: 'string' },
   host: { type: 'string', default: '127.0.0.1' },
   port: { type: 'string', default: '8000' },
-  'log-level': { type: 'string', default: 'info' },
+  'log-level': { type: 'string' },
+  ...VLLM_FLAGS,
   help: { type: 'boolean', short: 'h', default: false }
 } as const
 
@@ -37,11 +45,13 @@ export function serveCommand (argv: string[]): Promise<number> {
       return 0
     }
     const config = await loadConfig(values.config)
+    const { options, notes } = withVllmFlags(config.raw, values, process.env)
+    for (const note of notes) process.stderr.write(note + '\n')
     const gateway = await startGateway({
-      options: config.raw,
+      options,
       host: values.host,
       port: portOf('--port', values.port),
-      logLevel: levelOf('--log-level', values['log-level']),
+      logLevel: levelOf('--log-level', values['log-level'] ?? (values['log-requests'] === true ? 'debug' : 'info')),
       onProgress: line => { process.stderr.write(line + '\n') }
     })
     if (gateway.page !== undefined) process.stderr.write(`nodes, requests and their stages, live: ${gateway.page}\n`)

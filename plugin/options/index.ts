@@ -108,7 +108,7 @@ function embeddedMistakes ({ engines, prefill, decode }: EmbeddedEngines): Optio
 function routesOf (routes: boolean | Partial<RouteOptions>, attach: readonly string[]): RouteOptions {
   // A gateway that attaches its own routes has them, and its own health and metrics, already.
   const own = routes !== false && attach.length === 0
-  return { openai: own, nodes: true, sglang: true, health: own, metrics: own, traces: true, ...(typeof routes === 'object' ? routes : {}) }
+  return { openai: own, nodes: true, sglang: true, vllm: true, health: own, metrics: own, traces: true, ...(typeof routes === 'object' ? routes : {}) }
 }
 
 /** Copies plain objects and arrays, because Ajv writes defaults into them. Functions, adapters and instances stay the same. */

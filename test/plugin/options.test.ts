@@ -29,7 +29,7 @@ t.test('without options the defaults apply', async t => {
     limits: { body: 64 * 1024 * 1024, items: 64 },
     routing: { disaggregate: 'auto', disaggregateTokens: 1_024 },
     timeouts: { encode: 30_000, grace: 10_000 },
-    routes: { openai: true, nodes: true, sglang: true, health: true, metrics: true, traces: true },
+    routes: { openai: true, nodes: true, sglang: true, vllm: true, health: true, metrics: true, traces: true },
     headers: true,
     traces: 1_000,
     prefix: ''

@@ -16,7 +16,7 @@ export function createKeyCheck (keys: readonly string[]): (request: FastifyReque
   }
 }
 
-function digest (text: string): Buffer {
+export function digest (text: string): Buffer {
   return createHash('sha256').update(text).digest()
 }
 
