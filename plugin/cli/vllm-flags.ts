@@ -22,7 +22,6 @@ export type VllmFlags = { readonly [name in keyof typeof VLLM_FLAGS]?: (typeof V
 
 /** What the gateway does by itself, whatever the flag says. */
 const NEEDLESS: ReadonlyArray<readonly [keyof VllmFlags, string]> = [
-  ['no-rewrite', 'PD gets the original body anyway, with a uuid on each media part'],
   ['probe-interval', 'the gateway probes a healthy node every 5 s and an unhealthy one after 1 to 10 s'],
   ['fail-threshold', 'a failed request or probe takes a node out of use at once, and it comes back with the next good probe'],
   ['evicted-ttl', 'the gateway forgets a node only when it is removed']
@@ -47,6 +46,7 @@ export function withVllmFlags (options: EpdOptions, flags: VllmFlags, env: NodeJ
       ...options,
       ...(nodes.length > 0 ? { nodes: [...options.nodes ?? [], ...nodes] } : {}),
       ...(registration ? { embedded: false, adminKey: adminKey(env) } : {}),
+      ...(flags['no-rewrite'] === true ? { vllm: { ...options.vllm, handoff: 'raw' } } : {}),
       ...(flags['decode-retries'] === undefined ? {} : { retries: Math.min(1, number('decode-retries', flags['decode-retries'])) }),
       ...(flags['probe-timeout'] === undefined ? {} : { timeouts: { ...options.timeouts, probe: Math.ceil(number('probe-timeout', flags['probe-timeout']) * 1000) } })
     },

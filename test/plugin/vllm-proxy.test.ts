@@ -17,7 +17,8 @@ t.test('the flags become nodes', async t => {
   t.same(withVllmFlags({ retries: 1 }, { 'decode-retries': '3', 'probe-timeout': '0.5' }, {}).options, { retries: 1, timeouts: { probe: 500 } })
   t.same(withVllmFlags({}, { 'decode-retries': '0' }, {}).options, { retries: 0 })
   t.same(withVllmFlags({ ui: true }, {}, {}), { options: { ui: true }, notes: [] })
-  t.match(withVllmFlags({}, { 'no-rewrite': true, 'evicted-ttl': '900' }, {}).notes, [/^--no-rewrite changes nothing/, /^--evicted-ttl/])
+  t.match(withVllmFlags({}, { 'probe-interval': '5', 'evicted-ttl': '900' }, {}).notes, [/^--probe-interval changes nothing/, /^--evicted-ttl/])
+  t.same(withVllmFlags({ vllm: { embeds: 'allow' } }, { 'no-rewrite': true }, {}).options, { vllm: { embeds: 'allow', handoff: 'raw' } })
   t.match(withVllmFlags({}, { 'dynamic-registration': true }, { ADMIN_API_KEY: 'k' }).options, { embedded: false, adminKey: 'k' })
 })
 
@@ -38,11 +39,11 @@ t.test('the command line of the proxy starts a gateway', async t => {
   const folder = new SharedFolder()
   const e = await FakeVllm.start(t, { server: 'e', folder })
   const pd = await FakeVllm.start(t, { server: 'pd', folder })
-  const gateway = await startCli(t, ['serve', '--port', '0', '--no-rewrite', '--encode-servers-urls', e.url, '--prefill-servers-urls', 'disable', '--decode-servers-urls', `${pd.url}/`])
+  const gateway = await startCli(t, ['serve', '--port', '0', '--no-rewrite', '--fail-threshold', '3', '--encode-servers-urls', e.url, '--prefill-servers-urls', 'disable', '--decode-servers-urls', `${pd.url}/`])
   const nodes = async (): Promise<Record<string, { adapter: string, role: number, health: string }>> => await (await fetch(`${gateway.url}/nodes/status`)).json() as never
   await until(async () => Object.values(await nodes()).every(node => node.health === 'healthy'), 'both are healthy')
   t.match(await nodes(), { [e.url]: { adapter: 'vllm', role: 4 }, [pd.url]: { adapter: 'vllm', role: 1 } })
-  t.match(gateway.stderr(), /--no-rewrite changes nothing/)
+  t.match(gateway.stderr(), /--fail-threshold changes nothing/)
   const answer = await post(`${gateway.url}/v1/chat/completions`, chat([imagePart(dataUrl(picture(1, 56))), textPart('what is it')], { max_tokens: 2 }))
   t.match(await answer.json(), { model: 'tiny', usage: { completion_tokens: 2 } })
 })
