@@ -188,6 +188,8 @@ export interface Link {
   readonly from: string
   readonly to: string
   readonly transport: string
+  /** The consumer also takes requests of which it encodes some items itself. */
+  readonly mixes?: boolean | undefined
   /** Epochs of both ends when the link was made; another epoch means the link is dead. */
   readonly epochs: readonly [number | undefined, number | undefined]
 }
@@ -244,6 +246,8 @@ export interface Adapter {
   unlink? (a: AdapterNode, b: AdapterNode, call: Call): Promise<void>
   /** One call for all items of one encoder; results in the order of `items`. */
   encode (job: EncodeJob, call: Call): Promise<EncoderResult[]>
+  /** Is the node known to have this item's features already, so that encoding it costs nothing? */
+  has? (node: AdapterNode, item: MediaItem, body: RequestBody, tenant?: string): boolean
   /** P's share of a request that D goes on with. The core gives the hand-off's lease to `release` unless D takes it over. */
   prefill (job: PrefillJob, call: Call): Promise<Handoff>
   /** PD, or D when there is a hand-off. Resolves at the first good upstream event, whose bytes are still in the response's body. */

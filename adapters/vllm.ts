@@ -41,6 +41,7 @@ export function createVllm ({ secret, handoff = 'auto', embeds = 'refuse' }: Vll
       from: a.id,
       to: b.id,
       get transport () { return a.role === 'encoder' ? handoffs.between(a, b) : 'kv_transfer_params' },
+      get mixes () { return a.role === 'encoder' && handoffs.between(a, b) === 'raw' },
       epochs: [undefined, undefined]
     }),
     encode: async (job, call) => {
@@ -51,6 +52,7 @@ export function createVllm ({ secret, handoff = 'auto', embeds = 'refuse' }: Vll
       handoffs.encoded(job.node, results)
       return results
     },
+    has: (node, item, body, tenant) => written.has(node, pins.pin(item, body, node.id, tenant).name),
     prefill: async (job, call) => {
       if (job.node.role !== 'prefill') return await refuse(job.node, `${job.node.id} hands no KV blocks on: its role is ${job.node.role}`)
       refuseForged(job.node, job.body, embeds)

@@ -38,20 +38,21 @@ export async function encodeStage (exchange: Exchange, plan: Plan): Promise<Enco
   const attributes = { [ATTR.items]: media.length }
   return await exchange.trace.stage(SPAN.encode, attributes, async span => {
     const fanout: Fanout = { exchange, plan, span, results: [], failed: new Set(), last: undefined }
-    await encodeItems(fanout, media)
-    exchange.encodedBy = fanout.results.map(result => result.node)
+    await encodeItems(fanout, media.filter(item => plan.order[item.index]!.length > 0))
+    exchange.encodedBy = media.map(item => fanout.results[item.index]?.node ?? (plan.prefill ?? plan.node).id)
+    const results = fanout.results.filter(result => result !== undefined)
     if (span.recording) {
-      const tokens = fanout.results.reduce((sum, result) => sum + result.tokens, 0)
+      const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
       exchange.trace.set({ [ATTR.imageTokens]: tokens })
       span.set({
         [ATTR.encoders]: [...exchange.encodedBy],
         [ATTR.tokens]: tokens,
-        [ATTR.cached]: fanout.results.filter(result => result.cached).length,
-        [ATTR.itemTokens]: fanout.results.map(result => result.tokens),
-        [ATTR.itemCached]: fanout.results.map(result => result.cached)
+        [ATTR.cached]: results.filter(result => result.cached).length,
+        [ATTR.itemTokens]: results.map(result => result.tokens),
+        [ATTR.itemCached]: results.map(result => result.cached)
       })
     }
-    return fanout.results
+    return results
   })
 }
 
@@ -117,6 +118,7 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
     id: exchange.nextEncodeId(),
     timeout: core.options.timeouts.encode,
     span: { name: SPAN.encodeCall, attributes: { [ATTR.node]: node.id, [ATTR.items]: items.length }, parent: span },
+    encoded: results => results.reduce((sum, result, i) => result.cached ? sum : sum + items[i]!.tokens, 0),
     late: results => {
       // Its own leases only: those of another attempt may be in use.
       const leases = results.map(({ lease, wire }) => ({ node, lease, wire }))

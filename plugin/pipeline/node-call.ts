@@ -16,6 +16,8 @@ export interface NodeCall<T> {
   /** Milliseconds. */
   readonly timeout: number
   readonly span: { readonly name: StageSpanName, readonly attributes: Attributes, readonly parent: StageSpan }
+  /** Vision tokens that the result has cost. */
+  readonly encoded?: ((value: T) => number) | undefined
   /** Gets a result that comes after the call was given up. */
   readonly late: (value: T) => void
 }
@@ -26,12 +28,13 @@ export interface NodeCall<T> {
  *
  * @throws what the failure means; see {@link Exchange.failure}
  */
-export async function callNode<T> (exchange: Exchange, { node, stage, tokens, id, timeout, span: { name, attributes, parent }, late }: NodeCall<T>, work: (call: Call, span: OpenStage) => Promise<T>): Promise<T> {
+export async function callNode<T> (exchange: Exchange, { node, stage, tokens, id, timeout, span: { name, attributes, parent }, encoded, late }: NodeCall<T>, work: (call: Call, span: OpenStage) => Promise<T>): Promise<T> {
   const limit = exchange.open(timeout)
   const ticket = exchange.core.registry.acquire(node.id, stage, tokens)
   const span = parent.begin(name, attributes)
   try {
     const result = await span.run(() => abortable(work(exchange.call(limit, span, id), span), limit, late))
+    if (encoded !== undefined) ticket.encoded(encoded(result))
     ticket.end()
     span.end()
     return result

@@ -1,11 +1,11 @@
 import { Readable } from 'node:stream'
 import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import { planRequest, promptTokens, viewRequest, type Plan, type Refusal } from '../planning/index.ts'
+import { planRequest, promptTokens, viewRequest, type Plan, type Refusal, type RequestView } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { encodeStage, EncodersExhausted, exhaustedError } from './encode.ts'
 import { Exchange } from './exchange.ts'
-import { generateStage, visionTokens, type Generation } from './generate.ts'
+import { generateStage, ownTokens, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
 import type { Delivery } from './answer-stream.ts'
@@ -75,7 +75,7 @@ async function attempt (exchange: Exchange): Promise<Generation> {
   // Nodes whose turn comes later count as in use from the plan on, so that other requests see it.
   const reserved = {
     prefill: plan.prefill === undefined ? undefined : registry.reserve(plan.prefill.id, promptTokens(exchange.request.body)),
-    node: registry.reserve(plan.node.id)
+    node: registry.reserve(plan.node.id, plan.prefill === undefined ? ownTokens(plan, exchange.request.body) : 0)
   }
   const calling = plan.callsEncoders ? exchange.core.callers.add(exchange) : undefined
   try {
@@ -99,10 +99,12 @@ async function attempt (exchange: Exchange): Promise<Generation> {
 }
 
 function makePlan (exchange: Exchange): Plan {
-  const { core: { options, registry }, request: { body, bypass = options.bypass, path } } = exchange
+  const { core: { options, registry }, request: { body, bypass = options.bypass, path, tenant } } = exchange
   const span = exchange.trace.begin(SPAN.plan, { [ATTR.attempt]: exchange.attempts })
   exchange.encodedBy = []
-  const plan = planRequest(viewRequest(body, path, exchange.singleNode), registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
+  const view = viewRequest(body, path, exchange.singleNode)
+  const has: RequestView['has'] = (node, item) => node.adapter.has?.(node, item, body, tenant) === true
+  const plan = planRequest(body.media.length === 0 ? view : { ...view, has }, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
   if ('refused' in plan) {
     const error = refusalError(plan, body.model)
     span.end({ error })

@@ -4,6 +4,7 @@ import { decodesFor, prefillsFor, prefillsToAvoid } from './disaggregation.ts'
 import { byLoad, byPolicy } from './policy.ts'
 import { noWay, unknownModel } from './refusals.ts'
 import type { RequestView } from './request.ts'
+import { shareItems } from './share.ts'
 import type { Nodes, Plan, PlanOptions, Pool, Refusal } from './types.ts'
 
 /** A way to serve a request: on a single node, or disaggregated into P and D. */
@@ -81,10 +82,12 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
   const first = decodes === undefined
     ? choose(encoding.nodes, 'decode')
     : choose(encoding.nodes, 'prefill', prefillsToAvoid(encoding.nodes, decodes, snapshot, avoid))
-  const order = encoding.encoders.length === 0 ? [] : placeItems(request, encoding.encoders, first, snapshot, options, avoid)
+  const placed = encoding.encoders.length === 0 ? [] : placeItems(request, encoding.encoders, first, snapshot, options, avoid)
+  const shared = options.bypass === 'auto' && placed.length > 0 ? shareItems(request, placed, first, snapshot) : placed
+  const order = shared.some(encoders => encoders.length > 0) ? shared : []
   const callsEncoders = encoding.callEncoders === true
   const encoded = order.length > 0 || callsEncoders
-  const reason = [order.length > 0 ? spread(order) : encoding.reason, why].filter(part => part !== '').join(', ')
+  const reason = [order.length > 0 ? spread(order) : placed.length > 0 ? 'encoders busy' : encoding.reason, why].filter(part => part !== '').join(', ')
   const plan = { order, callsEncoders, fallback: order.length > 0 && first.info?.vision === 'full' }
   if (decodes === undefined) return { ...plan, topology: encoded ? 'e-pd' : text ? 'pd' : 'hybrid', reason, node: first }
   return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode') }
@@ -96,8 +99,10 @@ function textOnly ({ opaque }: RequestView, nodes: Nodes): Encoding {
 }
 
 function spread (order: Plan['order']): string {
-  const used = new Set(order.map(nodes => nodes[0]!.id)).size
-  return `${order.length} ${order.length === 1 ? 'item' : 'items'} on ${used} ${used === 1 ? 'encoder' : 'encoders'}`
+  const encoders = order.flatMap(([first]) => first?.id ?? [])
+  const used = new Set(encoders).size
+  const own = order.length - encoders.length
+  return `${encoders.length} ${encoders.length === 1 ? 'item' : 'items'} on ${used} ${used === 1 ? 'encoder' : 'encoders'}${own > 0 ? `, ${own} on the language model` : ''}`
 }
 
 function poolOf (snapshot: RegistrySnapshot, model: string): Pool {

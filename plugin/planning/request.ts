@@ -1,6 +1,7 @@
 /** What the planner reads of a request. */
 import type { MediaItem } from '../../adapters/adapter.ts'
 import type { Body } from '../body/index.ts'
+import type { NodeSnapshot } from '../registry/types.ts'
 import { severalPrompts } from './prompts.ts'
 
 /** Why a request can't be disaggregated: one node must do both prefill and decode. */
@@ -22,6 +23,8 @@ export interface RequestView {
   /** Estimated, of text and media together. */
   readonly promptTokens?: number
   readonly singleNode?: SingleNode | undefined
+  /** Is an encoder known to have this item already? */
+  readonly has?: ((encoder: NodeSnapshot, item: MediaItem) => boolean) | undefined
 }
 
 const COMPLETIONS = '/v1/completions'

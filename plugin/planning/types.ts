@@ -31,7 +31,7 @@ export interface Plan {
   readonly fallback: boolean
   /** The language model calls encoders by itself, through this gateway: `order` is empty. */
   readonly callsEncoders: boolean
-  /** Encoders for each media item, the first choice first; empty when the topology has no encoder. */
+  /** Encoders for each media item, the first choice first, none for an item that the language model encodes; empty when the topology has no encoder. */
   readonly order: ReadonlyArray<readonly NodeSnapshot[]>
 }
 

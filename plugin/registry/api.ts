@@ -26,6 +26,8 @@ export interface Ticket {
   readonly stage: Stage
   /** The node has answered well (first good event); closes a half-open breaker before a long stream ends. */
   ok (): void
+  /** The node has encoded so many vision tokens in this use until now: a measure of its rate. */
+  encoded (tokens: number): void
   /**
    * The use is over. No error: success. UNAVAILABLE counts against the breaker; REJECTED, BUSY and *_GONE show the node
    * alive; anything else (an abort) says nothing.
@@ -46,6 +48,8 @@ export interface NodeStatus {
   readonly backend: string | null
   readonly epoch: number | null
   readonly vision_tokens: number
+  /** Vision tokens encoded in a second, as measured lately. */
+  readonly vision_rate: number | null
   readonly notes: readonly string[]
   readonly breakers: Readonly<Record<Stage, BreakerState>>
   readonly links: Readonly<Record<string, { readonly state: LinkState, readonly reason?: string, readonly transport?: string }>>

@@ -89,6 +89,8 @@ export class StageBreakers implements Breakers {
 
 /** How many LMDeploy keeps. */
 const LATENCIES = 15
+/** Weight of the last measurement of a rate. */
+const RECENT = 0.2
 
 /**
  * What is in flight on a node. A use counts in the process it began with: after a restart the count starts at zero, and
@@ -97,14 +99,17 @@ const LATENCIES = 15
 export class Load implements NodeLoad {
   #counts = { requests: 0, tokens: 0 }
   #latencies: number[] = []
+  #rate: number | undefined
 
   get requests (): number { return this.#counts.requests }
   get tokens (): number { return this.#counts.tokens }
+  get rate (): number | undefined { return this.#rate }
   /** Seconds, oldest first. */
   get latencies (): readonly number[] { return this.#latencies }
 
   take (node: string, stage: Stage, tokens: number, breaker: Breaker, onFailure: () => void, metrics?: RegistryOptions['metrics']): Ticket {
     const counts = this.#counts
+    const before = counts.tokens
     const release = this.reserve(tokens)
     const trial = breaker.begin()
     const start = performance.now()
@@ -122,6 +127,12 @@ export class Load implements NodeLoad {
       node,
       stage,
       ok: judge,
+      encoded: own => {
+        if (counts !== this.#counts || own === 0) return
+        // What was in flight before had its turn first.
+        const rate = (before + own) * 1000 / (performance.now() - start)
+        this.#rate = this.#rate === undefined ? rate : this.#rate + RECENT * (rate - this.#rate)
+      },
       end: (error?: unknown) => {
         if (ended) return
         ended = true
@@ -151,10 +162,11 @@ export class Load implements NodeLoad {
   reset (): void {
     this.#counts = { requests: 0, tokens: 0 }
     this.#latencies = []
+    this.#rate = undefined
   }
 }
 
 /** For a node that was removed between plan and use. */
 export function idleTicket (node: string, stage: Stage): Ticket {
-  return { node, stage, ok: () => {}, end: () => {} }
+  return { node, stage, ok: () => {}, encoded: () => {}, end: () => {} }
 }

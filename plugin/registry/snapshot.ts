@@ -84,6 +84,7 @@ export function statusOf (node: NodeSnapshot, { options, load }: NodeRecord): No
     backend: node.info?.backend ?? null,
     epoch: node.info?.epoch ?? null,
     vision_tokens: node.load.tokens,
+    vision_rate: node.load.rate === undefined ? null : Math.round(node.load.rate),
     notes: node.notes,
     breakers: { encode, prefill, decode },
     links: Object.fromEntries([...node.links].map(([other, { state, reason, link }]) => [other, { state, ...(reason === undefined ? {} : { reason }), ...(link === undefined ? {} : { transport: link.transport }) }]))

@@ -26,6 +26,8 @@ export interface NodeLoad {
   readonly requests: number
   /** Vision tokens in flight through this gateway; at a prefill node, estimated prompt tokens. */
   readonly tokens: number
+  /** Vision tokens that it encodes in a second, as measured lately; undefined before the first. */
+  readonly rate?: number | undefined
 }
 
 /** Live states, one per stage. */

@@ -1,7 +1,9 @@
 /** Requests through the gateway to vLLM servers as they were recorded. What kills one of those kills these. */
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
+import { createVllm } from '../../adapters/index.ts'
 import epd, { type EpdOptions, type Gateway } from '../../plugin/index.ts'
+import { bodyFrom, callWith, dispatcherFor, nodeAt } from '../helper/adapter-call.ts'
 import { FakeVllm, KvBlocks, SharedFolder, type VllmServer } from '../helper/fake-vllm.ts'
 import { post } from '../helper/fake-gateway.ts'
 import { chat, dataUrl, imagePart, picture, textPart } from '../vllm/pictures.ts'
@@ -18,7 +20,7 @@ interface Fixture {
   /** What a plain server answers. */
   plain (body: object): Promise<unknown>
 }
-interface Asked { readonly status: number, readonly plan: string | null, readonly reason: string | null, readonly json: unknown, readonly text: string }
+interface Asked { readonly status: number, readonly plan: string | null, readonly reason: string | null, readonly encoders: string | null, readonly json: unknown, readonly text: string }
 
 async function fixture (t: Test, names: readonly VllmServer[], options: EpdOptions = {}, embeds?: boolean): Promise<Fixture> {
   const folder = new SharedFolder()
@@ -38,7 +40,7 @@ async function fixture (t: Test, names: readonly VllmServer[], options: EpdOptio
     ask: async (body, headers = {}) => {
       const answer = await post(`${url}/v1/chat/completions`, body, { headers })
       const text = await answer.text()
-      return { status: answer.status, plan: answer.headers.get('x-epd-plan'), reason: answer.headers.get('x-epd-reason'), text, json: text.startsWith('{') ? JSON.parse(text) : undefined }
+      return { status: answer.status, plan: answer.headers.get('x-epd-plan'), reason: answer.headers.get('x-epd-reason'), encoders: answer.headers.get('x-epd-encoders'), text, json: text.startsWith('{') ? JSON.parse(text) : undefined }
     },
     plain: async body => tokens(await (await post(`${reference.url}/v1/chat/completions`, body)).json())
   }
@@ -246,4 +248,55 @@ t.test('E -> P -> D rewritten: P gets the shape, D pixels', async t => {
   t.same(tokens(answer.json), await f.plain(ask([1, 2])))
   t.match(JSON.stringify(p.chats[0]!.body), /image_embeds/)
   t.notMatch(JSON.stringify(d.chats[0]!.body), /embeds|ec_transfer/)
+})
+
+t.test('while an encoder is busy the language model encodes its part of a request', async t => {
+  const f = await fixture(t, ['e', 'pd'], { bypass: 'auto', routing: { smallItem: 0 } })
+  const [e, pd] = f.servers as [FakeVllm, FakeVllm]
+  await f.ask(ask([3]))
+  let release = (): void => {}
+  e.faults.push({ hold: new Promise(resolve => { release = resolve }) })
+  const held = f.ask(ask([7, 11, 27]))
+  await until(() => e.chats.length === 2, 'three pictures are at the encoder')
+  const answer = await f.ask(ask([15, 19, 23]))
+  t.match(answer, { status: 200, plan: 'e-pd', reason: '2 items on 1 encoder, 1 on the language model' })
+  t.same(tokens(answer.json), await f.plain(ask([15, 19, 23])))
+  t.match(uuidsOf(pd), [undefined, String, String])
+  t.equal(answer.encoders, [pd.url, e.url, e.url].join(','))
+  t.match(await f.ask(ask([3])), { plan: 'e-pd', reason: '1 item on 1 encoder' }, 'what the encoder has costs nothing')
+  t.match(await f.ask(ask([4])), { plan: 'hybrid', reason: 'encoders busy' })
+  release()
+  t.match(await held, { status: 200, plan: 'e-pd' })
+})
+
+t.test('audio and video are items like pictures', async t => {
+  const call = callWith(dispatcherFor(t))
+  const bodies: Array<{ messages: Array<{ content: Array<Record<string, unknown>> }> }> = []
+  const server = Fastify()
+  t.teardown(() => server.close())
+  server.post('/v1/chat/completions', async request => {
+    bodies.push(request.body as typeof bodies[number])
+    return { object: 'chat.completion', choices: [{ index: 0, message: { role: 'assistant', content: '' }, finish_reason: 'stop' }], ec_transfer_params: null }
+  })
+  const url = await server.listen({ port: 0, host: '127.0.0.1' })
+  const body = await bodyFrom(chat([
+    { type: 'audio_url', audio_url: { url: 'data:audio/wav;base64,AAAA' } },
+    { type: 'video_url', video_url: { url: 'data:video/mp4;base64,AAAA' } },
+    { type: 'input_audio', input_audio: { data: 'AAAA', format: 'wav' } },
+    { type: 'video_url', video_url: { url: 'http://a.test/b.mp4' } },
+    textPart('?')
+  ]))
+  t.same(body.media.map(item => item.modality), ['audio', 'video', 'audio', 'video'])
+  const adapter = createVllm({ secret: 's' })
+  const [node, consumer] = [nodeAt(url, { role: 'encoder' }), nodeAt(url)]
+  const features = await adapter.encode({ node, items: body.media, body, consumer }, call)
+  await adapter.generate({ node: consumer, path: '/v1/chat/completions', body, features }, call)
+  const [encoded, generated] = bodies.map(({ messages }) => messages[0]!.content)
+  t.same(generated!.slice(0, 4), encoded, 'the same parts under the same names')
+  const [audio, video, input, remote] = encoded!
+  t.match(audio, { type: 'audio_url', audio_url: { url: 'data:audio/wav;base64,AAAA' }, uuid: /^[0-9a-f]{64}$/ })
+  t.match(video, { type: 'video_url', uuid: /^[0-9a-f]{64}$/ })
+  t.not(audio!.uuid, video!.uuid)
+  t.same(input, { type: 'input_audio', input_audio: { data: 'AAAA', format: 'wav' } })
+  t.same(remote, { type: 'video_url', video_url: { url: 'http://a.test/b.mp4' } })
 })

@@ -1,7 +1,7 @@
 import t from 'tap'
 import type { MediaItem, NodeInfo, Role } from '../../adapters/adapter.ts'
 import { planRequest, rank, type Plan, type PlanOptions, type Refusal } from '../../plugin/planning/index.ts'
-import type { LinkState, NodeSnapshot, NodeState, RegistrySnapshot } from '../../plugin/registry/index.ts'
+import type { LinkState, LinkView, NodeSnapshot, NodeState, RegistrySnapshot } from '../../plugin/registry/index.ts'
 import { fakeAdapter } from '../helper/fake-node.ts'
 
 interface Sketch {
@@ -227,4 +227,31 @@ t.test('an encoder that has failed this request comes last', async t => {
 t.test('fallback says whether the language model could encode by itself', async t => {
   t.equal(plan(one, snapshot([E('e1'), PD('pd1', { vision: 'full' })]), options()).fallback, true)
   t.equal(plan(one, snapshot([E('e1'), PD('pd1')]), options()).fallback, false)
+})
+
+t.test('vision work is shared with a language model that can take its part, by queues and measured rates', async t => {
+  const shared = (sketches: readonly Sketch[], rates: Record<string, number | undefined>, mixes = true): RegistrySnapshot => {
+    const plain = snapshot(sketches)
+    const pd = plain.nodes.find(one => one.role === 'hybrid')!.id
+    const link = (from: string): LinkView => ({ from, to: pd, state: 'linked', link: { from, to: pd, transport: 'raw', mixes, epochs: [undefined, undefined] } })
+    const nodes = plain.nodes.map(one => ({ ...one, load: { ...one.load, rate: rates[one.id] }, links: new Map(one.role === 'encoder' ? [[pd, link(one.id)]] : []) }))
+    return { ...plain, nodes, byId: new Map(nodes.map(one => [one.id, one])) }
+  }
+  const four = { model: 'm', media: pictures('a', 'b', 'c', 'd') }
+  const on = (plan: Plan | Refusal): string[] => 'refused' in plan ? [] : plan.order.map(([first]) => first?.id ?? 'self')
+  const rates = { e: 5_000, pd: 5_000 }
+  t.match(planRequest(four, shared([E('e'), PD('pd', { vision: 'full' })], rates), options()), { topology: 'e-pd', reason: '4 items on 1 encoder' }, 'an idle encoder takes all')
+  const busy = planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full' })], rates), options())
+  t.match(busy, { topology: 'e-pd', reason: '2 items on 1 encoder, 2 on the language model' })
+  t.same(on(busy), ['self', 'self', 'e', 'e'])
+  t.match(planRequest(four, shared([E('e', { tokens: 9_000 }), PD('pd', { vision: 'full' })], rates), options()), { topology: 'hybrid', reason: 'encoders busy', order: [] })
+  t.match(planRequest({ ...four, has: (_node, item) => item.routeKey !== 'b' }, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full' })], rates), options()), { reason: '3 items on 1 encoder, 1 on the language model' }, 'what an encoder has costs it nothing')
+  const all = '4 items on 1 encoder'
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full' })], { e: 5_000, pd: 500 }), options()), { reason: all }, 'a slow language model takes none')
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full', requests: 3 })], rates), options()), { reason: all }, 'nor one that generates')
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full', tokens: 3_000 })], rates), options()), { reason: all }, 'nor one with a queue of its own')
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd')], rates), options()), { reason: all }, 'nor one without vision weights')
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full' })], rates, false), options()), { reason: all }, 'nor one that takes no mixed requests')
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full' })], {}), options()), { reason: all }, 'before the first measurement')
+  t.match(planRequest(four, shared([E('e', { tokens: 3_000 }), PD('pd', { vision: 'full' })], rates), options({ bypass: 'never' })), { reason: all }, 'nor where the language model must not encode')
 })
