@@ -1,5 +1,6 @@
 /** The client's body as a language model gets it. */
 import { AdapterError, type BodyEdits, type Call, type EncoderResult, type MediaPart, type RequestBody } from '../adapter.ts'
+import { codeOf } from '../http.ts'
 import type { Encoded } from './encode.ts'
 import { pinnedPart, type Pins } from './pins.ts'
 
@@ -21,4 +22,12 @@ export async function rewrittenElseRaw<T> (rewritten: BodyEdits | undefined, raw
     call.log.warn({ err, node: err.node }, 'sending the request again with its pictures')
     return await send(raw, false)
   }
+}
+
+/** A server that breaks off may have read a file that was cut short, and would do so each time. Passes the call's outcome on. */
+export async function watchingFeatures<T> (features: readonly EncoderResult[], pins: Pins, answer: Promise<T>): Promise<T> {
+  return await answer.catch((err: unknown) => {
+    if (AdapterError.is(err) && err.code === 'UNAVAILABLE' && codeOf(err.cause) !== 'ECONNREFUSED') for (const { wire } of features) pins.retire((wire as Encoded).pin)
+    throw err
+  })
 }

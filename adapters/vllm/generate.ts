@@ -1,6 +1,6 @@
 import type { Call, GenerateJob, UpstreamResponse } from '../adapter.ts'
 import { postStream } from '../http.ts'
-import { pinned, rewrittenElseRaw } from './bodies.ts'
+import { pinned, rewrittenElseRaw, watchingFeatures } from './bodies.ts'
 import { failuresOf } from './failures.ts'
 import type { Handoffs } from './handoffs.ts'
 import type { Pins } from './pins.ts'
@@ -9,6 +9,6 @@ import type { Pins } from './pins.ts'
 export async function generateVllm ({ node, path, body, features, tenant }: GenerateJob, call: Call, pins: Pins, handoffs: Handoffs): Promise<UpstreamResponse> {
   const failures = failuresOf(body)
   const edits = pinned(body, features, pins, tenant)
-  return await rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, call, async (edits, rewritten) =>
-    await postStream(node, { path, body: body.splice(edits) }, call, rewritten ? handoffs.failuresOf(node, failures) : failures))
+  return await watchingFeatures(features, pins, rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, call, async (edits, rewritten) =>
+    await postStream(node, { path, body: body.splice(edits) }, call, rewritten ? handoffs.failuresOf(node, failures) : failures)))
 }

@@ -6,9 +6,14 @@ const SHAPING = ['mm_processor_kwargs', 'media_io_kwargs'] as const
 /** Types that vLLM reads from `url` alone. Of `input_audio` it reads `data`, which need not be what the gateway has hashed. */
 const BY_URL: ReadonlySet<string> = new Set(['image_url', 'video_url', 'audio_url'])
 
+/** Retired names remembered. */
+const MAX_RETIRED = 1_024
+
 /** An item's name on one encoder, for one tenant. */
 export interface Pin {
   readonly item: MediaItem
+  /** The item's first name. */
+  readonly first: string
   /** What the gateway remembers the item by. */
   readonly name: string
   /** Sent as `uuid`; undefined where vLLM's own hash of the content must do. */
@@ -23,6 +28,8 @@ export interface Pin {
  */
 export class Pins {
   readonly #secret: string | Buffer
+  /** How many names of an item were retired, by its first. */
+  readonly #retired = new Map<string, number>()
 
   constructor (secret: string | undefined) {
     this.#secret = secret ?? randomBytes(32)
@@ -33,9 +40,19 @@ export class Pins {
    * picture of another size under a taken `uuid` ends the process.
    */
   pin (item: MediaItem, body: RequestBody, encoder: string, tenant: string | undefined): Pin {
-    const name = this.#hash('media', encoder, tenant ?? null, body.model, item.modality, item.routeKey)
+    const first = this.#hash('media', encoder, tenant ?? null, body.model, item.modality, item.routeKey)
+    const retired = this.#retired.get(first)
+    const name = retired === undefined ? first : this.#hash('again', first, String(retired))
     const rewritable = !SHAPING.some(member => body.has(member))
-    return { item, name, uuid: rewritable && BY_URL.has(item.type) && !item.remote ? name : undefined, rewritable }
+    return { item, first, name, uuid: rewritable && BY_URL.has(item.type) && !item.remote ? name : undefined, rewritable }
+  }
+
+  /** What lies under this name may have ended a server: the item is encoded again, under another one. */
+  retire ({ first }: Pin): void {
+    const before = this.#retired.get(first) ?? 0
+    this.#retired.delete(first)
+    this.#retired.set(first, before + 1)
+    if (this.#retired.size > MAX_RETIRED) this.#retired.delete(this.#retired.keys().next().value!)
   }
 
   /** Keeps prefix caches of tenants apart; a salt of the client's own still counts. */

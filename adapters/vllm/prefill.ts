@@ -3,7 +3,7 @@ import { AdapterError, type BodyEdits, type Call, type GenerateJob, type Handoff
 import { postStream } from '../http.ts'
 import { requestOk } from '../http/json.ts'
 import { isObject, numberOf, objectOf, textOf, type Json } from '../wire/json.ts'
-import { pinned, rewrittenElseRaw } from './bodies.ts'
+import { pinned, rewrittenElseRaw, watchingFeatures } from './bodies.ts'
 import { CHAT } from './encode.ts'
 import { failuresOf, isEngineDead } from './failures.ts'
 import type { Handoffs } from './handoffs.ts'
@@ -30,12 +30,12 @@ const HAND_ON = JSON.stringify({
 export async function prefillVllm ({ node, path = CHAT, body, features, tenant }: PrefillJob, call: Call, pins: Pins, handoffs: Handoffs): Promise<Handoff> {
   const edits = pinned(body, features, pins, tenant)
   const failures = failuresOf(body)
-  const answer = objectOf(await rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, call, async (own, rewritten) => await requestOk(node, {
+  const answer = objectOf(await watchingFeatures(features, pins, rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, call, async (own, rewritten) => await requestOk(node, {
     method: 'POST',
     path,
     slices: body.splice({ ...own, set: { ...own.set, ...oneToken(body), kv_transfer_params: HAND_ON }, remove: ['stream_options'] }),
     timeout: 0
-  }, call, rewritten ? handoffs.failuresOf(node, failures) : failures)))
+  }, call, rewritten ? handoffs.failuresOf(node, failures) : failures))))
   const { kv_transfer_params: params, usage } = answer
   // When the first token ends the answer P keeps nothing.
   if (!isObject(params)) throw new AdapterError('KV_GONE', `${node.id} has no KV blocks to hand on`, { node: node.id, singleNode: true })

@@ -103,6 +103,8 @@ t.test('vllm: a 500 of an unreachable picture is the client\'s fault; other 500s
     t.match(JSON.parse(error.response!.body.toString()), { error: { param: 'messages[0].content[1]', code: 'media_unreachable' } })
     t.notMatch(error.response!.body.toString(), /127\.0\.0\.1/, 'and no address of the server\'s network')
   }
+  t.match(await meet('Cannot load local files without `--allowed-local-media-path`.', picture('file:///etc/passwd')), { code: 'REJECTED' })
+  t.match(await meet('Image size (200000000 pixels) exceeds limit of 178956970 pixels, could be decompression bomb DOS attack.', picture()), { code: 'REJECTED', response: { body: /media_too_large/ } })
   t.match(await meet(refused, picture()), { code: 'UNAVAILABLE' }, 'without an address in the request')
   t.match(await meet('EngineCore encountered an issue. See stack trace (above) for the root cause.', picture('http://127.0.0.1:9/a.png')), { code: 'UNAVAILABLE' })
   t.match(await meet('Internal server error', picture('http://127.0.0.1:9/a.png')), { code: 'UNAVAILABLE' })

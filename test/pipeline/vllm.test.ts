@@ -300,3 +300,28 @@ t.test('audio and video are items like pictures', async t => {
   t.same(input, { type: 'input_audio', input_audio: { data: 'AAAA', format: 'wav' } })
   t.same(remote, { type: 'video_url', video_url: { url: 'http://a.test/b.mp4' } })
 })
+
+t.test('a file cut short ends the server that reads it, once: then the picture is encoded again under another name', async t => {
+  const f = await fixture(t, ['e', 'pd'], { retries: 0 })
+  const [e, pd] = f.servers as [FakeVllm, FakeVllm]
+  await f.ask(ask([1]))
+  const [first] = uuidsOf(pd)
+  f.folder.truncate()
+  await pd.kill()
+  const back = async (): Promise<void> => {
+    f.gateway.registry.probe(pd.url)
+    await until(() => f.gateway.registry.get(pd.url)?.state === 'unhealthy', 'PD is away')
+    await pd.listen()
+    f.gateway.registry.probe(pd.url)
+    await until(() => f.gateway.registry.get(pd.url)?.state === 'healthy' && f.gateway.registry.snapshot().link(e.url, pd.url) === 'linked', 'PD is back')
+  }
+  await back()
+  t.ok((await f.ask(ask([1]))).status >= 502)
+  await until(() => !pd.alive, 'PD has ended')
+  await back()
+  const answer = await f.ask(ask([1]))
+  t.match(answer, { status: 200, plan: 'e-pd' })
+  t.same(tokens(answer.json), await f.plain(ask([1])))
+  t.not(uuidsOf(pd)[0], first)
+  t.equal(pd.deaths, 1)
+})
