@@ -6,7 +6,8 @@ import { mulberry32 } from '../helper/random.ts'
 /** Side of the squares of one colour, so that zlib leaves little of them. */
 const SQUARE = 28
 
-export function picture (seed: number, width: number, height = width): Buffer {
+/** @param level - of compression; 0 gives the size of a photograph */
+export function picture (seed: number, width: number, height = width, level = 6): Buffer {
   const next = mulberry32(seed * 7919 + width * 31 + height)
   const rows: Buffer[] = []
   for (let y = 0; y < height; y++) {
@@ -18,7 +19,7 @@ export function picture (seed: number, width: number, height = width): Buffer {
     }
     rows.push(row)
   }
-  return pngHeader(width, height, deflateSync(Buffer.concat(rows)))
+  return pngHeader(width, height, deflateSync(Buffer.concat(rows), { level }))
 }
 
 export function dataUrl (png: Buffer): string {

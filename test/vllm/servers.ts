@@ -4,6 +4,7 @@ import { createWriteStream } from 'node:fs'
 import { mkdir, mkdtemp, readdir, rm, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { freePort } from '../helper/free-port.ts'
 import { until } from '../helper/until.ts'
 import type { House, Peer } from './scenarios.ts'
@@ -139,10 +140,12 @@ export class VllmServers {
 
   async #ready (name: Name): Promise<void> {
     const child = this.#running.get(name)!
-    await until(async () => {
+    const end = performance.now() + this.#command.patience
+    while (!(await answers(this.url(name)))) {
       if (child.exitCode !== null || child.signalCode !== null) throw new Error(`${name} ended while it started; see ${join(this.#root, `${name}.log`)}`)
-      return await answers(this.url(name))
-    }, `${name} answers /health`, this.#command.patience)
+      if (performance.now() > end) throw new Error(`${name} does not answer /health; see ${join(this.#root, `${name}.log`)}`)
+      await delay(500)
+    }
   }
 }
 
