@@ -97,11 +97,12 @@ const RECENT = 0.2
  * tickets of the old process end without touching it.
  */
 export class Load implements NodeLoad {
-  #counts = { requests: 0, tokens: 0 }
+  #counts = { requests: 0, active: 0, tokens: 0 }
   #latencies: number[] = []
   #rate: number | undefined
 
   get requests (): number { return this.#counts.requests }
+  get active (): number { return this.#counts.active }
   get tokens (): number { return this.#counts.tokens }
   get rate (): number | undefined { return this.#rate }
   /** Seconds, oldest first. */
@@ -112,6 +113,7 @@ export class Load implements NodeLoad {
     const before = counts.tokens
     const release = this.reserve(tokens)
     const trial = breaker.begin()
+    counts.active++
     const start = performance.now()
     let judged = false
     let ended = false
@@ -136,6 +138,7 @@ export class Load implements NodeLoad {
       end: (error?: unknown) => {
         if (ended) return
         ended = true
+        counts.active--
         release()
         judge(error)
         const seconds = (performance.now() - start) / 1000
@@ -160,7 +163,7 @@ export class Load implements NodeLoad {
   }
 
   reset (): void {
-    this.#counts = { requests: 0, tokens: 0 }
+    this.#counts = { requests: 0, active: 0, tokens: 0 }
     this.#latencies = []
     this.#rate = undefined
   }

@@ -24,6 +24,8 @@ export interface LinkView {
 export interface NodeLoad {
   /** Requests in flight through this gateway. */
   readonly requests: number
+  /** Those of them that have begun; others are planned, and wait for an earlier stage. */
+  readonly active?: number | undefined
   /** Vision tokens in flight through this gateway; at a prefill node, estimated prompt tokens. */
   readonly tokens: number
   /** Vision tokens that it encodes in a second, as measured lately; undefined before the first. */
