@@ -28,7 +28,8 @@ export function createVllm ({ secret, handoff = 'auto', embeds = 'refuse' }: Vll
     const { node, body, handoff } = job
     refuseForged(node, body, embeds)
     if (handoff !== undefined) return await takeOver(job, handoff, call, performance.now())
-    if (isBlind(job)) return await refuse(node, `${node.id} has no vision weights: media would be lost`)
+    // One without vision weights (--language-model-only) takes what encoders have seen.
+    if (job.features.length < body.media.length && isBlind(job)) return await refuse(node, `${node.id} has no vision weights: media would be lost`)
     return await generateVllm(job, call, pins, handoffs)
   }
 

@@ -3,8 +3,9 @@ import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { Client } from 'undici'
-import { adapters, createVllm, detectAdapter, vllm, type AdapterNode } from '../../adapters/index.ts'
+import { adapters, createVllm, detectAdapter, vllm, type AdapterNode, type NodeInfo } from '../../adapters/index.ts'
 import { bodyFrom, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
+import { Written } from '../../adapters/vllm/written.ts'
 import { parseBody } from '../../plugin/body/index.ts'
 import { FakeVllm, SharedFolder } from '../helper/fake-vllm.ts'
 import { dataUrl, picture as png } from '../vllm/pictures.ts'
@@ -162,6 +163,12 @@ t.test('vllm: an encoder that says where its features lie (ECCPUConnector with N
   }
   await send(chat(picture()))
   t.equal(link.transport, 'rewrite')
+  const blind = { ...consumer, vision: 'features' as const }
+  const both = await bodyFrom(chat(picture(), picture(dataUrl(png(2, 56)))))
+  const [one] = await adapter.encode({ node: e, items: both.media.slice(0, 1), body: both, consumer: blind }, call)
+  t.match(await failure(adapter.generate({ node: blind, path: CHAT, body: both, features: [one!] }, call)), { code: 'REFUSED', message: /media would be lost/ }, 'without vision weights all must be encoded')
+  const all = await bodyFrom(chat(picture()))
+  await textOf(await adapter.generate({ node: blind, path: CHAT, body: all, features: await adapter.encode({ node: e, items: all.media, body: all, consumer: blind }, call) }, call))
   const { messages, ec_transfer_params: params } = pd.chats[0]!.body
   const part = (messages![0]!.content as object[])[1] as { uuid: string }
   t.match(part, { type: 'image_embeds', image_embeds: { image_grid_thw: [1, 4, 4] } })
@@ -169,8 +176,35 @@ t.test('vllm: an encoder that says where its features lie (ECCPUConnector with N
   // A handle that is no longer good: a failure of the request, and its pixels go instead.
   folder.clear()
   await send(chat(picture()))
-  t.equal(real.chats.length, 2, 'it is asked each time')
+  t.equal(real.chats.length, 4, 'it is asked each time')
   // With members that shape a picture its key at PD would be another one.
   await send({ ...chat(picture()), media_io_kwargs: {} })
   t.match(JSON.stringify(pd.chats.at(-1)!.body), /base64/)
+})
+
+t.test('vllm: a handle that is older than its lease is thrown away before D sees it', async t => {
+  const call = callWith(dispatcherFor(t))
+  const d = await FakeVllm.start(t, { server: 'd' })
+  const node = nodeAt(d.url, { role: 'decode' })
+  const body = await bodyFrom(chat())
+  const handoff = { node: 'http://p', lease: 'r', wire: { params: { do_remote_prefill: true }, at: performance.now() - 26_000, edits: {} } }
+  t.match(await failure(vllm.generate({ node, path: CHAT, body, features: [], handoff }, call)), { code: 'KV_GONE', fault: 'none' })
+  t.same(d.chats, [])
+})
+
+t.test('vllm: what is known of encoders is bounded, ages, and ends with their process', async t => {
+  let now = 0
+  const written = new Written(() => now)
+  const info: NodeInfo = { status: 'healthy', models: [], role: 'encoder', backend: 'vllm', produces: [], accepts: [], vision: 'full' }
+  const e = nodeAt('http://e', { role: 'encoder', info })
+  written.add(e, 'a')
+  t.ok(written.has(e, 'a'))
+  t.notOk(written.has({ ...e, info: { ...info } }, 'a'), 'another process')
+  t.notOk(written.has(nodeAt('http://f', { info: { ...info } }), 'a'))
+  now = 30 * 60_000
+  t.notOk(written.has(e, 'a'))
+  written.add(e, 'a')
+  for (let i = 0; i < 16_384; i++) written.add(e, String(i))
+  t.notOk(written.has(e, 'a'), 'the oldest leaves')
+  t.ok(written.has(e, '0'))
 })
