@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { randomBytes, randomInt } from 'node:crypto'
 import type { PoolName } from './block-pool.ts'
 
 export type LeaseEnd = 'ack' | 'release' | 'expired'
@@ -18,7 +18,7 @@ export interface LeaseOptions {
 export interface Lease {
   /** 16 hex digits, random: knowing it is the right to pull. */
   readonly id: string
-  /** Positive integer for LMDeploy's `remote_session_id`. */
+  /** Positive integer for LMDeploy's `remote_session_id`; random, because knowing it is enough to end the lease. */
   readonly sessionId: number
   readonly consumer: string
   readonly pool: PoolName
@@ -47,7 +47,6 @@ export class LeaseTable {
   readonly #leases = new Map<string, Entry>()
   readonly #sessions = new Map<number, Entry>()
   readonly #draining = new Set<Entry>()
-  #nextSession = 1
 
   /** @param epoch the engine's random number of this process start: leases of any other process are stale */
   constructor (epoch: number) {
@@ -63,7 +62,7 @@ export class LeaseTable {
     const { consumer, pool, ttlMs, onEnd } = options
     const entry: Entry = {
       id: randomBytes(8).toString('hex'),
-      sessionId: this.#nextSession++,
+      sessionId: this.#newSession(),
       consumer,
       pool,
       blocks: [...options.blocks],
@@ -77,6 +76,13 @@ export class LeaseTable {
     this.#sessions.set(entry.sessionId, entry)
     this.#arm(entry)
     return entry
+  }
+
+  #newSession (): number {
+    for (;;) {
+      const id = randomInt(1, 2 ** 48 - 1)
+      if (!this.#sessions.has(id)) return id
+    }
   }
 
   get (id: string): Lease | undefined {

@@ -85,7 +85,7 @@ export class EncoderEngine implements EngineService {
 
   gauges (): Partial<Record<GaugeName, number>> {
     const { total, free, cached } = this.#parts.cache.stats
-    return { epd_feature_blocks_total: total, epd_feature_blocks_free: free, epd_feature_blocks_cached: cached, epd_leases_open: this.#grants.openCount }
+    return { epd_feature_blocks_capacity: total, epd_feature_blocks_free: free, epd_feature_blocks_cached: cached, epd_leases_open: this.#grants.openCount }
   }
 
   sequences (): Readonly<Record<string, number>> {

@@ -121,6 +121,8 @@ async function end ({ app, state, engine, registration, telemetry }: Parts, grac
   }
   await leasesEnded(engine, Math.min(until, performance.now() + LEASE_GRACE_MS))
   await engine.close()
+  // Whatever still holds a connection, a body half sent or an answer unread, had its time.
+  app.server.closeAllConnections()
   await app.close()
   await telemetry?.close()
 }

@@ -3,6 +3,7 @@ import Fastify, { LogController, type FastifyError, type FastifyInstance, type F
 import { EngineError, errorBody, type EngineErrorCode } from '../service/errors.ts'
 import { parseBody } from './json-body.ts'
 import { controlRoutes, distserveRoutes } from './routes-control.ts'
+import { requireOperator } from './operator.ts'
 import { openaiRoutes } from './routes-openai.ts'
 import type { ServerState } from './state.ts'
 
@@ -11,14 +12,17 @@ export interface AppOptions {
   readonly apiKey?: string | undefined
   /** Bytes. @default 64 MiB */
   readonly bodyLimit?: number | undefined
+  /** A stream whose client takes nothing for so long is ended, milliseconds. @default 30_000 */
+  readonly unreadTimeoutMs?: number | undefined
   /** Fastify's logger options. @default no log */
   readonly logger?: FastifyServerOptions['logger']
 }
 
 const DEFAULT_BODY_LIMIT = 64 * 1024 * 1024
+const DEFAULT_UNREAD_TIMEOUT_MS = 30_000
 
 /** The HTTP side of an engine: its routes, the check of its key, and errors in OpenAI's shape. */
-export function buildApp ({ apiKey, bodyLimit = DEFAULT_BODY_LIMIT, logger = false }: AppOptions, state: ServerState): FastifyInstance {
+export function buildApp ({ apiKey, bodyLimit = DEFAULT_BODY_LIMIT, unreadTimeoutMs = DEFAULT_UNREAD_TIMEOUT_MS, logger = false }: AppOptions, state: ServerState): FastifyInstance {
   const app = Fastify({
     logger,
     bodyLimit,
@@ -49,9 +53,10 @@ export function buildApp ({ apiKey, bodyLimit = DEFAULT_BODY_LIMIT, logger = fal
     throw new EngineError('not_found', `No route ${request.method} ${request.url.split('?', 1)[0]!.slice(0, 200)}.`)
   })
   if (apiKey !== undefined) app.addHook('onRequest', bearerAuth(apiKey))
-  openaiRoutes(app, state)
-  controlRoutes(app, state)
-  distserveRoutes(app, state)
+  openaiRoutes(app, state, unreadTimeoutMs)
+  const operator = requireOperator(apiKey)
+  controlRoutes(app, state, operator)
+  distserveRoutes(app, state, operator)
   return app
 }
 

@@ -49,6 +49,12 @@ function observeGauges (engine: EngineService, meter: Meter): void {
     for (const [name, gauge] of gauges) result.observe(gauge, values[name] ?? 0)
   }, gauges.map(([, gauge]) => gauge))
 
+  // The names of the first version, for one release: of a gauge promtool takes no `_total`.
+  for (const blocks of ['epd_feature_blocks', 'epd_kv_blocks'] as const) {
+    const name = `${blocks}_capacity` as const
+    meter.createObservableGauge(`${blocks}_total`, { description: `Deprecated: ${name}` }).addCallback(result => { result.observe(engine.gauges()[name] ?? 0) })
+  }
+
   // The SDK keeps a status that an engine has left out at its last number, so each status seen stays, at 0.
   const statuses = new Set<string>()
   meter.createObservableGauge('epd_sequences', { description: 'Sequences (in an encoder: items) by status' }).addCallback(result => {

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { request } from 'undici'
 import { Backoff } from '../../adapters/wire/backoff.ts'
 import type { NodeRegistration } from '../../adapters/wire/distserve.ts'
+import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
 import { NODE_TOKEN_HEADER } from '../../adapters/wire/headers.ts'
 import type { EngineLog } from '../service/engine-service.ts'
 
@@ -35,6 +36,13 @@ const LONGEST_PAUSE_MS = 10_000
 const REPEAT_MS = 30_000
 const ATTEMPT_TIMEOUT_MS = 5_000
 
+/** LMDeploy's own proxy validates the role against an enumeration without encoders. Asking again would not teach it. */
+class UnknownRoleError extends Error {
+  constructor () {
+    super('this proxy knows no encoders (it answered 422 to role 4, as LMDeploy\'s own proxy does): register encoders with a fastify-epd gateway; not asking again')
+  }
+}
+
 /**
  * Keeps this engine registered as LMDeploy's api_server does it (`POST {proxy}/nodes/add`; only status 200 counts).
  * LMDeploy's tries once; this repeats with back-off until the gateway takes it, then every half minute.
@@ -56,6 +64,10 @@ export function startRegistration (options: RegistrationOptions): Registration {
         await sleep(options.repeatMs ?? REPEAT_MS)
       } catch (err) {
         if (stop.signal.aborted) return
+        if (err instanceof UnknownRoleError) {
+          options.log.error({ proxy: options.proxyUrl }, err.message)
+          return
+        }
         const pause = backoff.pause()
         options.log.warn({ proxy: options.proxyUrl, reason: (err as Error).message, again_in_ms: pause }, 'registration failed')
         known = false
@@ -89,6 +101,7 @@ async function register ({ proxyUrl, url, role, models }: RegistrationOptions, s
     signal: AbortSignal.any([signal, AbortSignal.timeout(ATTEMPT_TIMEOUT_MS)])
   })
   const answer = (await response.body.text()).slice(0, 200)
+  if (response.statusCode === 422 && role === ROLE_TO_WIRE.encoder) throw new UnknownRoleError()
   if (response.statusCode !== 200) throw new Error(`the gateway answered ${response.statusCode}: ${answer}`)
   const token = response.headers[NODE_TOKEN_HEADER]
   return typeof token === 'string' ? token : undefined

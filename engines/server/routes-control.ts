@@ -1,4 +1,4 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, onRequestHookHandler } from 'fastify'
 import { CONNECTION_STATUS, MIGRATION_PROTOCOL, type P2PEndpoints, type P2PRefusal } from '../../adapters/wire/distserve.ts'
 import { isObject, objectOf, type Json } from '../../adapters/wire/json.ts'
 import type { EngineService } from '../service/engine-service.ts'
@@ -10,7 +10,7 @@ import type { ServerState } from './state.ts'
 const CONNECT_TIMEOUT_MS = 10_000
 
 /** GET /health, GET /metrics, POST /abort_request. */
-export function controlRoutes (app: FastifyInstance, state: ServerState): void {
+export function controlRoutes (app: FastifyInstance, state: ServerState, operator: onRequestHookHandler): void {
   const { health } = state
   app.get('/health', async (_request, reply) => {
     return reply.code(health.status === 'healthy' ? 200 : 503).send({ status: health.status, message: health.message })
@@ -19,7 +19,7 @@ export function controlRoutes (app: FastifyInstance, state: ServerState): void {
     if (state.metrics === undefined) throw new EngineError('initialising', health.message)
     return reply.type(state.metrics.contentType).send(await state.metrics.text())
   })
-  app.post('/abort_request', async request => ({ status: 'SUCCESS', aborted: abort(state, objectOf(request.body)) }))
+  app.post('/abort_request', { onRequest: operator }, async request => ({ status: 'SUCCESS', aborted: abort(state, objectOf(request.body)) }))
 }
 
 /** LMDeploy's shape plus `request_id`. Returns how many requests were found. */
@@ -41,27 +41,27 @@ function abort ({ health, inFlight }: ServerState, { abort_all: all, request_id:
  * LMDeploy's control routes between engines, in its shapes. As in LMDeploy, a pair that can't work together is answered
  * with 200 and `status: 2`; `message` has the reason. Only a body of another shape is a 400.
  */
-export function distserveRoutes (app: FastifyInstance, { health }: ServerState): void {
+export function distserveRoutes (app: FastifyInstance, { health }: ServerState, onRequest: onRequestHookHandler): void {
   // A gateway may know a peer by another URL than the peer's own engine id, and drops the link by that URL.
   const names = new Map<string, string>()
 
-  app.get('/distserve/engine_info', async () => health.control().info())
-  app.post('/distserve/p2p_initialize', async request => initialize(health.control(), bodyOf(request.body)))
-  app.post('/distserve/p2p_connect', async request => {
+  app.get('/distserve/engine_info', { onRequest }, async () => health.control().info())
+  app.post('/distserve/p2p_initialize', { onRequest }, async request => initialize(health.control(), bodyOf(request.body)))
+  app.post('/distserve/p2p_connect', { onRequest }, async request => {
     const { traceparent } = request.headers
     return await connect(health.control(), bodyOf(request.body), names, typeof traceparent === 'string' ? traceparent : undefined)
   })
-  app.post('/distserve/p2p_drop_connect', async request => {
+  app.post('/distserve/p2p_drop_connect', { onRequest }, async request => {
     const remote = requiredText(bodyOf(request.body), 'remote_engine_id')
     await health.control().p2p.drop(names.get(remote) ?? remote)
     names.delete(remote)
     return { success: true }
   })
-  app.post('/distserve/free_cache', async request => {
+  app.post('/distserve/free_cache', { onRequest }, async request => {
     health.control().endSession(leaseOf(bodyOf(request.body)))
     return { status: 'SUCCESS' }
   })
-  app.post('/distserve/clear_cache', async () => {
+  app.post('/distserve/clear_cache', { onRequest }, async () => {
     health.control().clearCache()
     return { status: 'SUCCESS' }
   })
@@ -121,7 +121,7 @@ function endpointInfoOf (body: Json): string {
   throw missing('remote_kvtransfer_endpoint_info[0].endpoint_info', 'a string')
 }
 
-/** The lease rather than the session: session numbers begin anew with each process, so an old one may name another request's blocks. */
+/** The lease rather than the session, when both are named: it is this process's for certain. */
 function leaseOf (body: Json): number | string {
   const { remote_session_id: session, lease } = body
   if (typeof lease === 'string' && lease !== '') return lease

@@ -13,12 +13,16 @@ import { contextOf } from './telemetry.ts'
 const REQUEST_ID = /^[\x21-\x7e]{1,128}$/
 const CREATED = Math.floor(Date.now() / 1_000)
 
+/** Time for the error of an aborted request to reach its client. */
+const ABORTED_GRACE_MS = 1_000
+
 type Serve = (call: ChatCall) => Promise<ChatAnswer>
 
 /** POST /v1/chat/completions and /v1/completions, GET /v1/models. */
-export function openaiRoutes (app: FastifyInstance, state: ServerState): void {
-  app.post('/v1/chat/completions', (request, reply) => serve(state, request, reply, 'chat', engine => call => engine.chat(call)))
-  app.post('/v1/completions', (request, reply) => serve(state, request, reply, 'text_completion', completionsOf))
+export function openaiRoutes (app: FastifyInstance, state: ServerState, unreadTimeoutMs: number): void {
+  const serving = { state, unreadTimeoutMs }
+  app.post('/v1/chat/completions', (request, reply) => serve(serving, request, reply, 'chat', engine => call => engine.chat(call)))
+  app.post('/v1/completions', (request, reply) => serve(serving, request, reply, 'text_completion', completionsOf))
   app.get('/v1/models', async () => {
     const { model } = state.health.control()
     const entry = { id: model.name, object: 'model', created: CREATED, owned_by: 'fastify-epd', root: model.name, parent: null, permission: [] }
@@ -31,7 +35,7 @@ function completionsOf (engine: EngineService): Serve {
   return call => engine.completions!(call)
 }
 
-async function serve (state: ServerState, request: FastifyRequest, reply: FastifyReply, operation: string, of: (engine: EngineService) => Serve): Promise<FastifyReply> {
+async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTimeoutMs: number }, request: FastifyRequest, reply: FastifyReply, operation: string, of: (engine: EngineService) => Serve): Promise<FastifyReply> {
   const startedAt = performance.now()
   const engine = state.health.serving()
   const body = bodyOf(request.body, engine)
@@ -41,6 +45,7 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
   if (headerOf(request, AGAIN_HEADER) !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
   const flight = state.inFlight.start(callerId)
   abortWhenClientGone(reply, flight)
+  closeWhenAborted(reply, flight)
   reply.header(REQUEST_ID_HEADER, flight.requestId)
   const ended = (): void => {
     state.metrics?.observeRequest(operation, (performance.now() - startedAt) / 1_000)
@@ -55,7 +60,7 @@ async function serve (state: ServerState, request: FastifyRequest, reply: Fastif
       consumer: headerOf(request, CONSUMER_HEADER),
       context: contextOf(request.headers)
     })
-    return sendAnswer(reply, answer, ended)
+    return sendAnswer(reply, answer, { flight, unreadTimeoutMs, ended })
   } catch (err) {
     ended()
     throw err
@@ -97,29 +102,51 @@ function abortWhenClientGone (reply: FastifyReply, flight: Flight): void {
   else raw.once('close', check)
 }
 
+/** An aborted request ends with an error, which a client that does not read never takes: then its connection is closed. */
+function closeWhenAborted ({ raw }: FastifyReply, { signal }: Flight): void {
+  signal.addEventListener('abort', () => {
+    const timer = setTimeout(() => { raw.destroy() }, ABORTED_GRACE_MS)
+    raw.once('close', () => { clearTimeout(timer) })
+  }, { once: true })
+}
+
+interface Delivery {
+  readonly flight: Flight
+  readonly unreadTimeoutMs: number
+  /** Called once, when nothing more will be sent. */
+  readonly ended: () => void
+}
+
 /**
- * Sends an engine's answer and calls `ended` once when nothing more will be sent. A slow client stops the stream's
- * iterator, a client that has gone ends it by its `return`.
+ * Sends an engine's answer. A slow client stops the stream's iterator, which is aborted when it takes too long; a client
+ * that has gone ends it by its `return`.
  */
-function sendAnswer (reply: FastifyReply, answer: ChatAnswer, ended: () => void): FastifyReply {
+function sendAnswer (reply: FastifyReply, answer: ChatAnswer, delivery: Delivery): FastifyReply {
   reply.code(answer.status)
   if (answer.headers !== undefined) reply.headers(answer.headers)
   if ('json' in answer) {
-    ended()
+    delivery.ended()
     return reply.send(answer.json)
   }
   reply.headers({ 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' })
-  return reply.send(Readable.from(events(answer.stream, reply, ended), { objectMode: false }))
+  return reply.send(Readable.from(events(answer.stream, reply, delivery), { objectMode: false }))
 }
 
-async function * events (stream: AsyncIterable<Buffer>, reply: FastifyReply, ended: () => void): AsyncGenerator<Buffer> {
+async function * events (stream: AsyncIterable<Buffer>, reply: FastifyReply, { flight, unreadTimeoutMs, ended }: Delivery): AsyncGenerator<Buffer> {
+  const unread = (): void => { flight.abort(new EngineError('cancelled', `The client has read nothing for ${unreadTimeoutMs / 1000} s.`)) }
+  let timer: NodeJS.Timeout | undefined
   try {
-    yield * stream
+    for await (const bytes of stream) {
+      timer = setTimeout(unread, unreadTimeoutMs)
+      yield bytes
+      clearTimeout(timer)
+    }
   } catch (err) {
     // The head is sent, so the stream carries the error. A client that caused it by leaving does not read it.
     if (!EngineError.is(err)) reply.log.error({ err }, 'stream failed')
     yield errorEvent(err)
   } finally {
+    clearTimeout(timer)
     ended()
   }
 }

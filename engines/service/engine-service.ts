@@ -41,10 +41,10 @@ export interface P2PLinks {
 
 /** Gauges of GET /metrics; what an engine does not have it may leave out (0 is served). */
 export const GAUGES = {
-  epd_feature_blocks_total: 'Feature blocks of the pool',
+  epd_feature_blocks_capacity: 'Feature blocks of the pool',
   epd_feature_blocks_free: 'Feature blocks holding nothing',
   epd_feature_blocks_cached: 'Feature blocks with features that no lease references: findable and evictable',
-  epd_kv_blocks_total: 'KV blocks of the pool',
+  epd_kv_blocks_capacity: 'KV blocks of the pool',
   epd_kv_blocks_free: 'KV blocks holding nothing',
   epd_kv_blocks_cached: 'KV blocks holding a prefix no sequence references: findable and evictable',
   epd_kv_blocks_spilled: 'KV blocks of evicted sequences copied to host memory until there is room again',

@@ -11,6 +11,7 @@ export const ENGINE_ERROR_STATUS = {
   media_fetch_failed: 400,
   context_length_exceeded: 400,
   invalid_api_key: 401,
+  forbidden: 403,
   model_not_found: 404,
   not_found: 404,
   not_linked: 409,

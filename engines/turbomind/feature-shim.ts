@@ -22,7 +22,7 @@ export interface FeatureShimOptions extends BlockLinkOptions {
  * to a plain tensor, frees the blocks and ACKs. An item waits for nothing while it holds blocks, so there is nothing to
  * reserve beforehand. The choices of one request share the tensor of a lease.
  */
-export class FeatureShim implements FeatureSource<undefined> {
+export class FeatureShim implements FeatureSource<'staged'> {
   readonly #options: FeatureShimOptions
   readonly #link: BlockLink
   /** Tensors, pulled or being pulled, by their source: one object for all choices of a request. */
@@ -34,13 +34,17 @@ export class FeatureShim implements FeatureSource<undefined> {
     this.#link = new BlockLink('feature', options)
   }
 
-  async reserve (_media: RemoteMedia, signal: AbortSignal): Promise<undefined> {
-    signal.throwIfAborted()
+  tryReserve (): 'staged' {
+    return 'staged'
+  }
+
+  async reserve (): Promise<'staged'> {
+    return 'staged'
   }
 
   cancel (): void {}
 
-  async fetch (media: RemoteMedia, _reservation: undefined, call: FetchCall): Promise<Fetched> {
+  async fetch (media: RemoteMedia, _reservation: 'staged', call: FetchCall): Promise<Fetched> {
     for (;;) {
       call.signal.throwIfAborted()
       const shared = this.#tensors.get(media.source)

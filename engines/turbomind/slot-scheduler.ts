@@ -74,7 +74,7 @@ export class SlotScheduler implements BatchScheduler {
 
   schedule (): Batch | undefined {
     this.#join()
-    const decoding = this.#running.filter(sequence => sequence.prefillLeft === 0)
+    const decoding = this.#running.filter(sequence => sequence.decodes)
     if (!(decoding.length > 0 && this.#lastWasPrefill)) {
       const chunks = prefillChunks(this.#running, this.#options.maxPrefillTokens)
       if (chunks.length > 0) {

@@ -87,3 +87,13 @@ t.test('every lease ends exactly once under any order of calls', async (t) => {
     t.equal(table.openCount, 0)
   }
 })
+
+t.test('session numbers can\'t be guessed from one another', t => {
+  const table = new LeaseTable(1)
+  const ids = Array.from({ length: 50 }, () => table.open({ consumer: '', pool: 'feature', blocks: [], ttlMs: 1000, onEnd: () => {} }).sessionId)
+  t.ok(ids.every(id => Number.isSafeInteger(id) && id > 0))
+  t.equal(new Set(ids).size, 50)
+  t.notOk(ids.some((id, i) => Math.abs(id - (ids[i - 1] ?? 0)) < 1000))
+  table.close()
+  t.end()
+})

@@ -297,7 +297,7 @@ t.test('a request is aborted by its id, and leases end by session id or lease id
   h.engine.endSession(b.lease)
   h.engine.endSession(123456)
   t.equal(h.leases.openCount, 1)
-  t.match(h.engine.gauges(), { epd_leases_open: 1, epd_feature_blocks_total: 64, epd_feature_blocks_cached: 0 })
+  t.match(h.engine.gauges(), { epd_leases_open: 1, epd_feature_blocks_capacity: 64, epd_feature_blocks_cached: 0 })
   h.ack([c])
   t.equal(h.counters.acks, 1)
   checkIdle(t, h)
@@ -398,7 +398,7 @@ t.test('features pulled over the link are those in the blocks, and the ACK ends 
   await until(() => engine.gauges().epd_leases_open === 0, 'the ACK has ended the lease')
   t.equal(engine.counters.acks, 1)
   engine.clearCache()
-  t.match(engine.gauges(), { epd_feature_blocks_total: 16, epd_feature_blocks_free: 16 })
+  t.match(engine.gauges(), { epd_feature_blocks_capacity: 16, epd_feature_blocks_free: 16 })
 })
 
 t.test('an engine that can\'t be made says why', async (t: Test) => {

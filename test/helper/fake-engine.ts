@@ -8,7 +8,7 @@ export class FakeEngine implements EngineService {
   readonly model = { name: 'fake-vlm', fingerprint: 'f'.repeat(64) }
   readonly epoch = 4711
   readonly counters = new EngineCounters()
-  readonly values: Partial<Record<GaugeName, number>> = { epd_feature_blocks_total: 8, epd_feature_blocks_free: 5, epd_feature_blocks_cached: 3 }
+  readonly values: Partial<Record<GaugeName, number>> = { epd_feature_blocks_capacity: 8, epd_feature_blocks_free: 5, epd_feature_blocks_cached: 3 }
   readonly statuses: Record<string, number> = {}
   readonly linked: object[] = []
   readonly linkTraces: Array<string | undefined> = []

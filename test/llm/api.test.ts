@@ -89,6 +89,16 @@ t.test('an engine with vision', async t => {
     t.equal(streamed.filter(chunk => chunk.choices?.[0]?.logprobs).length, content.length)
   })
 
+  await t.test('/v1/completions: the sampled token is among the likeliest ones, and offsets are the same streamed or whole', async t => {
+    interface Logprobs { tokens: string[], token_logprobs: number[], top_logprobs: Array<Record<string, number>>, text_offset: number[] }
+    const body = { prompt: 'One day', logprobs: 1, temperature: 2, seed: 7, max_tokens: 40, ignore_eos: true, stop: ['never to be seen'] }
+    const whole = (await send(engine, body, {}, 'completions') as { json: { choices: Array<{ logprobs: Logprobs }> } }).json.choices[0]!.logprobs
+    t.ok(whole.tokens.every((token, i) => whole.top_logprobs[i]![token] === whole.token_logprobs[i]), 'each is there with its own log probability')
+    t.ok(whole.top_logprobs.some(top => Object.keys(top).length === 2), 'also one that is not the likeliest')
+    const chunks = await events(await send(engine, { ...body, stream: true }, {}, 'completions')) as Array<{ choices?: Array<{ logprobs: Logprobs | null }> }>
+    t.same(chunks.flatMap(chunk => chunk.choices?.[0]?.logprobs?.text_offset ?? []), whole.text_offset)
+  })
+
   await t.test('/v1/completions takes text, ids and lists, and has its own shape', async t => {
     const prompt = '<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n'
     const complete = async (body: object): Promise<Completion & { choices: Array<{ text: string }> }> =>
@@ -293,7 +303,7 @@ t.test('without vision the vision encoder\'s file is never opened; closing fails
   await engine.close()
   t.match(await end, { status: 503, code: 'draining' })
   t.match(await failure(ask(engine, hello)), { status: 503, code: 'draining' })
-  await until(() => engine.gauges().epd_kv_blocks_free! + engine.gauges().epd_kv_blocks_cached! === engine.gauges().epd_kv_blocks_total, 'all blocks are back')
+  await until(() => engine.gauges().epd_kv_blocks_free! + engine.gauges().epd_kv_blocks_cached! === engine.gauges().epd_kv_blocks_capacity, 'all blocks are back')
 })
 
 t.test('an engine that can\'t start says why', async t => {

@@ -159,12 +159,12 @@ export async function checkIdle (t: Test, ...all: Array<LlmService | EncoderEngi
   await until(() => all.every(engine => Object.values(engine.sequences()).every(n => n === 0) && engine.gauges().epd_leases_open === 0), 'the engines are idle')
   for (const engine of all) {
     const before = engine.gauges()
-    t.equal((before.epd_feature_blocks_free ?? 0) + (before.epd_feature_blocks_cached ?? 0), before.epd_feature_blocks_total ?? 0, 'feature blocks are free or cached')
-    t.equal((before.epd_kv_blocks_free ?? 0) + (before.epd_kv_blocks_cached ?? 0), before.epd_kv_blocks_total ?? 0, 'KV blocks are free or cached')
+    t.equal((before.epd_feature_blocks_free ?? 0) + (before.epd_feature_blocks_cached ?? 0), before.epd_feature_blocks_capacity ?? 0, 'feature blocks are free or cached')
+    t.equal((before.epd_kv_blocks_free ?? 0) + (before.epd_kv_blocks_cached ?? 0), before.epd_kv_blocks_capacity ?? 0, 'KV blocks are free or cached')
     if ('runtime' in engine) engine.runtime?.engine.checkIntegrity()
     engine.clearCache()
     const after = engine.gauges()
-    t.equal(after.epd_feature_blocks_free, after.epd_feature_blocks_total)
-    t.equal(after.epd_kv_blocks_free ?? 0, after.epd_kv_blocks_total ?? 0)
+    t.equal(after.epd_feature_blocks_free, after.epd_feature_blocks_capacity)
+    t.equal(after.epd_kv_blocks_free ?? 0, after.epd_kv_blocks_capacity ?? 0)
   }
 }

@@ -221,7 +221,7 @@ t.test('metrics carry every name of the design, read at the moment of asking', a
   engine.counters.acks = 1
   engine.counters.observe('time_to_first_token', 0.02)
   const { text } = await get('/metrics')
-  for (const name of ['epd_feature_blocks_total', 'epd_feature_blocks_free', 'epd_feature_blocks_cached', 'epd_kv_blocks_total', 'epd_kv_blocks_free',
+  for (const name of ['epd_feature_blocks_capacity', 'epd_feature_blocks_free', 'epd_feature_blocks_cached', 'epd_kv_blocks_capacity', 'epd_kv_blocks_free',
     'epd_kv_blocks_cached', 'epd_leases_open', 'epd_encoded_items_total', 'epd_encoder_cache_hits_total', 'epd_migrated_bytes_total', 'epd_acks_total']) {
     t.type(metric(text, name), 'number', name)
   }
@@ -319,4 +319,34 @@ t.test('what does not finish within the grace time is aborted', async t => {
   await server.close(20)
   t.equal((await running).status, 499)
   t.equal(engine.closed, 1)
+})
+
+t.test('without a key operators\' routes answer this machine only, and no page of another site', async t => {
+  const { get, post, server } = await start(t)
+  const refused: Array<Record<string, string>> = [
+    { 'x-forwarded-for': '10.0.0.9' },
+    { host: 'engine.example', origin: 'http://engine.example' },
+    { host: 'engine.example', 'user-agent': 'Mozilla/5.0' },
+    { host: 'engine.example', 'sec-fetch-site': 'same-origin' }
+  ]
+  for (const headers of refused) {
+    for (const path of ['/abort_request', '/distserve/free_cache', '/distserve/clear_cache', '/distserve/p2p_connect', '/distserve/p2p_drop_connect', '/distserve/p2p_initialize']) {
+      t.match(await post(path, {}, headers), { status: 403, json: { error: { code: 'forbidden' } } }, `${path} ${JSON.stringify(headers)}`)
+    }
+    t.equal((await get('/distserve/engine_info', headers)).status, 403)
+    t.equal((await get('/health', headers)).status, 200)
+  }
+  t.equal((await post('/distserve/clear_cache', {}, { host: 'engine.example' })).status, 200, 'engines and tools may use any name')
+  t.equal((await post('/distserve/clear_cache', {}, { origin: server.url })).status, 200)
+  const keyed = await start(t, { apiKey: 'secret' })
+  t.equal((await keyed.post('/distserve/clear_cache', {})).status, 401)
+  t.equal((await keyed.post('/distserve/clear_cache', {}, { authorization: 'Bearer secret', 'x-forwarded-for': '10.0.0.9' })).status, 200)
+})
+
+t.test('the names of gauges are Prometheus\', and the old ones stay for a while', async t => {
+  const { get } = await start(t)
+  const { text } = await get('/metrics')
+  const gauges = [...text.matchAll(/^# TYPE (\S+) gauge$/gm)].map(match => match[1] as string)
+  t.same(gauges.filter(name => name.endsWith('_total')), ['epd_feature_blocks_total', 'epd_kv_blocks_total'])
+  t.equal(metric(text, 'epd_kv_blocks_total'), metric(text, 'epd_kv_blocks_capacity'))
 })

@@ -97,3 +97,17 @@ t.test('spans that no gateway accepts fail nothing', async t => {
   await server.close()
   t.ok(performance.now() - before < 4_000, 'and delay nothing for long')
 })
+
+t.test('a proxy that knows no encoders is asked once, and the log says so', async t => {
+  const proxy = await gateway(t)
+  proxy.state.status = 422
+  const errors: string[] = []
+  const registration = startRegistration({ proxyUrl: proxy.url, url: 'http://e', role: 4, models: ['m'], log: { ...LOG, error: (_data, message) => { errors.push(message) } }, ...QUICK })
+  await until(() => errors.length > 0, 'it gives up')
+  t.match(errors, [/knows no encoders/])
+  await registration.close()
+  t.equal(proxy.added.length, 1)
+  const hybrid = startRegistration({ proxyUrl: proxy.url, url: 'http://pd', role: 1, models: ['m'], log: LOG, ...QUICK })
+  await until(() => proxy.added.length > 2, 'other roles are tried again')
+  await hybrid.close()
+})

@@ -20,7 +20,7 @@ t.test('by itself', async t => {
     t.match(engine.info(), {
       backend: 'turbomind', role: 1, vision: 'full', block_size: 300, num_gpu_blocks: 2, produces: [], accepts: ['features:epd-zmq/1'], kv: { slots: 2, session_len: 300 }, feature: { block_tokens: 32 }
     })
-    t.match(engine.gauges(), { epd_kv_blocks_total: 2, epd_kv_blocks_free: 2 })
+    t.match(engine.gauges(), { epd_kv_blocks_capacity: 2, epd_kv_blocks_free: 2 })
     t.equal(endpointOf(engine).pools.kv, undefined, 'no engine can pull its KV')
     await t.rejects(startTurbomind(t, { role: 'prefill' }), { code: 'unsupported', message: /no role prefill/ })
   })
@@ -93,7 +93,7 @@ t.test('behind an encoder', async t => {
     t.equal(new Set(answer.choices.map(choice => choice.message.content)).size, 1)
     t.equal(engine.counters.migratedBytes - migratedBytes, (results[0]!.num_tokens + results[1]!.num_tokens) * results[0]!.hidden_size * 4, 'no byte beyond the features, whatever the number of choices')
     await until(() => encoder.counters.acks === acks + 2, 'both leases are ACKed')
-    t.match(engine.gauges(), { epd_feature_blocks_free: engine.gauges().epd_feature_blocks_total, epd_feature_blocks_cached: 0 })
+    t.match(engine.gauges(), { epd_feature_blocks_free: engine.gauges().epd_feature_blocks_capacity, epd_feature_blocks_cached: 0 })
     t.equal(answer.usage.prompt_tokens_details.image_tokens, results[0]!.num_tokens + results[1]!.num_tokens)
     await checkIdle(t, engine, encoder)
   })
@@ -178,7 +178,7 @@ t.test('a flipped byte is features_corrupt, a pull that stalls can be cancelled,
   const call = failure(ask(engine, withResults(stuck, QUESTION), { signal: stop.signal }))
   await until(() => proxy.passed > 9000, 'the pull is under way')
   t.equal(engine.sequences().EPD_MIGRATION_LOCKED, 1)
-  t.ok((engine.gauges().epd_feature_blocks_free ?? 0) < (engine.gauges().epd_feature_blocks_total ?? 0), 'it lands in staging blocks')
+  t.ok((engine.gauges().epd_feature_blocks_free ?? 0) < (engine.gauges().epd_feature_blocks_capacity ?? 0), 'it lands in staging blocks')
   stop.abort()
   t.match(await call, { status: 499, code: 'cancelled' })
   await checkIdle(t, engine)

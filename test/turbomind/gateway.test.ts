@@ -15,8 +15,8 @@ async function gauge (url: string, name: string): Promise<number> {
 
 async function atRest (...urls: string[]): Promise<void> {
   for (const url of urls) {
-    await until(async () => await gauge(url, 'epd_leases_open') === 0 && await gauge(url, 'epd_feature_blocks_free') + await gauge(url, 'epd_feature_blocks_cached') === await gauge(url, 'epd_feature_blocks_total') &&
-      await gauge(url, 'epd_kv_blocks_free') + await gauge(url, 'epd_kv_blocks_cached') === await gauge(url, 'epd_kv_blocks_total'), `${url} is at rest`)
+    await until(async () => await gauge(url, 'epd_leases_open') === 0 && await gauge(url, 'epd_feature_blocks_free') + await gauge(url, 'epd_feature_blocks_cached') === await gauge(url, 'epd_feature_blocks_capacity') &&
+      await gauge(url, 'epd_kv_blocks_free') + await gauge(url, 'epd_kv_blocks_cached') === await gauge(url, 'epd_kv_blocks_capacity'), `${url} is at rest`)
   }
 }
 

@@ -14,6 +14,8 @@ export interface ChoiceOptions {
   readonly stop: readonly string[]
   readonly includeStop: boolean
   onEvent (event: ChoiceEvent): void
+  /** The reader of its events is far behind. */
+  isFull (): boolean
 }
 
 /** One of the `n` answers: tokens in, text out. */
@@ -28,6 +30,10 @@ export class Choice implements SequenceSink {
     this.index = options.index
     this.#options = options
     this.#stops = new StopStrings(options.stop, options.includeStop)
+  }
+
+  get full (): boolean {
+    return this.#options.isFull()
   }
 
   onToken (_sequence: Sequence, token: SampledToken): boolean {
@@ -48,10 +54,23 @@ export function finishReason (outcome: Outcome): 'stop' | 'length' | undefined {
   return outcome.kind === 'stop' || outcome.kind === 'length' ? outcome.kind : undefined
 }
 
-/** Choice events on their way to one reader. Bounded by what the request may generate. */
+/** From so many unread events on, no more tokens are computed for their reader. */
+const MAX_UNREAD = 512
+
+/** Choice events on their way to one reader. */
 export class EventQueue {
+  readonly #onRead: () => void
   #events: ChoiceEvent[] = []
   #wake: (() => void) | undefined
+
+  /** @param onRead called when a full queue has been read */
+  constructor (onRead: () => void) {
+    this.#onRead = onRead
+  }
+
+  get full (): boolean {
+    return this.#events.length >= MAX_UNREAD
+  }
 
   push (event: ChoiceEvent): void {
     this.#events.push(event)
@@ -66,6 +85,7 @@ export class EventQueue {
     }
     const events = this.#events
     this.#events = []
+    if (events.length >= MAX_UNREAD) this.#onRead()
     return events
   }
 }

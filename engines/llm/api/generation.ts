@@ -29,7 +29,7 @@ export class Generation {
   readonly #prompts: readonly Prompt[]
   readonly #params: GenerationParams
   readonly #engine: LlmEngine
-  readonly #queue = new EventQueue()
+  readonly #queue: EventQueue
   /** Choices whose end has not been read, and choices that have not ended. */
   #left: number
   #live: number
@@ -44,6 +44,7 @@ export class Generation {
     this.#prompts = prompts
     this.#params = params
     this.#engine = parts.engine
+    this.#queue = new EventQueue(() => { parts.engine.wake() })
     this.#left = this.#live = prompts.length * params.n
     this.#onEnded = onEnded
     // Each of the n choices holds a reference; all are taken before the first choice can end.
@@ -56,7 +57,7 @@ export class Generation {
   #submit ({ engine, tokenizer, keep }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
     const { sampling, maxTokens, stop, includeStop, skipSpecial } = this.#params
     const choice = new Choice({
-      index: this.choices.length, detokenizer: tokenizer.detokenizer(skipSpecial), stop, includeStop, onEvent: event => this.#take(event)
+      index: this.choices.length, detokenizer: tokenizer.detokenizer(skipSpecial), stop, includeStop, onEvent: event => this.#take(event), isFull: () => this.#queue.full
     })
     this.choices.push(choice)
     choice.sequence = engine.submit({

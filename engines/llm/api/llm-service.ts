@@ -84,6 +84,8 @@ export class LlmService implements EngineService {
   readonly #target: RequestTarget
   #runtime: LlmRuntime | undefined
   readonly #open = new Map<string, OpenRequest>()
+  /** Sequences of requests that were let in and whose prompts are being made. */
+  #coming = 0
   #closing: Promise<void> | undefined
 
   constructor (parts: LlmServiceParts) {
@@ -133,10 +135,10 @@ export class LlmService implements EngineService {
     const features = this.#parts.features.stats
     const kv = this.#parts.scheduler.stats
     // A decode engine has no features.
-    const featureGauges = this.role === 'decode' ? {} : { epd_feature_blocks_total: features.total, epd_feature_blocks_free: features.free, epd_feature_blocks_cached: features.cached }
+    const featureGauges = this.role === 'decode' ? {} : { epd_feature_blocks_capacity: features.total, epd_feature_blocks_free: features.free, epd_feature_blocks_cached: features.cached }
     return {
       ...featureGauges,
-      epd_kv_blocks_total: kv.total,
+      epd_kv_blocks_capacity: kv.total,
       epd_kv_blocks_free: kv.free,
       epd_kv_blocks_cached: kv.cached,
       epd_kv_blocks_spilled: kv.spilled ?? 0,
@@ -164,11 +166,17 @@ export class LlmService implements EngineService {
     const { body, sessionId } = readCall(call.body, this.model)
     const request = read(body)
     const runtime = this.#runtime ?? await this.#parts.runtime
-    const stop = this.#register(call, sessionId)
+    const admitted = this.#admit(runtime, request)
+    let stop: AbortController
+    try {
+      stop = this.#register(call, sessionId)
+    } catch (err) {
+      this.#coming -= admitted
+      throw err
+    }
     const handoff = request.preserve ? new Handoff({ engineId: this.#parts.engineId, grants: this.#grants, engine: runtime.engine }, call) : undefined
     let generation: Generation
     try {
-      this.#admit(runtime, request)
       const { features, staging } = this.#parts
       const prompts = await buildPrompts(request, { ...runtime, model: this.model, features, staging }, { signal: stop.signal, context: call.context, tenant: call.tenant })
       const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, keep: handoff?.keep }
@@ -176,6 +184,8 @@ export class LlmService implements EngineService {
     } catch (err) {
       this.#open.delete(call.requestId)
       throw err
+    } finally {
+      this.#coming -= admitted
     }
     const onAbort = (): void => generation.cancel(stop.signal.reason as Error)
     if (stop.signal.aborted) onAbort()
@@ -201,13 +211,15 @@ export class LlmService implements EngineService {
     return stop
   }
 
-  #admit ({ engine }: LlmRuntime, { params, texts }: ParsedRequest): void {
+  /** How many sequences the request may make. */
+  #admit ({ engine }: LlmRuntime, { params, texts }: ParsedRequest): number {
     const wanted = params.n * texts
     const { maxLive } = this.#parts
     if (wanted > maxLive) throw new EngineError('invalid_request', `the request asks for ${wanted} choices in all, this engine holds ${maxLive}`, { param: 'n' })
-    if (engine.live.size + wanted > maxLive) {
-      throw new EngineError('busy', `${engine.live.size} sequences already run or wait`)
-    }
+    const live = engine.live.size + this.#coming
+    if (live + wanted > maxLive) throw new EngineError('busy', `${live} sequences already run or wait`)
+    this.#coming += wanted
+    return wanted
   }
 
   /** Also ends the leases of a request that was answered: a caller that aborts it has not read the answer. */

@@ -40,7 +40,8 @@ export class CompletionLogprobs {
     if (entry === undefined) return
     this.tokens.push(entry.token)
     this.token_logprobs.push(entry.logprob)
-    this.top_logprobs.push(Object.fromEntries(entry.top_logprobs.map(t => [t.token, t.logprob])))
+    // The sampled token is always among them: one more than asked for when it is none of the likeliest.
+    this.top_logprobs.push(Object.fromEntries([...entry.top_logprobs, entry].map(t => [t.token, t.logprob])))
     this.text_offset.push(offset)
   }
 }

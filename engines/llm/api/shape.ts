@@ -66,13 +66,15 @@ export function chatShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: bo
 
 export function completionShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: boolean): AnswerShape {
   const { before, after } = chunkParts('text_completion', head, withUsage)
+  /** Where the next token of a choice begins: the text of the tokens before it, sent yet or held back. */
   const offsets = new Map<number, number>()
-  const logprobsOf = (tokens: readonly SampledToken[], offset: number): CompletionLogprobs | null => {
+  const logprobsOf = (index: number, tokens: readonly SampledToken[]): CompletionLogprobs | null => {
     if (tokens[0]?.logprob === undefined) return null
     const logprobs = new CompletionLogprobs()
     for (const token of tokens) {
+      const offset = offsets.get(index) ?? 0
       logprobs.add(tokenizer, token, offset)
-      offset += logprobs.tokens.at(-1)?.length ?? 0
+      offsets.set(index, offset + (logprobs.tokens.at(-1)?.length ?? 0))
     }
     return logprobs
   }
@@ -81,9 +83,7 @@ export function completionShape (head: AnswerHead, tokenizer: Tokenizer, withUsa
   return {
     opening: () => undefined,
     piece (index, text, token) {
-      const offset = offsets.get(index) ?? 0
-      const logprobs = token === undefined ? null : logprobsOf([token], offset)
-      offsets.set(index, offset + text.length)
+      const logprobs = token === undefined ? null : logprobsOf(index, [token])
       return text === '' && logprobs === null ? undefined : chunk(index, text, logprobs, 'null')
     },
     closing: (index, outcome) => chunk(index, '', null, JSON.stringify(finishReason(outcome))),
@@ -93,7 +93,7 @@ export function completionShape (head: AnswerHead, tokenizer: Tokenizer, withUsa
       object: 'text_completion',
       created: head.created,
       model: head.model,
-      choices: choices.map(({ text, tokens, outcome }, index) => ({ index, text, logprobs: logprobsOf(tokens, 0), finish_reason: finishReason(outcome) })),
+      choices: choices.map(({ text, tokens, outcome }, index) => ({ index, text, logprobs: logprobsOf(index, tokens), finish_reason: finishReason(outcome) })),
       usage,
       system_fingerprint: head.system_fingerprint
     })

@@ -36,25 +36,33 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
     this.#link = new BlockLink('feature', options)
   }
 
-  /** Finds the item, or reserves blocks for it, waiting for room. From here on the item holds its entry. */
+  /** Finds the item, or reserves blocks for it if there is room. From here on the item holds its entry. */
+  tryReserve (media: RemoteMedia): Reservation | undefined {
+    const { features } = this.#options
+    const found = features.lookup(media.contentHash)
+    if (found?.state === 'ready' && found.numTokens === media.numTokens) {
+      this.#hold(media, found)
+      return { kind: 'cached' }
+    }
+    const pull = this.#pulls.get(media.contentHash)
+    if (pull !== undefined) return { kind: 'another', pull }
+    // An unusable entry, which this engine's own encoder is filling, or of another length: pull into a private one beside it.
+    const key = found === undefined ? media.contentHash : `${media.contentHash}#${++this.#privateKeys}`
+    const entry = features.reserve(key, this.#blocksOf(media), { numTokens: media.numTokens, grid: media.grid })
+    return entry === undefined ? undefined : this.#startPull(media, entry)
+  }
+
   async reserve (media: RemoteMedia, signal: AbortSignal): Promise<Reservation> {
-    const { features, blockTokens, roomTimeoutMs } = this.#options
-    const blocks = Math.ceil(media.numTokens / blockTokens)
     for (;;) {
       signal.throwIfAborted()
-      const found = features.lookup(media.contentHash)
-      if (found?.state === 'ready' && found.numTokens === media.numTokens) {
-        this.#hold(media, found)
-        return { kind: 'cached' }
-      }
-      const pull = this.#pulls.get(media.contentHash)
-      if (pull !== undefined) return { kind: 'another', pull }
-      // An unusable entry, which this engine's own encoder is filling, or of another length: pull into a private one beside it.
-      const key = found === undefined ? media.contentHash : `${media.contentHash}#${++this.#privateKeys}`
-      const entry = features.reserve(key, blocks, { numTokens: media.numTokens, grid: media.grid })
-      if (entry !== undefined) return this.#startPull(media, entry)
-      await features.waitForRoom(blocks, { signal, timeoutMs: roomTimeoutMs })
+      const reservation = this.tryReserve(media)
+      if (reservation !== undefined) return reservation
+      await this.#options.features.waitForRoom(this.#blocksOf(media), { signal, timeoutMs: this.#options.roomTimeoutMs })
     }
+  }
+
+  #blocksOf ({ numTokens }: RemoteMedia): number {
+    return Math.ceil(numTokens / this.#options.blockTokens)
   }
 
   #startPull (media: RemoteMedia, entry: FeatureEntry): Reservation {

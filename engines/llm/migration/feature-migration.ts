@@ -1,5 +1,6 @@
 import type { Attributes } from '@opentelemetry/api'
 import { ATTR } from '../../../adapters/wire/semconv.ts'
+import { Semaphore } from '../../service/waiting.ts'
 import type { RemoteMedia } from '../sequence/prompt.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { finishEpdMigration, lockEpdMigration, startEpdMigration } from '../sequence/states.ts'
@@ -11,7 +12,9 @@ import { transferAttributes, type MigrationPath } from './migration-loop.ts'
  * reservation of type `R` ends by one `fetch` or one `cancel`.
  */
 export interface FeatureSource<R = unknown> {
-  /** Finds the item in the cache, or reserves room for it. Rejects with the signal's reason, or CacheError for lack of room. */
+  /** Finds the item in the cache, or reserves room that is there; undefined when it would have to wait. */
+  tryReserve (media: RemoteMedia): R | undefined
+  /** As `tryReserve`, and waits for room. Rejects with the signal's reason, or CacheError for lack of room. */
   reserve (media: RemoteMedia, signal: AbortSignal): Promise<R>
   /** Gives up a reservation. */
   cancel (reservation: R): void
@@ -26,26 +29,44 @@ export class FeatureMigration implements MigrationPath<unknown[]> {
   readonly pool = 'feature'
   readonly moves = { start: startEpdMigration, lock: lockEpdMigration, finish: finishEpdMigration }
   readonly #source: FeatureSource
-  /** One sequence at a time reserves blocks, so that no two wait for blocks that the other holds. */
-  #reserving: Promise<unknown> = Promise.resolve()
+  /** One sequence at a time waits for blocks, so that no two wait for blocks that the other holds. */
+  readonly #line = new Semaphore(1)
 
   constructor (source: FeatureSource) {
     this.#source = source
   }
 
+  /** A sequence whose features are here, or have room, never waits behind one that lacks it. */
   async reserve (sequence: Sequence, signal: AbortSignal): Promise<unknown[]> {
-    const turn = this.#reserving.then(async () => {
-      const reservations: unknown[] = []
-      try {
-        for (const item of remoteMedia(sequence)) reservations.push(await this.#source.reserve(item, signal))
-        return reservations
-      } catch (err) {
+    signal.throwIfAborted()
+    const media = remoteMedia(sequence)
+    const found = this.#tryReserve(media)
+    if (found !== undefined) return found
+    const leave = await this.#line.enter(signal)
+    const reservations: unknown[] = []
+    try {
+      for (const item of media) reservations.push(await this.#source.reserve(item, signal))
+      return reservations
+    } catch (err) {
+      this.cancel(reservations)
+      throw err
+    } finally {
+      leave()
+    }
+  }
+
+  /** All or nothing, at once. */
+  #tryReserve (media: readonly RemoteMedia[]): unknown[] | undefined {
+    const reservations: unknown[] = []
+    for (const item of media) {
+      const reservation = this.#source.tryReserve(item)
+      if (reservation === undefined) {
         this.cancel(reservations)
-        throw err
+        return undefined
       }
-    })
-    this.#reserving = turn.catch(() => {})
-    return await turn
+      reservations.push(reservation)
+    }
+    return reservations
   }
 
   cancel (reservations: readonly unknown[]): void {

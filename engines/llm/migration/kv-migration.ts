@@ -2,10 +2,13 @@ import type { Attributes } from '@opentelemetry/api'
 import { ATTR } from '../../../adapters/wire/semconv.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall } from './block-link.ts'
 import { transferAttributes, type MigrationPath } from './migration-loop.ts'
+import { Semaphore } from '../../service/waiting.ts'
 import type { WaitOptions } from '../../cache/room-queue.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { finishMigration, lockMigration, startMigration } from '../sequence/states.ts'
 import type { MigrationRequest } from '../sequence/prompt.ts'
+
+const MAX_WAITING = 8
 
 export interface KvMigrationOptions extends BlockLinkOptions {
   /** KV blocks for the prompt; resolves with how many leading ones are in the prefix cache. */
@@ -25,6 +28,8 @@ export class KvMigration implements MigrationPath<number> {
   readonly moves = { start: startMigration, lock: lockMigration, finish: finishMigration }
   readonly #options: KvMigrationOptions
   readonly #link: BlockLink
+  /** Those who wait for blocks, each for a bounded time; the others wait for their turn first. */
+  readonly #line = new Semaphore(MAX_WAITING)
 
   constructor (options: KvMigrationOptions) {
     this.#options = options
@@ -33,7 +38,12 @@ export class KvMigration implements MigrationPath<number> {
 
   /** Resolves with how many leading blocks are cached. */
   async reserve (sequence: Sequence, signal: AbortSignal): Promise<number> {
-    return await this.#options.reserve(sequence, { signal, timeoutMs: this.#options.roomTimeoutMs })
+    const leave = await this.#line.enter(signal)
+    try {
+      return await this.#options.reserve(sequence, { signal, timeoutMs: this.#options.roomTimeoutMs })
+    } finally {
+      leave()
+    }
   }
 
   /** Nothing to do: the blocks belong to the sequence and are freed with it. */

@@ -2,6 +2,7 @@ import { trace, type Attributes } from '@opentelemetry/api'
 import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../../adapters/wire/semconv.ts'
 import { failSpan, spanTime } from '../../../adapters/wire/spans.ts'
 import type { PoolName } from '../../cache/index.ts'
+import { Semaphore } from '../../service/waiting.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { failMigration } from '../sequence/states.ts'
 import type { FetchCall } from './block-link.ts'
@@ -34,58 +35,56 @@ export interface MigrationPath<R = unknown> {
 
 export interface MigrationOptions {
   readonly path: MigrationPath
-  /** Sequences that migrate at once. */
+  /** Sequences whose blocks are transferred at once. */
   readonly concurrency: number
   /** The migration succeeded (true), or the sequence is STOPPED or ABORTED (false). */
   onSettled (sequence: Sequence, migrated: boolean): void
 }
 
-/** The loop beside the main loop: brings sequences along one path to the scheduler. Decoding never waits for it. */
+/**
+ * Beside the main loop: brings sequences along one path to the scheduler. Decoding never waits for it. A sequence that waits
+ * for room holds up none that has it.
+ */
 export class MigrationLoop {
   readonly #options: MigrationOptions
-  readonly #queue: Sequence[] = []
   readonly #active = new Map<Sequence, AbortController>()
+  /** Transfers under way. */
+  readonly #transfers: Semaphore
 
   constructor (options: MigrationOptions) {
     this.#options = options
+    this.#transfers = new Semaphore(options.concurrency)
   }
 
   /** Takes a sequence that waits for migration. */
   add (sequence: Sequence): void {
-    this.#queue.push(sequence)
-    this.#pump()
+    const { path, onSettled } = this.#options
+    const controller = new AbortController()
+    this.#active.set(sequence, controller)
+    path.moves.start(sequence)
+    this.#migrate(sequence, controller.signal).then(migrated => {
+      this.#active.delete(sequence)
+      onSettled(sequence, migrated)
+    })
   }
 
-  /** The sequence was interrupted: takes it out of the queue, or aborts its pulls. */
+  /** The sequence was interrupted: it waits no longer, and its pulls are aborted. */
   cancel (sequence: Sequence): void {
-    const at = this.#queue.indexOf(sequence)
-    if (at >= 0) this.#queue.splice(at, 1)
     this.#active.get(sequence)?.abort(sequence.interruption?.error)
-  }
-
-  #pump (): void {
-    const { path, concurrency, onSettled } = this.#options
-    while (this.#active.size < concurrency) {
-      const sequence = this.#queue.shift()
-      if (sequence === undefined) return
-      const controller = new AbortController()
-      this.#active.set(sequence, controller)
-      path.moves.start(sequence)
-      this.#migrate(sequence, controller.signal).then(migrated => {
-        this.#active.delete(sequence)
-        onSettled(sequence, migrated)
-        this.#pump()
-      })
-    }
   }
 
   /** Moves one sequence through its states: reserve, lock, fetch, finish. Never rejects. */
   async #migrate (sequence: Sequence, signal: AbortSignal): Promise<boolean> {
     const { path } = this.#options
+    let leave: (() => void) | undefined
     const attributes = { [ATTR.pool]: path.pool, [ATTR.requestId]: sequence.requestId }
     const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(SPAN.engineMigrate, { startTime: spanTime(), attributes }, sequence.context)
     try {
       const reservation = await path.reserve(sequence, signal)
+      leave = await this.#transfers.enter(signal).catch(reason => {
+        path.cancel(reservation)
+        throw reason
+      })
       if (!path.moves.lock(sequence)) {
         path.cancel(reservation)
         return false
@@ -98,6 +97,7 @@ export class MigrationLoop {
       failMigration(sequence, error)
       return false
     } finally {
+      leave?.()
       span.end(spanTime())
     }
   }

@@ -98,7 +98,7 @@ export class Scheduler implements BatchScheduler {
   }
 
   #next (): Batch | undefined {
-    const decoding = this.#running.some(s => s.prefillLeft === 0)
+    const decoding = this.#running.some(s => s.decodes)
     const joined = this.#admit()
     if (joined.length > 0) return { kind: 'join', sequences: joined }
     const chunks = decoding && this.#lastWasPrefill ? [] : prefillChunks(this.#running, this.#options.maxPrefillTokens)
@@ -203,10 +203,10 @@ export class Scheduler implements BatchScheduler {
   /** Sequences for a decode step, each with a block for the token it is about to write. */
   #decodable (): Sequence[] {
     for (const sequence of [...this.#running]) {
-      if (sequence.prefillLeft > 0) continue
+      if (!sequence.decodes) continue
       while (sequence.state === 'RUNNING' && !this.#held.grow(sequence)) this.#evict(this.#running[this.#running.length - 1] as Sequence)
     }
-    return this.#running.filter(s => s.prefillLeft === 0)
+    return this.#running.filter(s => s.decodes)
   }
 
   #evict (sequence: Sequence): void {

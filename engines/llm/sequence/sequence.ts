@@ -22,6 +22,8 @@ export interface SequenceSink {
   /** One more token. True: the text so far ends the sequence (a stop string). */
   onToken (sequence: Sequence, token: SampledToken): boolean
   onEnd (sequence: Sequence, outcome: Outcome): void
+  /** Its reader is so far behind that no more tokens are computed until it has caught up. */
+  readonly full?: boolean
 }
 
 /** KV blocks that stay referenced after a sequence has completed, until `release` is called, once. */
@@ -125,6 +127,11 @@ export class Sequence {
 
   get generated (): number {
     return this.tokens.length - this.promptLength
+  }
+
+  /** A decode step may compute its next token. */
+  get decodes (): boolean {
+    return this.prefillLeft === 0 && this.sink.full !== true
   }
 
   /** The last token is always left to a decode step, which samples from it; prefill computes all before it. */
