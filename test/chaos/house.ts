@@ -132,7 +132,7 @@ export class Engine {
     const value = (name: string): number => metric(text, name) ?? 0
     if (value('epd_leases_open') !== 0) return `${value('epd_leases_open')} leases are open`
     for (const pool of ['feature', 'kv']) {
-      const [total, free, cached] = ['total', 'free', 'cached'].map(what => value(`epd_${pool}_blocks_${what}`)) as [number, number, number]
+      const [total, free, cached] = ['capacity', 'free', 'cached'].map(what => value(`epd_${pool}_blocks_${what}`)) as [number, number, number]
       if (free + cached !== total) return `${pool} blocks: ${free} free + ${cached} cached of ${total}`
     }
     return text.split('\n').find(line => line.startsWith('epd_sequences{') && !line.endsWith(' 0'))
@@ -143,7 +143,7 @@ export class Engine {
     await this.clearCache()
     const text = await this.metrics()
     for (const pool of ['feature', 'kv']) {
-      const [total, free] = ['total', 'free'].map(what => metric(text, `epd_${pool}_blocks_${what}`) ?? 0)
+      const [total, free] = ['capacity', 'free'].map(what => metric(text, `epd_${pool}_blocks_${what}`) ?? 0)
       if (free !== total) return `${pool} blocks: ${free} free of ${total} after clearing`
     }
   }

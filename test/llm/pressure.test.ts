@@ -15,7 +15,7 @@ t.test('no tokens are computed for a client that does not read, until it reads a
   const answer = await send(engine, body)
   const live = [...engine.runtime!.engine.live]
   t.equal(live.length, 2)
-  await until(() => live.every(sequence => sequence.sink.full), 'its events have piled up')
+  await until(() => live.every(sequence => sequence.sink.full), 'its events have piled up', 60_000)
   const generated = live.map(sequence => sequence.generated)
   t.ok(generated.every(n => n < 400), `${generated.join()} tokens`)
   await ask(engine, { messages: [user('Hello')], max_tokens: 20, ignore_eos: true })

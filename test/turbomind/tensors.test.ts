@@ -40,8 +40,17 @@ t.test('the choices of a request share one copy of its features', async t => {
   for (let i = 0; i < 4; i++) {
     features.ref(entry)
     engine.submit({
-      id: i, requestId: 'r', tokens: [1, 2, 3, 4], positions: { axes: 1, values: new Int32Array(4), next: 4 }, spans: [], media: [{ contentHash: 'h', numTokens: 3, grid: [], features: entry }],
-      cacheSalt: '', sampling: {} as SequenceInit['sampling'], maxTokens: 1, context: ROOT_CONTEXT, sink: { onToken: () => false, onEnd: () => {} }
+      id: i,
+      requestId: 'r',
+      tokens: [1, 2, 3, 4],
+      positions: { axes: 1, values: new Int32Array(4), next: 4 },
+      spans: [],
+      media: [{ contentHash: 'h', numTokens: 3, grid: [], features: entry }],
+      cacheSalt: '',
+      sampling: {} as SequenceInit['sampling'],
+      maxTokens: 1,
+      context: ROOT_CONTEXT,
+      sink: { onToken: () => false, onEnd: () => {} }
     })
   }
   t.equal(tensors.length, 4)
