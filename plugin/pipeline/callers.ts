@@ -22,6 +22,8 @@ export class Caller {
   readonly media: readonly MediaItem[]
   readonly #exchange: Origin
   readonly #encodedBy: string[] = []
+  /** Items that no encode call has come for yet. */
+  readonly #unclaimed: MediaItem[]
   #span: OpenStage | undefined
   #tokens = 0
   /** Items that are encoded. */
@@ -32,6 +34,7 @@ export class Caller {
     this.id = exchange.callId
     this.model = exchange.request.body.model
     this.media = exchange.request.body.media
+    this.#unclaimed = [...this.media]
     this.#exchange = exchange
   }
 
@@ -40,12 +43,21 @@ export class Caller {
     return this.#encoded >= this.media.length
   }
 
-  /** Positions of the items whose URLs hash so, each position once. */
-  itemsOf (keys: readonly string[]): MediaItem[] {
-    const left = [...this.media]
+  /** Are these the hashes of the URLs of pictures that still are to be encoded? */
+  awaits (keys: readonly string[]): boolean {
+    const left = this.#unclaimed.map(item => item.routeKey)
+    return keys.every(key => {
+      const at = left.indexOf(key)
+      if (at !== -1) left.splice(at, 1)
+      return at !== -1
+    })
+  }
+
+  /** The items whose URLs hash so, for one encode call: a picture that stands in the request twice is encoded twice. */
+  claim (keys: readonly string[]): MediaItem[] {
     return keys.flatMap(key => {
-      const at = left.findIndex(item => item.routeKey === key)
-      return at === -1 ? [] : left.splice(at, 1)
+      const at = this.#unclaimed.findIndex(item => item.routeKey === key)
+      return at === -1 ? [] : this.#unclaimed.splice(at, 1)
     })
   }
 
@@ -99,7 +111,7 @@ export class Callers {
   find (id: string, keys: readonly string[]): Caller | undefined {
     const named = this.#byId.get(id)
     if (named !== undefined) return named
-    return [...this.#byId.values()].find(caller => !caller.served && caller.endedAt === undefined && caller.itemsOf(keys).length === keys.length)
+    return [...this.#byId.values()].find(caller => caller.endedAt === undefined && caller.awaits(keys))
   }
 
   #forget (): void {

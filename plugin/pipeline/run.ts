@@ -132,6 +132,8 @@ function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
 }
 
 async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, deliver: Deliver): Promise<Delivery> {
+  // It may have dropped the gateway's addresses from its list.
+  if (exchange.plan?.callsEncoders === true && exchange.encodedBy.length === 0) exchange.plan = { ...exchange.plan, topology: 'hybrid', reason: 'the language model called no encoder' }
   try {
     deliver(answer, exchange.headers())
   } catch (err) {

@@ -53,7 +53,7 @@ export class PartEncoding {
     this.#signal = signal
     this.#keys = request.mm_items.map(item => createHash('sha256').update(urlOf(item)).digest('hex'))
     this.#caller = gateway.callers.find(requestIdOf(request.req_id), this.#keys)
-    this.#items = this.#caller?.itemsOf(this.#keys) ?? []
+    this.#items = this.#caller?.claim(this.#keys) ?? []
     const known = this.#items.reduce((sum, { tokens }) => sum + tokens, 0)
     this.#tokens = known + UNKNOWN_TOKENS * (this.#keys.length - this.#items.length)
     this.#holdsBack = request.embedding_port === null || request.embedding_port === undefined

@@ -239,6 +239,23 @@ for (const transfer of TRANSFERS) {
   })
 }
 
+t.test('the same picture twice in a request counts twice', async t => {
+  const f = await fixture(t)
+  const answer = await f.ask(pictureUrl('a'), pictureUrl('b'), pictureUrl('a'))
+  const [first, , third] = answer.headers.get('x-epd-encoders')!.split(',')
+  t.ok(first)
+  t.equal(third, first)
+})
+
+t.test('a server that calls no encoder shows', async t => {
+  const f = await fixture(t)
+  f.lm.encoderUrls.splice(0)
+  const answer = await f.ask(pictureUrl('a'))
+  t.equal(answer.headers.get('x-epd-plan'), 'hybrid')
+  t.equal(answer.headers.get('x-epd-reason'), 'the language model called no encoder')
+  t.equal(answer.headers.get('x-epd-encoders'), null)
+})
+
 t.test('encoders of another model are not used', async t => {
   const f = await fixture(t)
   const home = await homeOf(f, pictureUrl('a'))
