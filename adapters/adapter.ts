@@ -51,6 +51,8 @@ export interface NodeInfo {
   readonly maxPrefillTokens?: number | undefined
   /** Role decode: it also takes requests without a prefill on another node. */
   readonly standalone?: boolean | undefined
+  /** A picture that can't be decoded ends it, or costs it much: the gateway looks at pictures before, unless the operator says otherwise. */
+  readonly checkMedia?: boolean | undefined
   /** Why the node is limited, for people: "lmdeploy 0.15+ does not name its cache session: no P/D". */
   readonly notes?: readonly string[] | undefined
   /** What only the adapter understands (engine_info and such). Opaque to the core. */

@@ -4,7 +4,7 @@ import type { Log } from '../adapters/adapter.ts'
 import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
-import { Admission, Callers, InFlight, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
+import { Admission, Callers, InFlight, MediaCheck, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
@@ -49,6 +49,7 @@ export class Gateway implements Core {
   readonly stats = new Stats()
   readonly requests = new InFlight()
   readonly callers = new Callers()
+  readonly mediaCheck: MediaCheck
   readonly metrics: GatewayMetrics
   readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined
@@ -67,6 +68,7 @@ export class Gateway implements Core {
       : undefined
     this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
     this.admission = new Admission(options.admission)
+    this.mediaCheck = new MediaCheck(options.media)
     const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
     this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)
     this.registry = new Registry({
@@ -142,6 +144,7 @@ export class Gateway implements Core {
     await this.registry.close()
     this.metrics.close()
     await this.thumbnails?.close()
+    await this.mediaCheck.close()
     await this.tracing.close()
     await this.#ownDispatcher?.close()
   }

@@ -49,6 +49,7 @@ export async function serverInfo (node: AdapterNode, call: Call): Promise<NodeIn
     produces: [],
     accepts: languageOnly && virtual ? [PUSHED] : [],
     vision: node.vision ?? (!sees ? 'none' : languageOnly && virtual ? 'features' : 'full'),
+    checkMedia: languageOnly,
     notes: [
       ...(node.role === 'hybrid' ? [] : [`role ${node.role}: not used by plans`]),
       ...(languageOnly && !virtual ? [`calls its encoders past the gateway: name the gateway's ${VIRTUAL_PATH}0, ${VIRTUAL_PATH}1, ... in --encoder-urls`] : []),

@@ -3,17 +3,18 @@ import { adapters as shipped } from '../../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
-  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type TimeoutOptions, type VllmDefaults
+  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type TimeoutOptions, type VllmDefaults
 } from './schema.ts'
 
 export { OptionsError, type OptionsProblem }
-export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type NodeOptions, type RoutingOptions } from './schema.ts'
+export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type MediaOptions, type NodeOptions, type RoutingOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
 interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'allowedNetworks' | 'headers'>>> {
   readonly routing: RoutingOptions
   readonly timeouts: TimeoutOptions
   readonly limits: LimitOptions
+  readonly media: MediaOptions
   readonly admission: AdmissionOptions
   readonly vllm: VllmDefaults
 }

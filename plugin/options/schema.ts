@@ -53,6 +53,7 @@ const node = object({
   apiKey: Type.Optional(text("Bearer token for this node. The gateway never forwards a client's own.")),
   vision: Type.Optional(oneOf(['full', 'features', 'none'], { description: 'What the node does with media: encodes them, takes encoder results only, or neither. The probe finds out when absent.' })),
   maxPrefillTokens: Type.Optional(Type.Integer({ minimum: 1, description: 'Role prefill: the longest prompt it takes, in tokens. The probe finds out when absent.' })),
+  checkMedia: Type.Optional(Type.Boolean({ description: 'The gateway looks at the pictures of a request before the node gets it. Default: for nodes that a bad picture ends, which the probe finds out.' })),
   speed: Type.Optional(Type.Number({ exclusiveMinimum: 0, description: 'Relative capacity, for balancing.' }))
 })
 
@@ -105,6 +106,13 @@ const limits = section({
   items: Type.Integer({ minimum: 1, maximum: 512, default: 64, description: 'Media items of a request.' })
 }, 'Bounds of one request.')
 
+const media = section({
+  allowPrivate: Type.Boolean({ default: false, description: 'Fetch from private, loopback and link-local addresses.' }),
+  allowedDomains: list(text('Host name.'), 'Host names that pictures may come from; none: any public host.'),
+  maxBytes: Type.Integer({ minimum: 1, default: 33_554_432, description: 'Bytes of one picture.' }),
+  timeout: milliseconds(10_000, 'One fetch with its redirects.')
+}, 'How the gateway looks at pictures, for nodes with checkMedia.')
+
 const admission = section({
   visionTokens: Type.Integer({ minimum: 0, default: 262_144, description: 'Vision tokens in flight through this gateway; 0: no limit.' }),
   queue: Type.Integer({ minimum: 0, default: 256, description: 'Requests that may wait for admission.' }),
@@ -141,6 +149,7 @@ export const optionsSchema = Type.Partial(object({
   vllm: vllmSection,
   retries: Type.Integer({ minimum: 0, maximum: 1, default: 1, description: 'How often a request starts again at the plan after a node failed under it.' }),
   limits,
+  media,
   admission,
   apiKeys: list(text('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
   adminKey: text('Bearer token with which the routes of operators answer from anywhere.'),
@@ -160,6 +169,7 @@ export type RouteOptions = Required<Static<typeof routes>>
 export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
 export type LimitOptions = Required<Static<typeof limits>>
+export type MediaOptions = Required<Static<typeof media>>
 export type AdmissionOptions = Required<Static<typeof admission>>
 export type VllmDefaults = Static<typeof vllmSection>
 export type Bypass = NonNullable<EpdOptions['bypass']>

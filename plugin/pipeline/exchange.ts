@@ -41,6 +41,7 @@ export class Exchange implements Cancellable {
   #request: GatewayRequest | undefined
   readonly #id: string
   #encodeCalls = 0
+  #checked = false
   #pass: Pass | undefined
   #leases: HeldLease[] = []
   #handoff: HeldLease | undefined
@@ -83,6 +84,21 @@ export class Exchange implements Cancellable {
     const limit = this.open(Infinity)
     try {
       this.#pass = await this.core.admission.enter(tokens, limit)
+    } catch (err) {
+      throw this.failure(err, limit)
+    } finally {
+      this.shut(limit)
+    }
+  }
+
+  /** Puts the pictures to the test, once. Those behind addresses stand in the body afterwards. */
+  async checkMedia (): Promise<void> {
+    if (this.#checked) return
+    const limit = this.open(Infinity)
+    try {
+      const { request } = this
+      this.#request = { ...request, body: await abortable(this.core.mediaCheck.check(request.body, limit), limit) }
+      this.#checked = true
     } catch (err) {
       throw this.failure(err, limit)
     } finally {

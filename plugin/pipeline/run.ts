@@ -71,6 +71,7 @@ function mayRetry (exchange: Exchange, err: unknown, before: unknown): boolean {
 /** From the plan to the first good event of the answer. */
 async function attempt (exchange: Exchange): Promise<Generation> {
   let plan = makePlan(exchange)
+  if (exchange.request.body.media.length > 0 && (plan.prefill ?? plan.node).checkMedia) await exchange.checkMedia()
   const { registry } = exchange.core
   // Nodes whose turn comes later count as in use from the plan on, so that other requests see it.
   const reserved = {

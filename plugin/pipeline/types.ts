@@ -1,5 +1,6 @@
 import type { Dispatcher } from 'undici'
 import type { IncomingHttpHeaders } from 'node:http'
+import type { TimeLimit } from '../../adapters/abort.ts'
 import type { Log } from '../../adapters/adapter.ts'
 import type { Body } from '../body/index.ts'
 import type { Bypass, ResolvedOptions } from '../options/index.ts'
@@ -25,6 +26,7 @@ export interface Core {
   readonly tracing: Tracing
   readonly requests: InFlight
   readonly callers: Callers
+  readonly mediaCheck: { check (body: Body, signal: TimeLimit): Promise<Body> }
 }
 
 /** One request for the gateway's core. */

@@ -107,7 +107,8 @@ const CHECKS: ReadonlyArray<readonly [keyof NodeInfo, Check]> = [
   ['fingerprint', unless(isText)],
   ['epoch', unless(isNumber)],
   ['maxPrefillTokens', unless(isNumber)],
-  ['standalone', unless(value => typeof value === 'boolean')]
+  ['standalone', unless(value => typeof value === 'boolean')],
+  ['checkMedia', unless(value => typeof value === 'boolean')]
 ]
 
 /**

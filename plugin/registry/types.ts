@@ -43,6 +43,8 @@ export interface NodeSnapshot extends AdapterNode {
   readonly adapter: Adapter
   /** Relative capacity, from LMDeploy's `speed`; 1 by default. */
   readonly speed: number
+  /** The gateway looks at pictures before this node gets them. */
+  readonly checkMedia: boolean
   /** Why the node is limited or unhealthy, for people. */
   readonly notes: readonly string[]
   readonly load: NodeLoad

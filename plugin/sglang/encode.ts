@@ -106,7 +106,7 @@ export class PartEncoding {
 
   #beBlank (err: AdapterError): void {
     const item = this.#items.length === this.#keys.length ? this.#items[0] : undefined
-    const param = item === undefined ? undefined : `messages[${item.message}].content[${item.part}]`
+    const param = item === undefined ? undefined : item.path
     this.#caller?.refuse(epdError('EPD_ERR_INVALID_MEDIA', [`The encoder can not read ${param === undefined ? 'a picture of the request' : `the picture ${param}`}`], { param, cause: err }))
     // Without its client's request the language server would answer about a picture that no client has sent.
     if (!this.#holdsBack || this.#caller === undefined || this.#blank || this.#request.modality !== 'IMAGE' || this.#part.pin !== undefined) throw err

@@ -250,7 +250,8 @@ export class FakeSglangLm extends FakeServer {
     return lm
   }
 
-  get spec (): { url: string, role: 'hybrid', adapter: 'sglang' } { return { url: this.url, role: 'hybrid', adapter: 'sglang' } }
+  /** The pictures of most tests can't be decoded. */
+  get spec (): { url: string, adapter: 'sglang', checkMedia: false } { return { url: this.url, adapter: 'sglang', checkMedia: false } }
   get generations (): Call[] { return this.calls('/v1/chat/completions') }
   /** Requests that wait for embeddings. */
   get waiting (): number { return this.#waiting.size }

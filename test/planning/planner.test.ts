@@ -32,7 +32,7 @@ function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision 
   const formats = { encoder: [[FORMAT], []], hybrid: [[], [FORMAT]], prefill: [[KV], [FORMAT]], decode: [[], [KV]] }[role]
   const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: formats[0]!, accepts: accepts ?? formats[1]!, vision, maxPrefillTokens, standalone }
   const breakers = broken === undefined ? closed : { ...closed, [broken]: 'open' as const }
-  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, notes: [], load: { requests, tokens }, breakers, links: new Map() }
+  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, checkMedia: false, notes: [], load: { requests, tokens }, breakers, links: new Map() }
 }
 
 function snapshot (sketches: readonly Sketch[], links: Record<string, LinkState> = {}): RegistrySnapshot {
