@@ -31,7 +31,8 @@ interface House { readonly app: FastifyInstance, readonly gateway: string, reado
 
 async function build (command: string): Promise<House> {
   const app = Fastify({ logger: { level: 'error' } })
-  await app.register(epd, { embedded: false })
+  // An encode may take a minute on a machine without a GPU that does other things too.
+  await app.register(epd, { embedded: false, timeouts: { encode: 100_000 } })
   const gateway = await app.listen({ host: '127.0.0.1', port: 0 })
   const virtual = Array.from({ length: VIRTUAL }, (_, i) => `${gateway}/sglang/v/${i}`)
   const common = ['--encoder-transfer-backend', transfer]
@@ -46,10 +47,11 @@ async function build (command: string): Promise<House> {
 }
 
 /** Wires the language server: its registry takes addresses at run time. */
-async function wire ({ bootstrap }: House, urls: readonly string[]): Promise<void> {
+async function wire ({ bootstrap, virtual, encoders }: House, urls: readonly string[]): Promise<void> {
   const call = async (method: string, path: string, url?: string): Promise<Response> => await fetch(bootstrap + path, { method, ...(url === undefined ? {} : { headers: { 'content-type': 'application/json' }, body: JSON.stringify({ url }) }) })
   const { encoder_urls: old } = await (await call('GET', '/list_encoder_urls')).json() as { encoder_urls: string[] }
-  for (const url of old) await call('DELETE', '/unregister_encoder_url', url)
+  // An encoder that missed its health checks is off the list, and would come back by itself.
+  for (const url of new Set([...old, ...virtual, ...encoders.map(encoder => encoder.url)])) await call('DELETE', '/unregister_encoder_url', url)
   for (const url of urls) await call('POST', '/register_encoder_url', url)
 }
 
@@ -60,7 +62,7 @@ async function ask (url: string, pictures: readonly string[], signal?: AbortSign
   const start = performance.now()
   try {
     const answer = await fetch(`${url}/v1/chat/completions`, {
-      method: 'POST', headers: { 'content-type': 'application/json' }, signal: signal ?? AbortSignal.timeout(60_000), body: JSON.stringify({ model: await model, messages: [{ role: 'user', content }], max_tokens: 8, temperature: 0 })
+      method: 'POST', headers: { 'content-type': 'application/json' }, signal: signal ?? AbortSignal.timeout(170_000), body: JSON.stringify({ model: await model, messages: [{ role: 'user', content }], max_tokens: 8, temperature: 0 })
     })
     const body = await answer.json() as { choices?: Array<{ message: { content: string } }>, error?: { code?: unknown } }
     return { status: answer.status, text: body.choices?.[0]?.message.content, code: body.error?.code, encoders: answer.headers.get('x-epd-encoders')?.split(',') ?? [], ms: performance.now() - start }
@@ -132,6 +134,12 @@ const { gateway, virtual, lm, encoders } = house
 const [one, two, spare] = encoders as [SglangServer, SglangServer, SglangServer]
 const rows: Array<[string, string | number, string | number]> = []
 
+// The first encode of an encoder loads what it needs.
+for (const urls of [[one.url, two.url], [spare.url]]) {
+  await wire(house, urls)
+  for (let tries = 0; tries < 10 && (await ask(lm.url, await picturesOf(urls.length))).ms > 2_000;) tries++
+}
+
 await t.test('answers with 1 to 5 pictures equal those of stock wiring', async t => {
   const requests = await Promise.all([1, 2, 3, 4, 5].map(picturesOf))
   await wire(house, [one.url, two.url])
@@ -148,8 +156,8 @@ await t.test('answers with 1 to 5 pictures equal those of stock wiring', async t
 })
 
 await t.test('a picture is repeated', async t => {
-  const pictures = await picturesOf(8)
-  const repeated = Array.from({ length: 5 }, () => pictures).flat()
+  const pictures = await picturesOf(6)
+  const repeated = Array.from({ length: 4 }, () => pictures).flat()
   const got: [string[], string[]] = [[], []]
   await wire(house, await Promise.all([one, two].map(async ({ url }, i) => await counted(t, url, got[i]!))))
   for (const one of repeated) await ask(lm.url, [one])
@@ -162,8 +170,8 @@ await t.test('a picture is repeated', async t => {
 
 await t.test('what a call costs', async t => {
   const times: [number[], number[], number[]] = [[], [], []]
-  for (let round = 0; round < 6; round++) {
-    const pictures = await picturesOf(6)
+  for (let round = 0; round < 4; round++) {
+    const pictures = await picturesOf(5)
     await wire(house, [one.url, two.url])
     for (const one of pictures) times[0].push((await ask(lm.url, [one])).ms)
     await wire(house, virtual)
