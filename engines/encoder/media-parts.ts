@@ -24,6 +24,8 @@ export interface MediaItem {
   readonly settings: PixelSettings
 }
 
+/** Parts of other APIs that hold no media: whoever reads the text refuses them. */
+const WITHOUT_MEDIA = new Set(['tool_use', 'tool_reference', 'redacted_thinking'])
 /** Other servers' parts beside text and media. */
 const OTHER_PARTS = new Set(['time_series', 'time_series_url', 'file', 'input_file', 'document'])
 const PIXEL_KEYS = ['max_dynamic_patch', 'min_pixels', 'max_pixels', 'resized_height', 'resized_width'] as const
@@ -81,7 +83,7 @@ function checkOther (part: unknown, param: string): void {
   if (typeof part === 'string') return
   if (!isObject(part) || typeof part.type !== 'string') throw new EngineError('invalid_request', 'a content part must be a string or an object with a "type"', { param })
   const { type } = part
-  if (TEXT_PARTS.has(type) || Array.isArray(part.content)) return
+  if (TEXT_PARTS.has(type) || WITHOUT_MEDIA.has(type) || Array.isArray(part.content)) return
   if (OTHER_PARTS.has(type)) unsupportedPart(type, param)
   throw new EngineError('invalid_request', `content part type "${type.slice(0, 60)}" is unknown`, { param })
 }
