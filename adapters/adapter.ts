@@ -42,6 +42,8 @@ export interface NodeInfo {
   readonly epoch?: number | undefined
   /** Identity of the model and its processor; two nodes exchange features only when theirs are equal. */
   readonly fingerprint?: string | undefined
+  /** The cards of its GET /v1/models as it wrote them; the gateway's own list shows them. */
+  readonly cards?: ReadonlyArray<Readonly<Record<string, unknown>>> | undefined
   /** Transfer formats, `features:<format>` or `kv:<format>`, e.g. `features:epd-zmq/1`. */
   readonly produces: readonly string[]
   readonly accepts: readonly string[]

@@ -22,8 +22,9 @@ export interface HttpRequest {
   readonly method: 'GET' | 'POST' | 'DELETE'
   /** Path below the node's URL, with query. */
   readonly path: string
-  /** Slices of a JSON body. */
+  /** Slices of a body, of JSON unless `contentType` says otherwise. */
   readonly body?: readonly Buffer[] | undefined
+  readonly contentType?: string | undefined
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** Sent again once when a kept connection breaks before an answer; with these headers, if any, which mark the second try. */
   readonly idempotent?: boolean | Readonly<Record<string, string>> | undefined
@@ -43,7 +44,7 @@ export async function send (node: AdapterNode, request: HttpRequest, call: Call)
   }
 }
 
-async function sendOnce (node: AdapterNode, { method, path, headers, body }: HttpRequest, call: Call): Promise<UpstreamResponse> {
+async function sendOnce (node: AdapterNode, { method, path, headers, body, contentType = 'application/json' }: HttpRequest, call: Call): Promise<UpstreamResponse> {
   if (call.signal.aborted) throw call.signal.reason
   const target = targetOf(node)
   const length = body?.reduce((sum, slice) => sum + slice.length, 0)
@@ -52,7 +53,7 @@ async function sendOnce (node: AdapterNode, { method, path, headers, body }: Htt
     origin: target.origin,
     path: joinPath(target, path),
     method,
-    headers: headersOf(node, headers, call, length),
+    headers: headersOf(node, headers, call, length, contentType),
     // undici takes any iterable; its types name only some.
     body: length === undefined ? null : bodyOf(body!, length) as Buffer,
     // The call's signal ends it.
@@ -67,12 +68,12 @@ async function sendOnce (node: AdapterNode, { method, path, headers, body }: Htt
   return await answer.head
 }
 
-function headersOf (node: AdapterNode, own: HttpRequest['headers'], call: Call, length: number | undefined): string[] {
+function headersOf (node: AdapterNode, own: HttpRequest['headers'], call: Call, length: number | undefined, contentType: string): string[] {
   const headers: string[] = []
   for (const name in call.headers) headers.push(name, call.headers[name]!)
   for (const name in own) headers.push(name, own[name]!)
   if (node.apiKey !== undefined) headers.push('authorization', `Bearer ${node.apiKey}`)
-  if (length !== undefined) headers.push('content-type', 'application/json', 'content-length', String(length))
+  if (length !== undefined) headers.push('content-type', contentType, 'content-length', String(length))
   return headers
 }
 

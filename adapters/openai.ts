@@ -16,6 +16,7 @@ async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
   return {
     status,
     models: list.ids,
+    cards: list.cards,
     role: node.role,
     backend: list.owner === undefined ? 'openai' : `openai (${list.owner})`,
     produces: [],

@@ -20,7 +20,7 @@ async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
   if (status === 'initialising') return startingInfo(node)
   const [list, answer] = await Promise.all([models(node, call), engineInfo(node, call)])
   if (answer.kind === 'info' && isOurs(answer.info)) {
-    const info = infoOfEpd(node, answer.info, status, list.ids)
+    const info = { ...infoOfEpd(node, answer.info, status, list.ids), cards: list.cards }
     return answer.info.backend === 'turbomind' ? { ...info, produces: [], accepts: [], notes: [...info.notes ?? [], 'runs a TurboMind engine: name the adapter turbomind'] } : info
   }
   const notes = {
@@ -28,7 +28,7 @@ async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
     turbomind: ['/distserve/engine_info answers 500, as a TurboMind engine does: name the adapter turbomind'],
     absent: ['has no /distserve: too old for disaggregation']
   }[answer.kind]
-  return await infoOfLmdeploy(node, { backend: 'pytorch', status, models: list.ids, engine: answer.kind === 'info' ? answer.info : undefined, notes }, call)
+  return { ...await infoOfLmdeploy(node, { backend: 'pytorch', status, models: list.ids, engine: answer.kind === 'info' ? answer.info : undefined, notes }, call), cards: list.cards }
 }
 
 async function link (a: AdapterNode, b: AdapterNode, call: Call): Promise<Link> {

@@ -12,12 +12,12 @@ async function probe (node: AdapterNode, call: Call): Promise<NodeInfo> {
   const status = await health(node, call)
   if (status === 'initialising') return startingInfo(node)
   const [list, answer] = await Promise.all([models(node, call), engineInfo(node, call)])
-  if (answer.kind === 'info' && isOurs(answer.info) && answer.info.backend === 'turbomind') return infoOfEpd(node, answer.info, status, list.ids)
+  if (answer.kind === 'info' && isOurs(answer.info) && answer.info.backend === 'turbomind') return { ...infoOfEpd(node, answer.info, status, list.ids), cards: list.cards }
   if (answer.kind === 'info') {
     throw new AdapterError('UNAVAILABLE', `${node.id} runs no TurboMind engine (engine_info answers): name the adapter pytorch`, { node: node.id })
   }
   const notes = [NO_TRANSFER, ...(node.role === 'hybrid' ? [] : [`TurboMind has no role ${node.role}`])]
-  return await infoOfLmdeploy(node, { backend: 'turbomind', status, models: list.ids, notes }, call)
+  return { ...await infoOfLmdeploy(node, { backend: 'turbomind', status, models: list.ids, notes }, call), cards: list.cards }
 }
 
 /**

@@ -27,6 +27,7 @@ export const ERRORS = {
   EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, code: 'invalid_api_key' },
   EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, code: 'forbidden' },
   EPD_ERR_MODEL_NOT_FOUND: { message: 'The model %s does not exist', statusCode: 404, code: 'model_not_found' },
+  EPD_ERR_NO_ROUTE: { message: 'There is no route %s %s; base URLs of OpenAI clients end in /v1', statusCode: 404, code: 'not_found' },
   EPD_ERR_BODY_TOO_LARGE: { message: 'The request body is larger than %s bytes', statusCode: 413, code: 'body_too_large' },
   EPD_ERR_MEDIA_TYPE: { message: 'The request body must be application/json', statusCode: 415, code: 'unsupported_media_type' },
   EPD_ERR_CONTENT_ENCODING: { message: 'The request body must not be compressed: send it without content-encoding', statusCode: 415, code: 'unsupported_content_encoding' },
@@ -43,6 +44,7 @@ export const ERRORS = {
   EPD_ERR_KV_GONE: { message: 'The prefilled prompt was lost before it could be used', statusCode: 503, code: 'kv_gone', again: true },
   EPD_ERR_LINK_REFUSED: { message: 'The nodes of this model can not work together', statusCode: 503, code: 'link_refused' },
   EPD_ERR_UPSTREAM_TIMEOUT: { message: 'The model server did not answer in time', statusCode: 504, code: 'upstream_timeout', again: true },
+  EPD_ERR_LOOP: { message: 'The request has passed this gateway before: its nodes form a ring', statusCode: 508, code: 'loop_detected' },
   EPD_ERR_DEADLINE: { message: 'The request took longer than its deadline before the answer began', statusCode: 504, code: 'deadline_exceeded' },
   EPD_ERR_CLOSING: { message: 'The gateway is shutting down', statusCode: 503, code: 'gateway_closing', again: true }
 } as const satisfies Record<string, Row>

@@ -1,3 +1,5 @@
+import { randomBytes } from 'node:crypto'
+import type { IncomingHttpHeaders } from 'node:http'
 import { metrics, type Meter } from '@opentelemetry/api'
 import { Agent, type Dispatcher } from 'undici'
 import type { Log } from '../adapters/adapter.ts'
@@ -10,6 +12,7 @@ import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
 import { uninstrumented } from './telemetry/propagation.ts'
 import { Tracing } from './telemetry/tracing.ts'
+import { GATEWAY_HEADER } from '../adapters/wire/headers.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from '../adapters/wire/semconv.ts'
 import type { Thumbnails } from './ui/thumbnails.ts'
 import type { StoredSpan } from './traces/span.ts'
@@ -54,6 +57,7 @@ export class Gateway implements Core {
   readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined
   readonly log: Log
+  readonly #id = randomBytes(8).toString('hex')
   readonly #ownDispatcher: Agent | undefined
   #closed: Promise<void> | undefined
 
@@ -77,9 +81,21 @@ export class Gateway implements Core {
       adapters: [...options.adapters, createVllm(options.vllm)],
       probeTimeout: timeouts.probe,
       linkTimeout: timeouts.link,
-      metrics: this.metrics
+      metrics: this.metrics,
+      headers: { [GATEWAY_HEADER]: this.#id }
     })
     for (const node of options.nodes) this.registry.add(node, { configured: true })
+  }
+
+  /**
+   * What the calls of a request say in {@link GATEWAY_HEADER}: the gateways that it has passed, and this one.
+   *
+   * @throws EPD_ERR_LOOP when this one is among them
+   */
+  via ({ [GATEWAY_HEADER]: passed }: IncomingHttpHeaders): string {
+    if (passed === undefined) return this.#id
+    if (passed.includes(this.#id)) throw epdError('EPD_ERR_LOOP')
+    return `${String(passed)}, ${this.#id}`
   }
 
   /** No longer takes requests. */

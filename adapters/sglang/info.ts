@@ -43,6 +43,7 @@ export async function serverInfo (node: AdapterNode, call: Call): Promise<NodeIn
   return {
     status,
     models: list.ids,
+    cards: list.cards,
     role: node.role,
     backend: 'sglang',
     version,

@@ -38,6 +38,7 @@ export async function probeVllm (node: AdapterNode, call: Call): Promise<NodeInf
   return {
     status,
     models: list.ids,
+    cards: list.cards,
     role: node.role,
     backend: version === undefined ? 'vllm' : `vllm ${version}`,
     version,

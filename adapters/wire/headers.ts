@@ -3,6 +3,9 @@
 /** Names the call in the logs of both ends and for POST /abort_request. */
 export const REQUEST_ID_HEADER = 'x-request-id'
 
+/** Gateways that a call has passed, each by the id it drew at its start: a request that meets its own went in a ring. */
+export const GATEWAY_HEADER = 'x-epd-gateway'
+
 /** To an encoder or P: engine id of the node that will pull what this request leaves. */
 export const CONSUMER_HEADER = 'x-epd-consumer'
 

@@ -1,5 +1,7 @@
 import Fastify, { LogController } from 'fastify'
 import epd from '../index.ts'
+import { epdError } from '../errors.ts'
+import { sendError } from '../http/error-answer.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
 
 export interface GatewayProcessOptions {
@@ -36,8 +38,13 @@ export async function startGateway ({ options, host, port, logLevel, onProgress 
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
     logController: new LogController({ disableRequestLogging: true }),
     // While the gateway drains, the plugin answers with OpenAI's shape and Retry-After.
-    return503OnClosing: false
+    return503OnClosing: false,
+    // Fastify has no limit of its own: a client that stops in the middle of its body would hold a connection for ever.
+    requestTimeout: resolved.timeouts.request,
+    // Base URLs are pasted with a slash too many.
+    routerOptions: { ignoreDuplicateSlashes: true }
   })
+  app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
   try {
     await app.register(epd, { ...options, ui })
     const url = await app.listen({ host, port })

@@ -39,10 +39,10 @@ export function onClientGone (response: ServerResponse, listener: () => void): v
   else onClosed(response, closed)
 }
 
-/** Headers of one hop (RFC 9110, section 7.6.1), and those that are the gateway's own to send. */
+/** Headers of one hop (RFC 9110, section 7.6.1), and those that are the gateway's own to send: a node's cookie would be set for the gateway's name. */
 const NOT_PASSED: ReadonlySet<string> = new Set([
   'connection', 'keep-alive', 'proxy-connection', 'proxy-authenticate', 'proxy-authorization', 'proxy-authentication-info', 'te', 'trailer',
-  'transfer-encoding', 'upgrade', 'date', 'server', 'alt-svc', 'strict-transport-security'
+  'transfer-encoding', 'upgrade', 'date', 'server', 'set-cookie', 'alt-svc', 'strict-transport-security'
 ])
 /** What node:http refuses in a header's value. */
 const INVALID_VALUE = /[^\t\x20-\x7e\x80-\xff]/

@@ -10,7 +10,7 @@ export { OptionsError, type OptionsProblem }
 export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type MediaOptions, type NodeOptions, type RoutingOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
-interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'allowedNetworks' | 'headers'>>> {
+interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
   readonly routing: RoutingOptions
   readonly timeouts: TimeoutOptions
   readonly limits: LimitOptions

@@ -89,6 +89,7 @@ const routing = section({
 }, 'How requests are spread over nodes.')
 
 const timeouts = section({
+  request: milliseconds(120_000, 'For a client to send its request, with `fastify-epd serve`. In code: Fastify\'s own requestTimeout.'),
   connect: milliseconds(3_000, 'To connect to a node.'),
   probe: milliseconds(15_000, 'A health probe.'),
   link: milliseconds(10_000, 'The handshake of two nodes.'),
@@ -152,6 +153,7 @@ export const optionsSchema = Type.Partial(object({
   media,
   admission,
   apiKeys: list(text('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
+  cors: list(Type.String({ pattern: '^(\\*|https?://[^\\s/]+)$', expects: '"*" or an origin such as https://app.example.com' }), 'Origins whose pages may use the OpenAI routes; "*": any.'),
   adminKey: text('Bearer token with which the routes of operators answer from anywhere.'),
   allowedNetworks: list(Type.String({ pattern: '^[0-9a-fA-F.:]+(/[0-9]{1,3})?$', expects: 'an IP address or a network such as 10.0.0.0/8' }), 'Where the routes of operators answer without a key, beside loopback.'),
   headers: Type.Boolean({ default: true, description: 'Response headers x-epd-plan, x-epd-reason, x-epd-encoders, x-epd-trace-id.' }),

@@ -1,6 +1,6 @@
 import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
-import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
+import { GATEWAY_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { epdError } from '../errors.ts'
 import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
@@ -40,6 +40,7 @@ export class Exchange implements Cancellable {
   singleNode: SingleNode | undefined
   #request: GatewayRequest | undefined
   readonly #id: string
+  #via = ''
   #encodeCalls = 0
   #checked = false
   #pass: Pass | undefined
@@ -64,6 +65,11 @@ export class Exchange implements Cancellable {
     if (this.trace.kept) core.thumbnails?.keep(this.trace.traceId!, request.body)
     core.requests.add(this)
     request.onClientGone(() => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
+  }
+
+  /** @throws EPD_ERR_LOOP */
+  checkRing (): void {
+    this.#via = this.core.via(this.request.headers)
   }
 
   /** Until `close`. */
@@ -136,7 +142,7 @@ export class Exchange implements Cancellable {
   }
 
   call (signal: TimeLimit, span: StageSpan, id: string): Call {
-    return { signal, headers: { ...span.headers, [REQUEST_ID_HEADER]: id }, dispatcher: this.core.dispatcher, log: this.log }
+    return { signal, headers: { ...span.headers, [REQUEST_ID_HEADER]: id, [GATEWAY_HEADER]: this.#via }, dispatcher: this.core.dispatcher, log: this.log }
   }
 
   /** What a failed call means: the request was cancelled, its deadline has passed, its node hangs, or what the adapter says. */

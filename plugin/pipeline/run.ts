@@ -31,6 +31,7 @@ export async function serve (core: Core, request: GatewayRequest, deliver: Deliv
   const exchange = new Exchange(core, request)
   const { traceId } = exchange.trace
   try {
+    exchange.checkRing()
     if (request.body.media.length > 0) await exchange.enter(visionTokens(request.body))
     const delivery = await deliverAnswer(exchange, await generateWithRetries(exchange), deliver)
     recordDelivery(exchange, delivery)

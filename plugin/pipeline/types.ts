@@ -27,6 +27,8 @@ export interface Core {
   readonly requests: InFlight
   readonly callers: Callers
   readonly mediaCheck: { check (body: Body, signal: TimeLimit): Promise<Body> }
+  /** For the header that breaks rings. Throws when the request has passed here before. */
+  via (headers: IncomingHttpHeaders): string
 }
 
 /** One request for the gateway's core. */

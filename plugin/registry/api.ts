@@ -58,6 +58,8 @@ export interface NodeStatus {
 export interface RegistryOptions {
   readonly dispatcher: Dispatcher
   readonly log: Log
+  /** Of every call of the registry's own, beside the adapter's. */
+  readonly headers?: Readonly<Record<string, string>> | undefined
   /** Gets each use of a node that is over, with what its ticket got. */
   readonly metrics?: { stage (node: string, stage: Stage, seconds: number, error: unknown): void } | undefined
   /** Adapters beyond the shipped ones, found by their name; one named like a shipped adapter takes its place. */

@@ -89,7 +89,7 @@ export class NodeRecord {
     this.#failures = 0
     this.adapterKnown = info.status === 'healthy' || this.options.adapter !== undefined
     if (known !== undefined && known.epoch !== info.epoch) this.#restarted()
-    const changed = this.state !== info.status || this.error !== undefined || !isDeepStrictEqual(known, info)
+    const changed = this.state !== info.status || this.error !== undefined || !isDeepStrictEqual(steady(known), steady(info))
     if (changed) Object.assign(this, { info, state: info.status, error: undefined })
     return changed
   }
@@ -119,6 +119,11 @@ export class NodeRecord {
     this.load.reset()
     this.breakers.reset()
   }
+}
+
+/** Servers draw a card's time and its permission's id anew for each answer: with them each probe would count as a change. */
+function steady (info: NodeInfo | undefined): NodeInfo | undefined {
+  return info?.cards === undefined ? info : { ...info, cards: info.cards.map(({ created: _created, permission: _permission, ...card }) => card) }
 }
 
 /** @throws TypeError with the reason when a URL can't be a node's */

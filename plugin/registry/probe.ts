@@ -92,6 +92,7 @@ type Check = (value: unknown) => boolean
 const isText: Check = value => typeof value === 'string'
 const isNumber: Check = value => typeof value === 'number' && !Number.isNaN(value)
 const areTexts: Check = value => Array.isArray(value) && value.every(isText)
+const areObjects: Check = value => Array.isArray(value) && value.every(one => typeof one === 'object' && one !== null)
 const unless = (check: Check): Check => value => value === undefined || check(value)
 
 const CHECKS: ReadonlyArray<readonly [keyof NodeInfo, Check]> = [
@@ -100,6 +101,7 @@ const CHECKS: ReadonlyArray<readonly [keyof NodeInfo, Check]> = [
   ['vision', value => VISIONS.includes(value)],
   ['backend', isText],
   ['models', areTexts],
+  ['cards', unless(areObjects)],
   ['produces', areTexts],
   ['accepts', areTexts],
   ['notes', unless(areTexts)],

@@ -143,7 +143,7 @@ export class Registry extends NodeTable implements RegistryApi {
   }
 
   #call (signal: AbortSignal): Call {
-    return { signal, headers: {}, dispatcher: this.#options.dispatcher, log: this.#options.log }
+    return { signal, headers: this.#options.headers ?? {}, dispatcher: this.#options.dispatcher, log: this.#options.log }
   }
 
   protected override linkViews (): readonly LinkView[] {

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
-import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import type { Server } from 'node:http'
+import Fastify, { type FastifyHttpOptions, type FastifyInstance } from 'fastify'
 import type { Test } from 'tap'
 import epd, { type EpdOptions, type RegistryApi } from '../../plugin/index.ts'
 import { fakeAdapter, type FakeNode } from './fake-node.ts'
@@ -12,7 +13,7 @@ export interface FakeGateway {
 export interface BuildOptions {
   readonly nodes?: readonly FakeNode[]
   readonly options?: EpdOptions
-  readonly fastify?: FastifyServerOptions
+  readonly fastify?: FastifyHttpOptions<Server>
   /** @default 0, a free one */
   readonly port?: number
   /** Runs before the plugin is registered, and after. */

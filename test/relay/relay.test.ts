@@ -315,8 +315,8 @@ t.test('headers of the hop stay behind, those of the answer and the reply arrive
   const { port } = await gateway(t, reply => { reply.header('x-own', 'ours').header('x-rate', '5'); return upstream }, { headers: { 'x-epd-plan': 'pd' } },
     async app => { await app.register(cors, { origin: 'https://mine' }) })
   const { headers, body } = await ask(port, { headers: { origin: 'https://mine' } })
-  t.match(headers, { 'content-type': 'application/json', 'content-length': '7', 'set-cookie': ['a=1', 'b=2'], 'x-request-id': 'r1', 'x-own': 'ours', 'x-rate': '5', 'x-epd-plan': 'pd', 'access-control-allow-origin': 'https://mine' })
-  for (const name of ['x-hop', 'proxy-authenticate', 'te', 'upgrade', 'server', 'transfer-encoding']) t.notOk(headers[name], name)
+  t.match(headers, { 'content-type': 'application/json', 'content-length': '7', 'x-request-id': 'r1', 'x-own': 'ours', 'x-rate': '5', 'x-epd-plan': 'pd', 'access-control-allow-origin': 'https://mine' })
+  for (const name of ['x-hop', 'proxy-authenticate', 'te', 'upgrade', 'server', 'set-cookie', 'transfer-encoding']) t.notOk(headers[name], name)
   t.not(headers.date, 'yesterday')
   t.equal(body.toString(), '{"a":1}')
 })

@@ -40,7 +40,8 @@ export function requireKey (keys: readonly string[]): onRequestHookHandler {
 /**
  * onRequest hook of the operators' routes: lets loopback and allowed networks in, and others with the admin key. Without
  * the key a browser must name this machine by an address, because a site can resolve its name to 127.0.0.1 and add nodes
- * of its own (DNS rebinding). Engines and tools may use any name.
+ * of its own (DNS rebinding). Engines and tools may use any name. A page of another origin changes nothing, whatever CORS
+ * lets it read.
  */
 export function requireOperator (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
   const networks = networksOf(options.allowedNetworks)
@@ -48,7 +49,7 @@ export function requireOperator (options: { readonly allowedNetworks: readonly s
   // A browser also sends the password with requests that another site caused, so it opens GET only.
   const hasPassword = options.adminKey === undefined ? () => false : createPasswordCheck(options.adminKey)
   return (request, _reply, done) => {
-    const trusted = isLocal(request, networks) && !(fromBrowser(request) && namedByOtherSite(request))
+    const trusted = isLocal(request, networks) && !(fromBrowser(request) && namedByOtherSite(request)) && !fromOtherOrigin(request)
     done(trusted || hasKey(request) || (request.method === 'GET' && hasPassword(request)) ? undefined : epdError('EPD_ERR_FORBIDDEN'))
   }
 }
@@ -74,6 +75,13 @@ export function requireViewer (options: { readonly allowedNetworks: readonly str
 /** Recognises browsers by headers that a page's script can't remove: `Origin` of a POST, `User-Agent` of a GET. */
 function fromBrowser ({ headers }: FastifyRequest): boolean {
   return headers.origin !== undefined || headers['sec-fetch-site'] !== undefined || headers['user-agent']?.startsWith('Mozilla/') === true
+}
+
+/** A request that a page of another origin has made, but for a GET, whose answer it can't read. */
+function fromOtherOrigin ({ method, headers, host }: FastifyRequest): boolean {
+  const { origin, 'sec-fetch-site': site } = headers
+  if (origin !== undefined) return origin.replace(/^https?:\/\//, '') !== host
+  return method !== 'GET' && (site === 'cross-site' || site === 'same-site')
 }
 
 function namedByOtherSite ({ hostname }: FastifyRequest): boolean {

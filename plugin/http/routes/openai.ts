@@ -1,12 +1,12 @@
-import type { FastifyInstance, FastifyPluginAsync, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyPluginAsync, FastifyRequest, onRequestHookHandler } from 'fastify'
 import type { IncomingMessage } from 'node:http'
 import { readBody } from '../../body/index.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import { onRouteError } from '../error-answer.ts'
-import { CHAT_PATH, kArrivedAt, upstreamPath, type Arriving, type Handle } from '../handle.ts'
-import { forwardBodiless } from './bodiless.ts'
+import { CHAT_PATH, kArrivedAt, type Arriving, type Handle } from '../handle.ts'
 import { requireKey } from './guard.ts'
+import { otherRoutes } from './other.ts'
 
 export interface OpenAiRoutesOptions {
   readonly gateway: Gateway
@@ -20,9 +20,10 @@ const STARTED = Math.floor(Date.now() / 1_000)
  * shape are meant to stay inside, and the application's own hooks apply.
  */
 export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async function openaiRoutes (app, { gateway, handle }) {
-  const { apiKeys, limits } = gateway.options
+  const { apiKeys, cors, limits } = gateway.options
   keepBytes(app, limits.body)
   app.setErrorHandler(onRouteError)
+  if (cors.length > 0) (await import('./cors.ts')).allowOrigins(app, cors)
   if (apiKeys.length > 0) app.addHook('onRequest', requireKey(apiKeys))
 
   for (const path of [CHAT_PATH, '/v1/completions']) {
@@ -31,13 +32,7 @@ export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async funct
   }
   modelRoutes(app, gateway)
 
-  const below = app.prefix.length
-  app.route({
-    method: ['GET', 'DELETE'],
-    url: '/v1/*',
-    handler: async (request, reply) => await forwardBodiless(gateway, request, reply, upstreamPath(request.url.slice(below)))
-  })
-  app.post('/v1/*', async (request, reply) => await handle(request, reply, { overrides: { path: upstreamPath(request.url.slice(below)) } }))
+  await app.register(otherRoutes, { gateway, handle, below: app.prefix.length })
 }
 
 /** Bodies stay bytes: they are scanned, never parsed as a whole. */
@@ -50,12 +45,31 @@ function keepBytes (app: FastifyInstance, limit: number): void {
 }
 
 function modelRoutes (app: FastifyInstance, gateway: Gateway): void {
-  const card = (id: string): object => ({ id, object: 'model', created: STARTED, owned_by: 'fastify-epd', root: id, parent: null, permission: [] })
-  app.get('/v1/models', async () => ({ object: 'list', data: gateway.registry.snapshot().models.map(card) }))
+  // A gateway that has itself for a node, or a ring of them, would show models that no server has.
+  const onRequest: onRequestHookHandler = (request, _reply, done) => {
+    try {
+      gateway.via(request.headers)
+      done()
+    } catch (err) {
+      done(err as Error)
+    }
+  }
+  const list = (): object => ({ object: 'list', data: gateway.registry.snapshot().models.map(id => cardOf(gateway, id)) })
+  app.get('/v1/models', { onRequest }, async () => list())
   // Ids have slashes: `org/model`.
-  app.get<{ Params: { '*': string } }>('/v1/models/*', async request => {
+  app.get<{ Params: { '*': string } }>('/v1/models/*', { onRequest }, async request => {
     const id = request.params['*']
+    if (id === '') return list()
     if (!gateway.registry.snapshot().models.includes(id)) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [id], { param: 'model' })
-    return card(id)
+    return cardOf(gateway, id)
   })
+}
+
+/** The card of the first healthy node that has one: clients size their context by its `max_model_len`. */
+function cardOf (gateway: Gateway, id: string): object {
+  for (const { state, role, info } of gateway.registry.snapshot().nodes) {
+    const card = state === 'healthy' && role !== 'encoder' ? info?.cards?.find(card => card.id === id) : undefined
+    if (card !== undefined) return card
+  }
+  return { id, object: 'model', created: STARTED, owned_by: 'fastify-epd', root: id, parent: null, permission: [] }
 }

@@ -1,0 +1,111 @@
+/** Routes below /v1 that the gateway passes on without planning: GET, DELETE, forms, and a POST that names no model. */
+import type { IncomingMessage } from 'node:http'
+import { context } from '@opentelemetry/api'
+import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
+import { abortable, TimeLimit } from '../../../adapters/abort.ts'
+import { AdapterError } from '../../../adapters/adapter.ts'
+import { send } from '../../../adapters/http.ts'
+import { GATEWAY_HEADER, REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
+import { parseBody, readBody } from '../../body/index.ts'
+import { epdError, isEpdError } from '../../errors.ts'
+import type { Gateway } from '../../gateway.ts'
+import { beginAnswer, type Cancellable, type Delivery } from '../../pipeline/index.ts'
+import { byLoad } from '../../planning/index.ts'
+import { usable, type NodeSnapshot } from '../../registry/index.ts'
+import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
+import { deliver, onClientGone } from '../client.ts'
+import { sendError } from '../error-answer.ts'
+import { callId, upstreamPath, type Handle } from '../handle.ts'
+import { formField } from './form.ts'
+
+export interface OtherRoutesOptions {
+  readonly gateway: Gateway
+  readonly handle: Handle
+  /** Length of the prefix in front of /v1. */
+  readonly below: number
+}
+
+/** The body of a request that is passed on as it came. */
+interface Passed {
+  readonly path: string
+  /** Undefined: any node will do. */
+  readonly model?: string | undefined
+  readonly bytes?: Buffer | undefined
+  readonly contentType?: string | undefined
+}
+
+/** Routes that may carry pictures: without a model none knows a node that sees them. */
+const INFERENCE = /^\/v1\/(responses|messages)\/?(\?|$)/
+
+export const otherRoutes: FastifyPluginAsync<OtherRoutesOptions> = async function otherRoutes (app, { gateway, handle, below }) {
+  const { limits } = gateway.options
+  app.addContentTypeParser('multipart/form-data', { bodyLimit: limits.body }, async (_request: unknown, payload: IncomingMessage) => await readBody(payload, { limit: limits.body }))
+  const pathOf = (request: FastifyRequest): string => upstreamPath(request.url.slice(below))
+
+  app.route({ method: ['GET', 'DELETE'], url: '/v1/*', handler: async (request, reply) => await forward(gateway, request, reply, { path: pathOf(request) }) })
+
+  app.post('/v1/*', async (request, reply) => {
+    const path = pathOf(request)
+    const bytes = request.body as Buffer | undefined
+    const contentType = request.headers['content-type']
+    if (bytes === undefined || bytes.length === 0) return await forward(gateway, request, reply, { path })
+    if (/^multipart\//i.test(contentType ?? '')) return await forward(gateway, request, reply, { path, model: formField(bytes, contentType!, 'model'), bytes, contentType })
+    try {
+      return await handle(request, reply, { body: await parseBody(bytes), overrides: { path } })
+    } catch (err) {
+      if (!isEpdError(err) || err.code !== 'EPD_ERR_MISSING_VALUE' || err.param !== 'model' || INFERENCE.test(path)) return sendError(request, reply, err)
+      return await forward(gateway, request, reply, { path, bytes })
+    }
+  })
+}
+
+/** Hands a request to a healthy node, and its answer back, errors included. */
+async function forward (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, { path, model, bytes, contentType }: Passed): Promise<FastifyReply> {
+  if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
+  let node: NodeSnapshot
+  let via: string
+  try {
+    via = gateway.via(request.headers)
+    node = nodeFor(gateway, model)
+  } catch (err) {
+    return sendError(request, reply, err)
+  }
+  const { timeouts } = gateway.options
+  const limit = new TimeLimit(timeouts.answer)
+  onClientGone(reply.raw, () => { limit.abort(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
+  const inFlight: Cancellable = { cancel: reason => { limit.abort(reason) } }
+  gateway.requests.add(inFlight)
+  const ticket = gateway.registry.acquire(node.id, 'decode')
+  try {
+    const trace = parentContext(request.headers)
+    const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id), [GATEWAY_HEADER]: via }
+    const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
+    const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'POST' | 'DELETE', path, body: bytes === undefined ? undefined : [bytes], contentType }, call), limit))
+    const answer = await beginAnswer(node.id, upstream, limit, timeouts.idle)
+    deliver(answer, reply, {})
+    ticket.end(failureOf(await answer.delivered, limit, node.id))
+    return reply
+  } catch (err) {
+    ticket.end(limit.timedOut ? new AdapterError('UNAVAILABLE', 'no answer in time', { node: node.id, cause: err }) : err)
+    return sendError(request, reply, limit.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err)
+  } finally {
+    limit.clear()
+    gateway.requests.delete(inFlight)
+  }
+}
+
+/** @throws EPD_ERR_MODEL_NOT_FOUND, EPD_ERR_NO_NODE */
+function nodeFor (gateway: Gateway, model: string | undefined): NodeSnapshot {
+  if (model !== undefined && !gateway.serves(model)) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [model], { param: 'model' })
+  const ready = gateway.registry.snapshot().nodes.filter(node => usable(node, 'decode') && (model === undefined || node.models.includes(model)))
+  const node = byLoad(ready.filter(({ role }) => role === 'hybrid'))[0] ?? byLoad(ready.filter(({ role }) => role === 'decode'))[0]
+  if (node === undefined) throw epdError('EPD_ERR_NO_NODE', [model ?? '*'])
+  return node
+}
+
+/** What the end of an answer says about its node: nothing, when the client or the gateway ended it. */
+function failureOf ({ outcome, error }: Delivery, limit: TimeLimit, node: string): Error | undefined {
+  if (outcome === 'complete') return undefined
+  if (outcome === 'client_gone' || (limit.aborted && !limit.timedOut)) return new DOMException('aborted', 'AbortError')
+  return new AdapterError('UNAVAILABLE', 'the answer broke off', { node, cause: error })
+}

@@ -1,0 +1,130 @@
+/** Requests that are handed to a node as they are: those without a model, forms, and the cards of models. */
+import { once } from 'node:events'
+import { createServer, type IncomingHttpHeaders } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { buffer } from 'node:stream/consumers'
+import t, { type Test } from 'tap'
+import { startCli } from '../helper/cli.ts'
+import { buildGateway, post } from '../helper/fake-gateway.ts'
+import { FakeNode } from '../helper/fake-node.ts'
+import { seededRandom } from '../helper/pictures.ts'
+import { tempFile } from '../helper/temp.ts'
+import { until } from '../helper/until.ts'
+
+interface Seen { readonly method: string, readonly url: string, readonly headers: IncomingHttpHeaders, readonly body: Buffer }
+
+/** An OpenAI-compatible server that notes what it gets. */
+async function server (t: Test, card: { readonly id: string }): Promise<{ readonly url: string, readonly seen: Seen[] }> {
+  const seen: Seen[] = []
+  const http = createServer(async (request, response) => {
+    response.setHeader('content-type', 'application/json')
+    if (request.url === '/v1/models') { response.end(JSON.stringify({ object: 'list', data: [card] })); return }
+    const body = await buffer(request)
+    if (request.url !== '/health') seen.push({ method: request.method!, url: request.url!, headers: request.headers, body })
+    response.end(JSON.stringify({ by: card.id }))
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { http.closeAllConnections(); http.close() })
+  await once(http, 'listening')
+  return { url: `http://127.0.0.1:${(http.address() as AddressInfo).port}`, seen }
+}
+
+async function gatewayOver (t: Test, ...servers: ReadonlyArray<{ readonly url: string }>): Promise<string> {
+  const { app, url } = await buildGateway(t, { options: { nodes: servers.map(({ url }) => ({ url, adapter: 'openai' })) } })
+  await app.epd.nodes.waitFor(({ models }) => models.length === servers.length, { signal: AbortSignal.timeout(10_000) })
+  return url
+}
+
+t.test('a POST that names no model reaches a node, byte for byte', async t => {
+  const one = await server(t, { id: 'm' })
+  const url = await gatewayOver(t, one)
+  const rows: Array<[string, string | undefined]> = [['/v1/responses/resp_1/cancel', undefined], ['/v1/responses/resp_1/cancel', ''], ['/v1/responses/resp_1/cancel', '{}'], ['/v1/load_lora_adapter', '{"lora_name":"a", "lora_path":"b"}'],
+    ['/v1/files?purpose=x', '{ "input" : [1, 2.50] }']]
+  for (const [path, body] of rows) {
+    const answer = await fetch(url + path, { method: 'POST', ...(body === undefined ? {} : { body, headers: { 'content-type': 'application/json' } }) })
+    t.equal(answer.status, 200, `${path} ${body}`)
+    t.match(one.seen.at(-1), { method: 'POST', url: path })
+    t.equal(one.seen.at(-1)!.body.toString(), body ?? '')
+  }
+  const before = one.seen.length
+  for (const path of ['/v1/chat/completions', '/v1/completions', '/v1/responses', '/v1/messages']) {
+    const answer = await post(url + path, { messages: [] })
+    t.equal(answer.status, 400, path)
+    t.match(await answer.json(), { error: { code: 'missing_value', param: 'model' } })
+  }
+  t.equal((await post(`${url}/v1/load_lora_adapter`, undefined, { body: '{"a":' })).status, 400, 'a body that is no JSON goes nowhere')
+  t.equal(one.seen.length, before)
+})
+
+/** A form with its model among other fields and files, whose bytes look like fields. */
+function form (random: () => number, model: string | undefined): { readonly type: string, readonly bytes: Buffer } {
+  const boundary = `${'-'.repeat(Math.floor(random() * 20))}b${Math.floor(random() * 1e9)}`
+  const quoted = random() < 0.5
+  const part = (head: string, value: Buffer | string): Buffer => Buffer.concat([Buffer.from(`--${boundary}\r\n${head}\r\n\r\n`), Buffer.from(value), Buffer.from('\r\n')])
+  const decoy = Buffer.concat([Buffer.from(Array.from({ length: 200 }, () => Math.floor(random() * 256))), Buffer.from('\r\nContent-Disposition: form-data; name="model"\r\n\r\nwrong\r\n--no\r\n')])
+  const parts = [
+    part('Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: audio/wav', decoy),
+    part('Content-Disposition: form-data; name="model"; filename="x"', 'wrong'),
+    part('content-disposition: form-data; name="model_name"', 'wrong'),
+    part('Content-Disposition: form-data; name="language"', 'name="model"'),
+    ...(model === undefined ? [] : [part(random() < 0.5 ? 'Content-Disposition: form-data; name="model"' : 'content-type: text/plain\r\ncontent-disposition: form-data; name=model', model)])
+  ].map(value => ({ value, key: random() })).sort((a, b) => a.key - b.key).map(({ value }) => value)
+  return { type: `multipart/form-data; boundary=${quoted ? `"${boundary}"` : boundary}`, bytes: Buffer.concat([...parts, Buffer.from(`--${boundary}--\r\n`)]) }
+}
+
+t.test('a form goes to a node of its model, byte for byte; without a model to any', async t => {
+  const servers = await Promise.all(['org/a', 'b'].map(async id => await server(t, { id })))
+  const url = await gatewayOver(t, ...servers)
+  const random = seededRandom(15)
+  const send = async ({ type, bytes }: ReturnType<typeof form>): Promise<Response> => await fetch(`${url}/v1/audio/transcriptions`, { method: 'POST', headers: { 'content-type': type }, body: new Uint8Array(bytes) })
+  for (let i = 0; i < 40; i++) {
+    const model = ['org/a', 'b'][i % 2]!
+    const sent = form(random, model)
+    t.same(await (await send(sent)).json(), { by: model })
+    const { headers, body } = servers[i % 2]!.seen.at(-1)!
+    if (headers['content-type'] !== sent.type || !body.equals(sent.bytes)) t.fail(`form ${i} was changed`)
+  }
+  t.equal((await send(form(random, undefined))).status, 200)
+  const unknown = await send(form(random, 'nope'))
+  t.equal(unknown.status, 404)
+  t.match(await unknown.json(), { error: { code: 'model_not_found', param: 'model' } })
+  for (const type of ['multipart/form-data', 'multipart/form-data; boundary=other']) t.equal((await send({ type, bytes: form(random, 'b').bytes })).status, 200, 'a form that can\'t be read is the node\'s to judge')
+  const chat = await fetch(`${url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'multipart/form-data; boundary=x' }, body: '--x--' })
+  t.equal(chat.status, 415)
+})
+
+t.test("models have their node's own cards", async t => {
+  const card = { id: 'org/m', object: 'model', created: 5, owned_by: 'vllm', root: '/models/m', max_model_len: 32_768, permission: [{ id: 'p' }] }
+  const url = await gatewayOver(t, await server(t, card))
+  t.same((await (await fetch(`${url}/v1/models`)).json() as { data: object[] }).data, [card])
+  t.same(await (await fetch(`${url}/v1/models/org/m`)).json(), card)
+  t.same((await (await fetch(`${url}/v1/models/`)).json() as { data: object[] }).data, [card], 'one slash too many')
+})
+
+t.test('a card that is written anew for each answer is no change of the node', async t => {
+  let answers = 0
+  const http = createServer((_request, response) => { response.setHeader('content-type', 'application/json').end(JSON.stringify({ data: [{ id: 'm', created: ++answers, permission: [{ id: answers }] }] })) }).listen(0, '127.0.0.1')
+  t.teardown(() => { http.closeAllConnections(); http.close() })
+  await once(http, 'listening')
+  const node = `http://127.0.0.1:${(http.address() as AddressInfo).port}`
+  const { app } = await buildGateway(t, { options: { nodes: [{ url: node, adapter: 'openai' }] } })
+  const { version } = await app.epd.nodes.waitFor(({ models }) => models.length > 0)
+  const before = answers
+  app.epd.nodes.probe(node)
+  await until(() => answers >= before + 2, 'it was probed again')
+  t.equal(app.epd.nodes.snapshot().version, version)
+})
+
+t.test('fastify-epd serve forgives a slash too many, and has no other shape of errors than OpenAI\'s', async t => {
+  const node = await FakeNode.start(t)
+  const config = await tempFile(t, 'epd.config.json', JSON.stringify({ embedded: false, nodes: [{ url: node.url, adapter: 'openai' }], cors: ['http://localhost:3000'] }))
+  const { url } = await startCli(t, ['serve', '--config', config, '--port', '0', '--log-level', 'error'])
+  const question = { model: 'm', messages: [] }
+  for (const path of ['//v1/chat/completions', '/v1//chat/completions']) t.equal((await (await post(url + path, question)).json() as { error: { code: string } }).error.code, (await (await post(`${url}/v1/chat/completions`, question)).json() as { error: { code: string } }).error.code, path)
+  t.equal((await fetch(`${url}//v1/models/`)).status, 200)
+  for (const [method, path] of [['POST', '/chat/completions'], ['GET', '/nothing'], ['PUT', '/v1/models']] as const) {
+    const answer = await fetch(url + path, { method })
+    t.equal(answer.status, 404)
+    t.match(await answer.json(), { error: { message: /base URLs/, type: 'invalid_request_error', code: 'not_found', param: null } })
+  }
+  t.equal((await fetch(`${url}/v1/chat/completions`, { method: 'OPTIONS', headers: { origin: 'http://localhost:3000', 'access-control-request-method': 'POST' } })).status, 204)
+})
