@@ -109,7 +109,8 @@ export class Callers {
 
   /** By the id under which the request went to the language server; where that does not pass it on, by the hashes of the pictures' URLs. */
   find (id: string, keys: readonly string[]): Caller | undefined {
-    const named = this.#byId.get(id)
+    // P's call has a name of its own.
+    const named = this.#byId.get(id) ?? this.#byId.get(id.replace(/\.p$/, ''))
     if (named !== undefined) return named
     return [...this.#byId.values()].find(caller => caller.endedAt === undefined && caller.awaits(keys))
   }

@@ -221,6 +221,10 @@ export interface FakeLmOptions {
   /** `--encoder-urls` */
   readonly encoderUrls?: readonly string[]
   readonly languageOnly?: boolean
+  /** `--disaggregation-mode` */
+  readonly mode?: 'prefill' | 'decode'
+  /** `--disaggregation-transfer-backend` */
+  readonly kvTransfer?: string
 }
 
 interface Waiting { readonly parts: Array<readonly string[] | undefined>, count: number, done (): void, fail (why: string): void }
@@ -234,6 +238,10 @@ export class FakeSglangLm extends FakeServer {
   /** Holds every answer back until it resolves, embeddings or not. */
   hold: Promise<void> | undefined
   readonly answered: string[] = []
+  /** Of prefills: resolves when a decode server has come for the KV blocks. */
+  readonly #rooms = new Map<number, { readonly text: string, taken (): void }>()
+  /** Status with which every chat is answered, in place of an answer. */
+  fails: number | undefined
   #onClose: Array<() => void> = []
   readonly #waiting = new Map<string, Waiting>()
 
@@ -261,12 +269,13 @@ export class FakeSglangLm extends FakeServer {
   get #fragile (): boolean { return this.options.transfer !== 'zmq_to_tokenizer' }
 
   protected async serve (call: Call, response: ServerResponse): Promise<void> {
-    const { model = 'tiny', languageOnly = true, transfer = 'zmq_to_scheduler' } = this.options
+    const { model = 'tiny', languageOnly = true, transfer = 'zmq_to_scheduler', mode = 'null', kvTransfer = 'mooncake' } = this.options
     switch (call.path) {
       case '/health': response.writeHead(200).end(); return
       case '/v1/models': send(response, 200, { object: 'list', data: [{ ...recorded('models').answer.data[0], id: model }] }); return
       case '/model_info': replay(response, 'model_info'); return
-      case '/server_info': replay(response, 'server_info', { encoder_urls: this.encoderUrls, language_only: languageOnly, encoder_transfer_backend: transfer }); return
+      case '/server_info': replay(response, 'server_info', { encoder_urls: this.encoderUrls, language_only: languageOnly, encoder_transfer_backend: transfer, disaggregation_mode: mode, disaggregation_bootstrap_port: Number(new URL(this.url).port), disaggregation_transfer_backend: kvTransfer }); return
+      case '/room': this.#room(call.body.room, response); return
       case '/embedding': this.#embedding(call.body); response.writeHead(200).end(); return
       case '/v1/chat/completions': await this.#chat(call.body, response); return
       default: send(response, 404, { detail: 'Not Found' })
@@ -280,6 +289,8 @@ export class FakeSglangLm extends FakeServer {
 
   async #chat (body: any, response: ServerResponse): Promise<void> {
     const urls = (body.messages as any[]).flatMap(({ content }) => Array.isArray(content) ? content : []).filter(part => part.type === 'image_url').map(part => part.image_url.url as string)
+    if (this.fails !== undefined) { send(response, this.fails, { object: 'error', message: 'scripted', type: 'x', param: null, code: this.fails }); return }
+    if (this.options.mode === 'decode') { await this.#decode(body, response); return }
     const id: string = body.rid ?? randomUUID().replaceAll('-', '')
     let waits = true
     response.on('close', () => { for (const resolve of this.#onClose.splice(0)) resolve() })
@@ -298,8 +309,26 @@ export class FakeSglangLm extends FakeServer {
     if (!this.alive) return
     waits = false
     await this.hold
+    if (this.options.mode === 'prefill') await new Promise<void>(resolve => { this.#rooms.set(body.bootstrap_room, { text: `saw ${pictures.join(' ')}`, taken: resolve }) })
     this.answered.push(id)
     this.#answer(body, id, `saw ${pictures.join(' ')}`, response)
+  }
+
+  #room (room: number, response: ServerResponse): void {
+    const found = this.#rooms.get(room)
+    if (found === undefined) { send(response, 404, {}); return }
+    this.#rooms.delete(room)
+    send(response, 200, { text: found.text })
+    found.taken()
+  }
+
+  /** As D: asks P until it has the KV blocks. */
+  async #decode (body: any, response: ServerResponse): Promise<void> {
+    while (!response.closed && this.alive) {
+      const answer = await this.post(`http://${body.bootstrap_host}:${body.bootstrap_port}/room`, { room: body.bootstrap_room }).catch(() => undefined)
+      if (answer?.status === 200) { this.#answer(body, body.rid, ((await answer.json()) as { text: string }).text, response); return }
+      await new Promise(resolve => { setTimeout(resolve, 5) })
+    }
   }
 
   #answer (body: any, id: string, text: string, response: ServerResponse): void {

@@ -28,7 +28,7 @@ t.test('a probe reads what the server was started with', async t => {
   t.equal(lm.calls('/server_info').length, 1, 'once per process')
   const plain = await FakeSglangLm.start(t, { languageOnly: false })
   t.match(await sglang.probe(nodeAt(plain.url, { vision: 'none' }), call), { vision: 'none', notes: [], details: { languageOnly: false } })
-  t.match(await sglang.probe(nodeAt(plain.url, { role: 'decode' }), call), { notes: [/not used by plans/] })
+  t.match(await sglang.probe(nodeAt(plain.url, { role: 'decode' }), call), { notes: [/not used by plans without --disaggregation-mode/] })
   await plain.kill()
   await t.rejects(sglang.probe(nodeAt(plain.url), call), { code: 'UNAVAILABLE' })
 })
@@ -42,7 +42,9 @@ t.test('a request goes on under the id of the gateway, and a client can neither 
   t.strictSame(lm.generations[0]!.body, { model: 'tiny', messages: [{ role: 'user', content: 'hi' }], rid: 'r1.a' })
   t.match(await sglang.generate({ node, path: '/v1/embeddings', body, features: [] }, call).catch((error: unknown) => error), { code: 'REJECTED' })
   t.strictSame(lm.calls('/v1/embeddings')[0]!.body, { model: 'tiny', messages: [{ role: 'user', content: 'hi' }], rid: 'mine' })
-  for (const role of ['link', 'encode', 'prefill'] as const) await t.rejects((sglang[role] as (a: object, b: object) => Promise<unknown>)({ node }, node), { code: 'REFUSED' }, role)
+  await t.rejects(sglang.link(node, node, call), { code: 'REFUSED' })
+  await t.rejects(sglang.encode({ node, items: [], body, consumer: node }, call), { code: 'REFUSED' })
+  await t.rejects(sglang.prefill({ node, decode: node, body, features: [] }, call), { code: 'REFUSED' })
 })
 
 t.test('a server without vision gets no media', async t => {

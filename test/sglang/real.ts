@@ -10,7 +10,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import epd from '../../plugin/index.ts'
-import { median, table } from '../bench/report.ts'
+import { machine, median, table, writeSection } from '../bench/report.ts'
 import { freePort } from '../helper/free-port.ts'
 import { dataUrl, makeScene, renderScene, seededRandom } from '../helper/pictures.ts'
 import { until } from '../helper/until.ts'
@@ -226,4 +226,6 @@ await t.test('an encoder is killed while requests go on: before, in and after an
   rows.push(['the language server lives on', lm.exited ? 'no' : 'yes', 'yes'])
 })
 
-console.log(`\n${transfer}\n\n${table(['', 'stock wiring', 'through the gateway'], rows)}`)
+const figures = `${table(['', 'stock wiring', 'through the gateway'], rows)}\n\nSGLang's \`${transfer}\`. Measured on: ${machine()}`
+console.log('\n' + figures)
+if (process.argv.includes('--write')) writeSection('sglang', `## SGLang\n\n\`npm run test:sglang -- --write\`: two encoders and a language server of stock SGLang, wired directly and through the gateway.\n\n${figures}`)

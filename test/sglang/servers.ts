@@ -36,6 +36,7 @@ export class SglangServer {
     const child = spawn('sh', ['-c', `exec ${command} --host 127.0.0.1 --port ${port} ${args.join(' ')}`], { stdio: ['ignore', out, out], detached: true, env: { SGLANG_HOST_IP: '127.0.0.1', ...process.env } })
     const server = new SglangServer(`http://127.0.0.1:${port}`, child, log)
     process.once('exit', () => { server.signal('SIGKILL') })
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => { process.exit(1) })
     return server
   }
 
