@@ -151,6 +151,8 @@ export interface Call {
   readonly headers: Readonly<Record<string, string>>
   readonly dispatcher: Dispatcher
   readonly log: Log
+  /** Of a stream: gets what says that the node is alive before its first event, comments and pings, and the head it came with. Without it they stay in the body. */
+  readonly onAlive?: ((bytes: Buffer, response: UpstreamResponse) => void) | undefined
 }
 
 export interface Log {
@@ -265,8 +267,8 @@ export interface Adapter {
 export type AdapterErrorCode = 'FEATURES_GONE' | 'KV_GONE' | 'UNAVAILABLE' | 'BUSY' | 'REJECTED' | 'REFUSED'
 
 /**
- * Whose fault an error is. `client`: another try fails too, and the client gets the node's answer. `node`: counts
- * against the node's breaker. `pair`: the two nodes can't work together, other nodes may. `none`: the node is well,
+ * Whose fault an error is. `client`: another try fails too, and the client gets the node's answer. `node`: it did not
+ * answer as it should; whether that counts against its breaker says the table of blame. `pair`: the two nodes can't work together, other nodes may. `none`: the node is well,
  * the same request may succeed later or elsewhere.
  */
 export type Fault = 'client' | 'node' | 'pair' | 'none'
@@ -280,6 +282,22 @@ const FAULT: Readonly<Record<AdapterErrorCode, Fault>> = {
   REFUSED: 'pair'
 }
 
+/**
+ * How a call broke, where no answer of the node's says it. `unreachable`: no connection, so that the node has not seen the
+ * request. `cut`: the connection broke before the answer had begun. `late`: the time was up. `nonsense`: a good status with
+ * something that is no answer. `died`: the node says that it goes down.
+ */
+export type Breakage = 'unreachable' | 'cut' | 'late' | 'nonsense' | 'died'
+
+/** A whole answer with a bad status, or an error event in place of an answer. */
+export interface ErrorResponse {
+  readonly statusCode: number
+  readonly contentType: string
+  readonly body: Buffer
+  /** The node's own, names in lower case: Retry-After, rate limits. */
+  readonly headers?: UpstreamResponse['headers'] | undefined
+}
+
 export interface AdapterErrorOptions {
   readonly node: string
   readonly cause?: unknown
@@ -287,10 +305,14 @@ export interface AdapterErrorOptions {
   readonly fault?: Fault | undefined
   /** Seconds, for BUSY. */
   readonly retryAfter?: number | undefined
-  /** The upstream answer as it came, for REJECTED. */
-  readonly response?: { readonly statusCode: number, readonly contentType: string, readonly body: Buffer } | undefined
+  /** The node's answer, where there is one. What becomes of it is in the table of plugin/pipeline/blame.ts. */
+  readonly response?: ErrorResponse | undefined
+  /** Of UNAVAILABLE without a response; `cut` when absent. */
+  readonly how?: Breakage | undefined
   /** With FEATURES_GONE and KV_GONE: the consumer no longer has a link to the producer; the core makes it again. */
   readonly unlinked?: boolean | undefined
+  /** With FEATURES_GONE and KV_GONE: the node that made what can't be used, where it is to blame. */
+  readonly producer?: string | undefined
   /** P and D can't share this very request, though both are well: the next plan uses a single node. */
   readonly singleNode?: boolean | undefined
 }
@@ -301,9 +323,9 @@ const kAdapterError = Symbol.for('fastify-epd.AdapterError')
  * The only error an adapter throws on purpose. A call that ends because of `call.signal` rejects with the signal's reason instead.
  *
  * - `FEATURES_GONE`, `KV_GONE`: what a plan relied on no longer exists; the core plans again.
- * - `UNAVAILABLE`: the node can't be reached, broke off, or answered 5xx.
- * - `BUSY`: the node is full (429, 503).
- * - `REJECTED`: the node answered another 4xx; `response` has it as it came.
+ * - `UNAVAILABLE`: the node can't be reached, broke off or answered with nonsense (`how`), or answered 5xx (`response`).
+ * - `BUSY`: the node is full (429, 503); `response` has its answer.
+ * - `REJECTED`: the node answered another 4xx, or lacks the route (404, 405, 501); `response` has its answer.
  * - `REFUSED`: two nodes can't work together (link; prefill: P can't work with any D).
  */
 export class AdapterError extends Error {
@@ -312,8 +334,10 @@ export class AdapterError extends Error {
   readonly fault: Fault
   readonly node: string
   readonly retryAfter: number | undefined
-  readonly response: AdapterErrorOptions['response']
+  readonly response: ErrorResponse | undefined
+  readonly how: Breakage | undefined
   readonly unlinked: boolean
+  readonly producer: string | undefined
   readonly singleNode: boolean
 
   constructor (code: AdapterErrorCode, message: string, options: AdapterErrorOptions) {
@@ -324,7 +348,9 @@ export class AdapterError extends Error {
     this.node = options.node
     this.retryAfter = options.retryAfter
     this.response = options.response
+    this.how = options.how
     this.unlinked = options.unlinked ?? false
+    this.producer = options.producer
     this.singleNode = options.singleNode ?? false
   }
 

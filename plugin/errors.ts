@@ -1,5 +1,5 @@
 import { format } from 'node:util'
-import { AdapterError } from '../adapters/adapter.ts'
+import { AdapterError, type UpstreamResponse } from '../adapters/adapter.ts'
 import { openAiError, type OpenAiError } from '../adapters/wire/openai-error.ts'
 
 interface Row {
@@ -9,6 +9,8 @@ interface Row {
   readonly code: string
   /** The client may try again, after `Retry-After`. */
   readonly again?: boolean
+  /** The client's library must not try again by itself: OpenAI's heed `x-should-retry`. */
+  readonly never?: boolean
 }
 
 /** Every error that clients of the gateway can see, by its code in logs and spans. docs/errors.md explains each. */
@@ -38,6 +40,7 @@ export const ERRORS = {
   EPD_ERR_NO_ENCODER: { message: 'No encoder can take the pictures of this request, and no healthy node of the model %s encodes by itself', statusCode: 503, code: 'no_encoder', again: true },
   EPD_ERR_ENCODE_FAILED: { message: 'Encoding media failed on every encoder', statusCode: 503, code: 'encode_failed', again: true },
   EPD_ERR_UPSTREAM_FAILED: { message: 'The model server failed before it answered', statusCode: 503, code: 'upstream_failed', again: true },
+  EPD_ERR_NODE_DIED: { message: 'The model server went down while it had this request, which is given to no other one', statusCode: 502, code: 'node_died', never: true },
   EPD_ERR_UPSTREAM_BROKEN: { message: 'The model server broke off in the middle of its answer', statusCode: 502, code: 'upstream_broken' },
   EPD_ERR_UPSTREAM_BUSY: { message: 'The model servers are full; try again later', statusCode: 503, code: 'upstream_busy', again: true },
   EPD_ERR_FEATURES_GONE: { message: 'Encoded media were lost before they could be used', statusCode: 503, code: 'features_gone', again: true },
@@ -79,6 +82,11 @@ export class EpdError extends Error {
     this.retryAfter = retryAfter
     this.param = param
   }
+
+  /** The same error, with seconds for `Retry-After`. */
+  withRetryAfter (seconds: number): EpdError {
+    return Object.assign(Object.create(EpdError.prototype) as EpdError, this, { message: this.message, stack: this.stack, cause: this.cause, retryAfter: seconds })
+  }
 }
 
 /** Makes an error of the table. `args` fill the `%s` of its message. */
@@ -116,12 +124,14 @@ export class AlreadyRegisteredError extends Error {
   }
 }
 
-/** An answer to a client: OpenAI's error shape, or a node's own 4xx unchanged. */
+/** An answer to a client: OpenAI's error shape, or what a node has answered. */
 export interface ErrorReply {
   readonly statusCode: number
   readonly contentType: string
   readonly body: string | Buffer
   readonly headers: Readonly<Record<string, string>>
+  /** Of a node's answer: its headers, of which those pass that are the client's. */
+  readonly nodeHeaders?: UpstreamResponse['headers'] | undefined
   /** The error of our table; undefined for a node's own answer. */
   readonly error: EpdError | undefined
 }
@@ -140,7 +150,7 @@ export function toEpdError (error: unknown): EpdError {
 function fromAdapter (error: AdapterError): EpdError {
   const details = { cause: error, retryAfter: error.retryAfter }
   switch (error.code) {
-    case 'UNAVAILABLE': return isEpdError(error.cause) ? error.cause : epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
+    case 'UNAVAILABLE': return epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
     case 'BUSY': return epdError('EPD_ERR_UPSTREAM_BUSY', [], details)
     case 'REFUSED': return epdError('EPD_ERR_LINK_REFUSED', [], details)
     case 'FEATURES_GONE': return epdError('EPD_ERR_FEATURES_GONE', [], details)
@@ -156,11 +166,12 @@ export function clientError (error: unknown): OpenAiError {
 }
 
 const DEFAULT_RETRY_AFTER = 1
+const NO_RETRY = { 'x-should-retry': 'false' }
 
 export function toReply (error: unknown): ErrorReply {
-  if (AdapterError.is(error) && error.code === 'REJECTED' && error.response !== undefined) {
-    const { statusCode, contentType, body } = error.response
-    return { statusCode, contentType, body, headers: {}, error: undefined }
+  if (AdapterError.is(error) && error.response !== undefined) {
+    const { statusCode, contentType, body, headers } = error.response
+    return { statusCode, contentType, body, headers: {}, nodeHeaders: headers, error: undefined }
   }
   const found = toEpdError(error)
   const row: Row = ERRORS[found.code]
@@ -168,7 +179,7 @@ export function toReply (error: unknown): ErrorReply {
     statusCode: found.statusCode,
     contentType: 'application/json; charset=utf-8',
     body: JSON.stringify({ error: clientError(found) }),
-    headers: row.again === true ? { 'retry-after': String(Math.ceil(found.retryAfter ?? DEFAULT_RETRY_AFTER)) } : {},
+    headers: row.again === true ? { 'retry-after': String(Math.ceil(found.retryAfter ?? DEFAULT_RETRY_AFTER)) } : row.never === true ? NO_RETRY : {},
     error: found
   }
 }

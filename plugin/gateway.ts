@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
 import { metrics, type Meter } from '@opentelemetry/api'
-import { Agent, type Dispatcher } from 'undici'
+import type { Dispatcher } from 'undici'
 import type { Log } from '../adapters/adapter.ts'
+import { Connections } from '../adapters/http/connections.ts'
 import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
@@ -33,12 +34,10 @@ export interface GatewayInit {
 
 export interface Health {
   readonly status: 'healthy' | 'no_healthy_node' | 'draining'
-  readonly nodes: { readonly healthy: number, readonly total: number }
+  /** `resting`: healthy ones of which a circuit breaker is open. */
+  readonly nodes: { readonly healthy: number, readonly resting: number, readonly total: number }
   readonly models: readonly string[]
 }
-
-/** uvicorn closes idle connections after 5 s, and undici's timers may be a second late. */
-const KEEP_ALIVE_MS = 2_500
 
 /**
  * The framework-free core: registry, planner and pipeline. Usable without Fastify: `serve` takes a request and a
@@ -58,7 +57,7 @@ export class Gateway implements Core {
   readonly thumbnails: Thumbnails | undefined
   readonly log: Log
   readonly #id = randomBytes(8).toString('hex')
-  readonly #ownDispatcher: Agent | undefined
+  readonly #ownDispatcher: Connections | undefined
   #closed: Promise<void> | undefined
 
   constructor ({ options, log, dispatcher, meter, tracing = new Tracing(), thumbnails }: GatewayInit) {
@@ -67,9 +66,7 @@ export class Gateway implements Core {
     this.tracing = tracing
     this.thumbnails = thumbnails
     const { timeouts } = options
-    this.#ownDispatcher = dispatcher === undefined
-      ? new Agent({ keepAliveTimeout: KEEP_ALIVE_MS, keepAliveMaxTimeout: KEEP_ALIVE_MS, connect: { timeout: timeouts.connect } })
-      : undefined
+    this.#ownDispatcher = dispatcher === undefined ? new Connections(timeouts.connect) : undefined
     this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
     this.admission = new Admission(options.admission)
     this.mediaCheck = new MediaCheck(options.media)
@@ -107,8 +104,9 @@ export class Gateway implements Core {
   get health (): Health {
     const { nodes, models } = this.registry.snapshot()
     const healthy = nodes.filter(node => node.state === 'healthy')
+    const resting = healthy.filter(({ breakers: { encode, prefill, decode } }) => [encode, prefill, decode].includes('open')).length
     const ready = models.length > 0 || healthy.some(node => node.role === 'hybrid')
-    return { status: this.draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, total: nodes.length }, models }
+    return { status: this.draining ? 'draining' : ready ? 'healthy' : 'no_healthy_node', nodes: { healthy: healthy.length, resting, total: nodes.length }, models }
   }
 
   /** Is there a node, healthy or not, that answers for this model? */

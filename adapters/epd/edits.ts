@@ -6,11 +6,16 @@ export function withTenant (tenant: string | undefined, edits: BodyEdits = {}): 
   return tenant === undefined ? edits : { ...edits, set: { ...edits.set, [TENANT_FIELD]: JSON.stringify(tenant) } }
 }
 
+/** As the language model gets them. */
+export function inOrder (features: readonly EncoderResult[]): EncoderResult[] {
+  return [...features].sort((one, other) => one.item - other.item)
+}
+
 /** Adds `encoder_result` and replaces the URL of each encoded item by the lease on its features. No edits without features. */
 export function withFeatures (body: RequestBody, features: readonly EncoderResult[]): BodyEdits {
   if (features.length === 0) return {}
-  const inOrder = [...features].sort((one, other) => one.item - other.item)
+  const sorted = inOrder(features)
   const mediaUrls = new Array<string | undefined>(body.media.length).fill(undefined)
-  for (const { item, lease } of inOrder) mediaUrls[item] = LEASE_SCHEME + lease
-  return { set: { encoder_result: JSON.stringify(inOrder.map(feature => feature.wire)) }, mediaUrls }
+  for (const { item, lease } of sorted) mediaUrls[item] = LEASE_SCHEME + lease
+  return { set: { encoder_result: JSON.stringify(sorted.map(feature => feature.wire)) }, mediaUrls }
 }

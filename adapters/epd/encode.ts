@@ -43,17 +43,25 @@ function place (items: readonly MediaItem[]): Placed[] {
 /** Entries come in the order of the items; one that names another position belongs to another item. */
 function resultOf (node: string, { item, message, part }: Placed, wire: unknown): EncoderResult {
   const here = isObject(wire) && (wire.message === undefined || (wire.message === message && wire.part === part))
-  if (!here || typeof wire.lease !== 'string' || typeof wire.num_tokens !== 'number') {
-    throw new AdapterError('UNAVAILABLE', `${node} answered an encode request with something that is no encoder result`, { node })
+  if (!here || typeof wire.lease !== 'string' || wire.lease === '' || !isCount(wire.num_tokens) || !areBlocks(wire.remote_block_ids)) {
+    throw new AdapterError('UNAVAILABLE', `${node} answered an encode request with something that is no encoder result`, { node, how: 'nonsense' })
   }
   return {
     item: item.index,
     node,
     lease: wire.lease,
-    tokens: wire.num_tokens,
+    tokens: wire.num_tokens as number,
     cached: wire.cached === true,
     wire: { ...wire, message: item.message, part: item.part }
   }
+}
+
+function isCount (value: unknown): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= 0
+}
+
+function areBlocks (value: unknown): boolean {
+  return value === undefined || (Array.isArray(value) && value.every(isCount))
 }
 
 const POSITION = /messages\[(\d+)\]\.content\[(\d+)\]/g

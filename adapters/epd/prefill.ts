@@ -1,10 +1,10 @@
-import { AdapterError, type Call, type Handoff, type PrefillJob } from '../adapter.ts'
+import { AdapterError, type Call, type EncoderResult, type Handoff, type PrefillJob } from '../adapter.ts'
 import { type UpstreamFailure } from '../http.ts'
 import { requestOk } from '../http/json.ts'
 import { CHAT, prefillEdits } from '../lmdeploy/prefill-edits.ts'
 import { AGAIN_HEADER, CONSUMER_HEADER, PROXY_HEADERS } from '../wire/headers.ts'
 import { numberOf, objectOf } from '../wire/json.ts'
-import { withFeatures, withTenant } from './edits.ts'
+import { inOrder, withFeatures, withTenant } from './edits.ts'
 import { featuresGone } from './gone.ts'
 
 /**
@@ -22,10 +22,10 @@ export async function prefillEpd (job: PrefillJob, call: Call): Promise<Handoff>
     headers: { ...PROXY_HEADERS, [CONSUMER_HEADER]: decode.id },
     idempotent: { [AGAIN_HEADER]: '1' },
     timeout: 0
-  }, call, failureOf)
+  }, call, failure => failureOf(failure, inOrder(features)))
   const migration = objectOf(objectOf(answer).migration_request)
   if (typeof migration.lease !== 'string' || !Array.isArray(migration.remote_block_ids)) {
-    throw new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without a migration request`, { node: node.id })
+    throw new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without a migration request`, { node: node.id, how: 'nonsense' })
   }
   const { token_ids: tokens } = migration
   return {
@@ -37,9 +37,9 @@ export async function prefillEpd (job: PrefillJob, call: Call): Promise<Handoff>
   }
 }
 
-function failureOf (failure: UpstreamFailure): AdapterError | undefined {
+function failureOf (failure: UpstreamFailure, features: readonly EncoderResult[]): AdapterError | undefined {
   const { node, error } = failure
   // The gateway wrote these fields: an engine that refuses them is no prefill engine.
   if (error.param === 'preserve_cache' || error.param === 'with_cache') return new AdapterError('REFUSED', `${node.id} is no prefill engine: ${error.message}`, { node: node.id })
-  return featuresGone(failure)
+  return featuresGone(failure, features)
 }

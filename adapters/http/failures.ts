@@ -1,7 +1,8 @@
 /** What a node's failure means: from broken connections, statuses and error events to an AdapterError. */
 import type { Readable } from 'node:stream'
+import { brotliDecompressSync, gunzipSync, inflateSync } from 'node:zlib'
 import { AdapterError, type AdapterNode, type UpstreamResponse } from '../adapter.ts'
-import { openAiError } from '../wire/openai-error.ts'
+import { errorObject, hasOpenAiShape, openAiShape, statusOf, type UpstreamErrorObject } from './error-shape.ts'
 
 /** Longest error answer that is passed on to a client, in bytes. */
 const ERROR_LIMIT = 256 * 1024
@@ -13,17 +14,12 @@ export interface UpstreamFailure {
   readonly node: AdapterNode
   readonly statusCode: number
   readonly contentType: string
+  /** In OpenAI's shape: as it came where it has it, else written anew. */
   readonly body: Buffer
+  readonly headers: UpstreamResponse['headers']
   /** The `error` object of OpenAI's shape, or what comes nearest to it. */
   readonly error: UpstreamErrorObject
   readonly retryAfter: number | undefined
-}
-
-export interface UpstreamErrorObject {
-  readonly message?: string
-  readonly type?: string
-  readonly code?: string | number
-  readonly param?: string | null
 }
 
 /** An adapter's own reading of a failure; undefined leaves it to the general rule. */
@@ -46,28 +42,36 @@ export function codeOf (error: unknown): string | undefined {
   return typeof code === 'string' ? code : undefined
 }
 
+/** Codes of a connection that broke when it was there; with all others there was none. */
+const CUT: ReadonlySet<string | undefined> = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET'])
+
 /** No head came. */
 export function unavailable (node: AdapterNode, cause: Error): AdapterError {
   const code = codeOf(cause)
   const reason = (code !== undefined ? REASONS[code] : undefined) ?? `can't be reached: ${cause.message}`
-  return new AdapterError('UNAVAILABLE', `${node.id} ${reason}`, { node: node.id, cause })
+  const how = CUT.has(code) || code?.startsWith('HPE_') === true ? 'cut' : 'unreachable'
+  return new AdapterError('UNAVAILABLE', `${node.id} ${reason}`, { node: node.id, cause, how })
+}
+
+/** The failure of a second try after a connection was cut. A node that can't be reached then may have gone down under the first one. */
+export function secondFailure (second: unknown): unknown {
+  if (!AdapterError.is(second) || second.how !== 'unreachable') return second
+  return new AdapterError('UNAVAILABLE', second.message, { node: second.node, cause: second.cause, how: 'cut' })
 }
 
 /** The head came, the whole body did not. */
 export function brokenOff (node: AdapterNode, cause: Error): AdapterError {
-  return new AdapterError('UNAVAILABLE', `${node.id} broke its answer off: ${cause.message}`, { node: node.id, cause })
+  return new AdapterError('UNAVAILABLE', `${node.id} broke its answer off: ${cause.message}`, { node: node.id, cause, how: 'cut' })
 }
 
 export function timedOut (node: AdapterNode, ms: number): AdapterError {
   const cause = Object.assign(new Error(`no answer within ${ms} ms`), { code: 'ETIMEDOUT' })
-  return new AdapterError('UNAVAILABLE', `${node.id} did not answer within ${ms} ms`, { node: node.id, cause })
+  return new AdapterError('UNAVAILABLE', `${node.id} did not answer within ${ms} ms`, { node: node.id, cause, how: 'late' })
 }
 
-/** Did the peer close a kept connection while the request was written to it? Then it has not looked at any byte of it. */
-export function isStaleSocket (error: unknown): boolean {
-  if (!AdapterError.is(error)) return false
-  const code = codeOf(error.cause)
-  return code === 'ECONNRESET' || code === 'EPIPE' || code === 'UND_ERR_SOCKET'
+/** A good status, and no answer with it. */
+export function nonsense (node: AdapterNode, what: string): AdapterError {
+  return new AdapterError('UNAVAILABLE', `${node.id} answered with ${what}`, { node: node.id, how: 'nonsense' })
 }
 
 /** Seconds of a Retry-After header, which is a number or a date. */
@@ -77,17 +81,6 @@ export function retryAfterOf (value: string | string[] | undefined, now = Date.n
   if (/^\d+$/.test(text.trim())) return Number(text)
   const date = Date.parse(text)
   return Number.isNaN(date) ? undefined : Math.max(0, Math.ceil((date - now) / 1000))
-}
-
-/** `{"error": {...}}` (OpenAI), `{"object": "error", ...}` (LMDeploy, older vLLM), `{"detail": ...}` (FastAPI), `{"error": "..."}`. */
-export function errorObject (body: unknown): UpstreamErrorObject | undefined {
-  if (typeof body !== 'object' || body === null) return undefined
-  const { error, object, message, detail } = body as { error?: unknown, object?: unknown, message?: unknown, detail?: unknown }
-  if (typeof error === 'object' && error !== null) return error as UpstreamErrorObject
-  if (object === 'error' || error === true) return body as UpstreamErrorObject
-  if (typeof error === 'string') return { message: error }
-  if (typeof message === 'string') return body as UpstreamErrorObject
-  return detail === undefined ? undefined : { message: typeof detail === 'string' ? detail : JSON.stringify(detail) }
 }
 
 export function parseJson (body: Buffer): unknown {
@@ -116,43 +109,49 @@ export async function readFailure (node: AdapterNode, { statusCode, headers, bod
   const timer = setTimeout(() => { body.destroy(new Error('the error answer does not end')) }, ERROR_TIMEOUT).unref()
   const bytes = await readWhole(body, ERROR_LIMIT).catch(() => undefined)
   clearTimeout(timer)
-  const base = { node, statusCode, retryAfter: retryAfterOf(headers['retry-after']) }
-  const error = bytes === undefined ? {} : errorObject(parseJson(bytes)) ?? {}
-  if (bytes !== undefined && bytes.length > 0) return { ...base, contentType: String(headers['content-type'] ?? 'application/json'), body: bytes, error }
-  return { ...base, contentType: 'application/json', body: Buffer.from(JSON.stringify({ error: openAiError(statusCode, `the node answered ${statusCode}`, null) })), error }
+  const encoding = String(headers['content-encoding'] ?? 'identity')
+  const plain = bytes === undefined ? undefined : decoded(bytes, encoding)
+  // What can't be read here may be readable to the client.
+  if (plain === undefined && bytes !== undefined) return { ...failure(node, statusCode, {}, headers), contentType: String(headers['content-type']), body: bytes, headers }
+  const value = plain === undefined ? undefined : parseJson(plain)
+  const found = failure(node, statusCode, errorObject(value) ?? {}, headers, textOf(plain, headers))
+  return hasOpenAiShape(value) ? { ...found, contentType: String(headers['content-type'] ?? JSON_TYPE), body: plain! } : found
 }
 
-/** OpenAI's and our engines' string codes that stand for a status; numbers stand for themselves. */
-const STATUS_OF_CODE: Readonly<Record<string, number>> = {
-  busy: 503,
-  draining: 503,
-  initialising: 503,
-  engine_unavailable: 503,
-  rate_limit_exceeded: 429,
-  internal: 500,
-  internal_error: 500,
-  server_error: 500,
-  cancelled: 500
+const JSON_TYPE = 'application/json'
+
+/** The failure in OpenAI's shape. Headers of the answer's old body are out. */
+function failure (node: AdapterNode, statusCode: number, error: UpstreamErrorObject, all: UpstreamResponse['headers'], reason: UpstreamErrorObject = {}): UpstreamFailure {
+  const { 'content-encoding': _encoding, 'content-length': _length, 'transfer-encoding': _transfer, 'content-type': _type, etag: _etag, ...headers } = all
+  const body = Buffer.from(JSON.stringify(openAiShape({ ...reason, ...error }, statusCode)))
+  return { node, statusCode, contentType: JSON_TYPE, body, headers, error, retryAfter: retryAfterOf(all['retry-after']) }
 }
 
-function statusOf ({ code, type }: UpstreamErrorObject): number {
-  const number = typeof code === 'number' ? code : Number(code)
-  if (number >= 400 && number < 600) return number
-  const named = (typeof code === 'string' ? STATUS_OF_CODE[code] : undefined) ?? (typeof type === 'string' ? STATUS_OF_CODE[type] : undefined)
-  if (named !== undefined) return named
-  return type === 'invalid_request_error' || type === 'BadRequestError' ? 400 : 500
+/** The failure that an error stands for which came with a good status, as an event or as the body. */
+export function failureOf (node: AdapterNode, value: unknown, headers: UpstreamResponse['headers']): UpstreamFailure {
+  const error = errorObject(value) ?? {}
+  return failure(node, statusOf(error), error, headers)
 }
 
-/** The failure that the data of a stream's first event stands for; undefined for a good event. */
-export function failureOfEvent (node: AdapterNode, data: Buffer): UpstreamFailure | undefined {
-  // Good events of every backend start with {"id" or {"object"; only "error" in the first bytes is worth parsing.
-  if (data.subarray(0, 64).indexOf('error') < 0) return undefined
-  const parsed = parseJson(data)
-  const isError = typeof parsed === 'object' && parsed !== null && ('error' in parsed || (parsed as { object?: unknown }).object === 'error')
-  const error = isError ? errorObject(parsed) : undefined
-  if (error === undefined) return undefined
-  const body = Buffer.from(JSON.stringify({ error }))
-  return { node, statusCode: statusOf(error), contentType: 'application/json', body, error, retryAfter: undefined }
+function decoded (bytes: Buffer, encoding: string): Buffer | undefined {
+  const limit = { maxOutputLength: ERROR_LIMIT }
+  try {
+    switch (encoding.toLowerCase()) {
+      case 'identity': return bytes
+      case 'gzip': case 'x-gzip': return gunzipSync(bytes, limit)
+      case 'deflate': return inflateSync(bytes, limit)
+      case 'br': return brotliDecompressSync(bytes, limit)
+      default: return undefined
+    }
+  } catch {
+    return undefined
+  }
+}
+
+/** A short text is a reason; a page is none. */
+function textOf (bytes: Buffer | undefined, headers: UpstreamResponse['headers']): UpstreamErrorObject {
+  const text = bytes?.toString('utf8').trim() ?? ''
+  return text === '' || text.startsWith('<') || !/^(text\/plain|application\/json)\b/i.test(String(headers['content-type'] ?? 'text/plain')) || text.startsWith('{') ? {} : { message: text }
 }
 
 /**
@@ -160,17 +159,19 @@ export function failureOfEvent (node: AdapterNode, data: Buffer): UpstreamFailur
  * request that the gateway has not cancelled, as when the node shuts down.
  */
 const NOT_THE_CLIENTS = new Set([401, 408, 499])
+/** vLLM's engine process is gone, and the server that says so ends in a moment. */
+const GOES_DOWN = /\bEngineCore\b|\bEngineDeadError\b/
 
-/** The general rule: 429 and 503 are BUSY, other 4xx REJECTED with the answer as it came, all else UNAVAILABLE. */
+/** The general rule: 429 and 503 are BUSY, other 4xx and 501 REJECTED, all else UNAVAILABLE. All have the answer. */
 export function failureError (failure: UpstreamFailure, read?: FailureReader): AdapterError {
   const own = read?.(failure)
   if (own !== undefined) return own
-  const { node, statusCode, contentType, body, error, retryAfter } = failure
-  const text = typeof error.message === 'string' ? `: ${error.message.slice(0, 500)}` : ''
-  const message = `${node.id} answered ${statusCode}${text}`
-  if (statusCode === 429 || statusCode === 503) return new AdapterError('BUSY', message, { node: node.id, retryAfter })
-  if (statusCode >= 400 && statusCode < 500 && !NOT_THE_CLIENTS.has(statusCode)) {
-    return new AdapterError('REJECTED', message, { node: node.id, response: { statusCode, contentType, body } })
-  }
-  return new AdapterError('UNAVAILABLE', message, { node: node.id })
+  const { node, statusCode, contentType, body, headers, error, retryAfter } = failure
+  const said = typeof error.message === 'string' ? error.message : ''
+  const message = `${node.id} answered ${statusCode}${said === '' ? '' : `: ${said.slice(0, 500)}`}`
+  const more = { node: node.id, retryAfter, response: { statusCode, contentType, body, headers } }
+  if (statusCode >= 500 && GOES_DOWN.test(said)) return new AdapterError('UNAVAILABLE', message, { ...more, how: 'died' })
+  if (statusCode === 429 || statusCode === 503) return new AdapterError('BUSY', message, more)
+  if (statusCode === 501 || (statusCode >= 400 && statusCode < 500 && !NOT_THE_CLIENTS.has(statusCode))) return new AdapterError('REJECTED', message, more)
+  return new AdapterError('UNAVAILABLE', message, more)
 }

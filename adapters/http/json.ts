@@ -2,7 +2,7 @@
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from '../adapter.ts'
 import { TimeLimit } from '../abort.ts'
 import { send, type HttpRequest } from '../http.ts'
-import { brokenOff, failureError, parseJson, readFailure, readWhole, timedOut, type FailureReader } from './failures.ts'
+import { brokenOff, failureError, nonsense, parseJson, readFailure, readWhole, timedOut, type FailureReader } from './failures.ts'
 
 const DEFAULT_TIMEOUT = 10_000
 const DEFAULT_LIMIT = 4 * 1024 * 1024
@@ -37,7 +37,7 @@ export async function requestOk (node: AdapterNode, request: JsonRequest, call: 
   const { body } = await exchangeJson(node, request, call, async response => {
     if (response.statusCode >= 300) throw failureError(await readFailure(node, response), read)
   })
-  if (body === undefined) throw new AdapterError('UNAVAILABLE', `${node.id} answered ${request.path} with something that is not JSON`, { node: node.id })
+  if (body === undefined) throw nonsense(node, `something that is not JSON on ${request.path}`)
   return body
 }
 
@@ -50,7 +50,7 @@ async function exchangeJson (node: AdapterNode, request: JsonRequest, call: Call
     const response = await send(node, { ...rest, body }, { ...call, signal: time })
     await check(response)
     const bytes = await readWhole(response.body, limit)
-    if (bytes === undefined) throw new Error(`the answer is longer than ${limit} bytes`)
+    if (bytes === undefined) throw nonsense(node, `an answer longer than ${limit} bytes`)
     return { statusCode: response.statusCode, headers: response.headers, body: parseJson(bytes) }
   } catch (error) {
     if (time.timedOut) throw timedOut(node, timeout)

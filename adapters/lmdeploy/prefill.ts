@@ -40,7 +40,7 @@ async function handoffOf (job: PrefillJob, answer: PrefillAnswer, call: Call): P
   const { cache_block_ids: blocks, remote_token_ids: tokens, usage } = answer
   if (!Array.isArray(blocks) || !Array.isArray(tokens) || tokens.length === 0) {
     await freeSession(node, session, call)
-    throw Array.isArray(blocks) ? singleNode(job, 'it has sampled no token') : new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without cache_block_ids`, { node: node.id })
+    throw Array.isArray(blocks) ? singleNode(job, 'it has sampled no token') : new AdapterError('UNAVAILABLE', `${node.id} answered a prefill without cache_block_ids`, { node: node.id, how: 'nonsense' })
   }
   return {
     node: node.id,

@@ -71,7 +71,7 @@ function followStream (body: Readable, { headers }: Answer, { raw }: FastifyRepl
 }
 
 /** A node's CORS headers are left out: the gateway decides who may read answers. */
-function passHeaders ({ headers }: Answer, reply: FastifyReply): void {
+export function passHeaders ({ headers }: Pick<Answer, 'headers'>, reply: FastifyReply): void {
   const dropped = namedByConnection(headers.connection)
   for (const name in headers) {
     const value = headers[name]

@@ -1,6 +1,7 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { AdapterError } from '../../adapters/adapter.ts'
 import { isEpdError, toEpdError, toReply, type EpdErrorCode } from '../errors.ts'
+import { passHeaders } from './client.ts'
 import { callersTraceId } from '../telemetry/propagation.ts'
 
 /** Errors that leave a request's body unread. */
@@ -17,7 +18,7 @@ export function onRouteError (err: FastifyError, request: FastifyRequest, reply:
 
 /** What the log says. A stack only for unexpected errors: a node outage repeats, so it gets one line. */
 function whyOf (err: unknown, code: string | undefined): object {
-  if (code === undefined || code === 'EPD_ERR_INTERNAL' || !(err instanceof Error)) return { err }
+  if (!(err instanceof Error) || code === 'EPD_ERR_INTERNAL' || (code === undefined && !AdapterError.is(err))) return { err }
   const reasons: string[] = []
   let node: string | undefined
   for (let one: unknown = err; one instanceof Error && reasons.length < MAX_REASONS; one = one.cause) {
@@ -38,5 +39,6 @@ export function sendError (request: FastifyRequest, reply: FastifyReply, err: un
   if (reply.sent) return reply
   // The rest of an unread body would be parsed as the next request.
   if (isEpdError(err) && UNREAD.has(err.code)) reply.header('connection', 'close')
+  if (answer.nodeHeaders !== undefined) passHeaders({ headers: answer.nodeHeaders }, reply)
   return reply.code(answer.statusCode).headers({ ...headers, ...answer.headers, 'content-type': answer.contentType }).send(answer.body)
 }

@@ -3,7 +3,7 @@ import { adapters as shipped } from '../../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
-  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type TimeoutOptions, type VllmDefaults
+  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
 } from './schema.ts'
 
 export { OptionsError, type OptionsProblem }
@@ -12,6 +12,7 @@ export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, typ
 /** Options whose default stands in the schema, which Ajv fills in. */
 interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
   readonly routing: RoutingOptions
+  readonly sse: SseOptions
   readonly timeouts: TimeoutOptions
   readonly limits: LimitOptions
   readonly media: MediaOptions

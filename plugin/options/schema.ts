@@ -85,6 +85,7 @@ const routing = section({
   encoderTokens: Type.Integer({ minimum: 1, default: 16_384, description: 'Vision tokens an encoder may have in flight before its pictures spill over to the next one by hash.' }),
   smallItem: Type.Integer({ minimum: 0, default: 256, description: 'With bypass "auto": a picture of at most so many vision tokens is small.' }),
   disaggregate: oneOf(['auto', 'always', 'never'], { default: 'auto', description: 'When prefill and decode run on two nodes, where there are nodes for it.' }),
+  panicThreshold: Type.Integer({ minimum: 0, maximum: 100, default: 50, description: 'Per cent. When breakers leave less of a model\'s healthy nodes of one role, they are disregarded. The last node is asked in any case.' }),
   disaggregateTokens: Type.Integer({ minimum: 0, default: 1_024, description: 'With disaggregate "auto": a prompt of at least so many estimated tokens is long.' })
 }, 'How requests are spread over nodes.')
 
@@ -101,6 +102,10 @@ const timeouts = section({
   total: milliseconds(600_000, 'Everything before the first byte: waiting, all attempts, all stages.'),
   grace: milliseconds(10_000, 'How long requests in flight may go on after close().', 0)
 }, 'Milliseconds.')
+
+const sse = section({
+  keepAlive: milliseconds(15_000, 'Silence in an accepted stream after which the gateway sends a comment; 0: never.', 0)
+}, 'Event streams.')
 
 const limits = section({
   body: Type.Integer({ minimum: 1_024, maximum: 1_073_741_824, default: 67_108_864, description: 'Bytes of a request body.' }),
@@ -149,6 +154,7 @@ export const optionsSchema = Type.Partial(object({
   timeouts,
   vllm: vllmSection,
   retries: Type.Integer({ minimum: 0, maximum: 1, default: 1, description: 'How often a request starts again at the plan after a node failed under it.' }),
+  sse,
   limits,
   media,
   admission,
@@ -170,6 +176,7 @@ export type EmbeddedOptions = Static<typeof embedded>
 export type RouteOptions = Required<Static<typeof routes>>
 export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
+export type SseOptions = Required<Static<typeof sse>>
 export type LimitOptions = Required<Static<typeof limits>>
 export type MediaOptions = Required<Static<typeof media>>
 export type AdmissionOptions = Required<Static<typeof admission>>

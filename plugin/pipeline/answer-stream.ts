@@ -3,7 +3,7 @@ import { isEventStream } from '../../adapters/http.ts'
 import type { UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { clientError, epdError } from '../errors.ts'
-import { EventGate } from './event-gate.ts'
+import { EventGate, KEEP_ALIVE } from './event-gate.ts'
 import { UsageReader, type Closing } from './usage.ts'
 
 /** Bytes that wait for a slow client before the node is paused. */
@@ -58,8 +58,11 @@ export class AnswerStream extends Readable implements Answer {
   /** It has said all. */
   #whole = false
   #settled = false
+  /** Nothing has come since the last beat. */
+  #quiet = false
+  #beat: NodeJS.Timeout | undefined
 
-  constructor ({ statusCode, headers, body }: UpstreamResponse, limit: TimeLimit, idle: number) {
+  constructor ({ statusCode, headers, body }: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive: number) {
     super({ highWaterMark: READ_AHEAD })
     this.statusCode = statusCode
     this.headers = headers
@@ -67,6 +70,7 @@ export class AnswerStream extends Readable implements Answer {
     this.#limit = limit
     this.#idle = idle
     this.#gate = isEventStream(headers) ? new EventGate() : undefined
+    if (this.#gate !== undefined && keepAlive > 0) this.#beat = setInterval(() => { this.#keepAlive() }, keepAlive)
     this.begun = new Promise((resolve, reject) => { this.#begin = resolve; this.#neverBegin = reject })
     this.delivered = new Promise(resolve => { this.#deliver = resolve })
     // Consumers learn of an error by `delivered`; one that does not listen must not end the process.
@@ -89,7 +93,14 @@ export class AnswerStream extends Readable implements Answer {
     this.#body.resume()
   }
 
+  /** Silence in the middle of an answer is no end of it. */
+  #keepAlive (): void {
+    if (this.#quiet && !this.#ended && this.#firstByteAt !== undefined && this.#gate!.atBoundary && !this.#body.isPaused()) this.push(KEEP_ALIVE)
+    this.#quiet = true
+  }
+
   #take (chunk: Buffer): void {
+    this.#quiet = false
     this.#usage.add(chunk)
     const bytes = this.#gate === undefined ? chunk : this.#gate.pass(chunk)
     const more = bytes === undefined || this.push(bytes)
@@ -138,6 +149,7 @@ export class AnswerStream extends Readable implements Answer {
 
   override _destroy (error: Error | null, callback: (error: Error | null) => void): void {
     this.#ended = true
+    clearInterval(this.#beat)
     this.#limit.clear()
     this.#limit.removeEventListener('abort', this.#onAbort)
     this.#body.destroy()

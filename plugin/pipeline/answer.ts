@@ -10,14 +10,15 @@ import { UsageReader, type Closing } from './usage.ts'
  *
  * @param limit - the call's. Its time counts until the first byte, then `idle` does; its abort ends the answer
  * @param idle - longest silence between two chunks, in milliseconds
+ * @param keepAlive - silence in an event stream after which a comment is sent; 0 for none
  */
-export async function beginAnswer (node: string, upstream: UpstreamResponse, limit: TimeLimit, idle: number): Promise<Answer> {
+export async function beginAnswer (node: string, upstream: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive = 0): Promise<Answer> {
   const whole = wholeBody(upstream)
   if (whole !== undefined) {
     limit.clear()
     return wholeAnswer(upstream, whole)
   }
-  const stream = new AnswerStream(upstream, limit, idle)
+  const stream = new AnswerStream(upstream, limit, idle, keepAlive)
   try {
     await stream.begun
     return stream

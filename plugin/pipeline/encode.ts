@@ -1,19 +1,23 @@
 import { AdapterError, type EncoderResult, type MediaItem } from '../../adapters/adapter.ts'
-import { epdError } from '../errors.ts'
 import type { Plan } from '../planning/index.ts'
 import type { NodeSnapshot } from '../registry/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StageSpan } from '../telemetry/spans.ts'
+import { againAfter, outcomeOf, type Outcome } from './blame.ts'
 import type { Exchange } from './exchange.ts'
 import { callNode } from './node-call.ts'
 
 /** Every encoder of some item has failed. `last` is why the last one did. */
 export class EncodersExhausted extends Error {
+  readonly plan: Plan
+  readonly failed: ReadonlyMap<string, Outcome>
   readonly last: AdapterError | undefined
 
-  constructor (last: AdapterError | undefined) {
+  constructor ({ plan, failed, last }: Fanout) {
     super('every encoder has failed', { cause: last })
     this.name = 'EncodersExhausted'
+    this.plan = plan
+    this.failed = failed
     this.last = last
   }
 }
@@ -23,7 +27,10 @@ interface Fanout {
   readonly plan: Plan
   readonly span: StageSpan
   readonly results: EncoderResult[]
-  readonly failed: Set<string>
+  /** How each encoder has failed. */
+  readonly failed: Map<string, Outcome>
+  /** Not to be tried, because they failed before this plan. */
+  readonly lost: ReadonlySet<string>
   last: AdapterError | undefined
 }
 
@@ -33,11 +40,11 @@ interface Fanout {
  *
  * @throws EncodersExhausted when an item has no encoder left; any error that is not a node's own fault as it is
  */
-export async function encodeStage (exchange: Exchange, plan: Plan): Promise<EncoderResult[]> {
+export async function encodeStage (exchange: Exchange, plan: Plan, lost: ReadonlySet<string> = new Set()): Promise<EncoderResult[]> {
   const { media } = exchange.request.body
   const attributes = { [ATTR.items]: media.length }
   return await exchange.trace.stage(SPAN.encode, attributes, async span => {
-    const fanout: Fanout = { exchange, plan, span, results: [], failed: new Set(), last: undefined }
+    const fanout: Fanout = { exchange, plan, span, results: [], failed: new Map(), lost, last: undefined }
     await encodeItems(fanout, media.filter(item => plan.order[item.index]!.length > 0))
     exchange.encodedBy = media.map(item => fanout.results[item.index]?.node ?? (plan.prefill ?? plan.node).id)
     const results = fanout.results.filter(result => result !== undefined)
@@ -68,10 +75,10 @@ async function encodeItems (fanout: Fanout, items: readonly MediaItem[]): Promis
   if (lost !== undefined) throw firstCause(outcomes)
 }
 
-/** The client's own fault comes before the aborts that it has caused. */
+/** What ends the request comes before the aborts that it has caused. */
 function firstCause (outcomes: ReadonlyArray<PromiseSettledResult<void>>): unknown {
   const reasons = outcomes.flatMap(outcome => outcome.status === 'rejected' ? [outcome.reason as unknown] : [])
-  return reasons.find(reason => AdapterError.is(reason) && reason.fault === 'client') ?? reasons[0]
+  return reasons.find(reason => AdapterError.is(reason) && againAfter(reason, 'encode') === 'no') ?? reasons[0]
 }
 
 async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<void> {
@@ -85,7 +92,7 @@ async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly
     const { core, log } = fanout.exchange
     log.warn({ err, node: node.id, items: items.length }, 'encode call failed; its items move to the next encoder')
     core.stats.encodeMoves++
-    fanout.failed.add(node.id)
+    fanout.failed.set(node.id, outcomeOf(err))
     fanout.exchange.avoided.add(node.id)
     fanout.last = err
     await encodeItems(fanout, items)
@@ -93,14 +100,15 @@ async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly
 }
 
 function mayMove (err: unknown): err is AdapterError {
-  return AdapterError.is(err) && err.fault !== 'client'
+  return AdapterError.is(err) && againAfter(err, 'encode') !== 'no'
 }
 
-function groupByEncoder ({ plan, failed, last }: Fanout, items: readonly MediaItem[]): Map<NodeSnapshot, MediaItem[]> {
+function groupByEncoder (fanout: Fanout, items: readonly MediaItem[]): Map<NodeSnapshot, MediaItem[]> {
+  const { plan, failed, lost } = fanout
   const groups = new Map<NodeSnapshot, MediaItem[]>()
   for (const item of items) {
-    const node = plan.order[item.index]?.find(candidate => !failed.has(candidate.id))
-    if (node === undefined) throw new EncodersExhausted(last)
+    const node = plan.order[item.index]?.find(({ id }) => !failed.has(id) && !lost.has(id))
+    if (node === undefined) throw new EncodersExhausted(fanout)
     const group = groups.get(node)
     if (group === undefined) groups.set(node, [item])
     else group.push(item)
@@ -127,14 +135,14 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
   }, async call => {
     await exchange.link(node.id, consumer.id, call.signal)
     const results = await node.adapter.encode({ node, items, body: request.body, consumer, tenant: request.tenant }, call)
-    if (results.length === items.length) return results
-    exchange.hold(node.adapter, node, results)
-    throw new AdapterError('UNAVAILABLE', `answered ${results.length} results for ${items.length} items`, { node: node.id })
+    const good = results.filter(isResult)
+    if (good.length === items.length && results.length === items.length) return results
+    exchange.hold(node.adapter, node, good)
+    throw new AdapterError('UNAVAILABLE', `answered ${good.length} results for ${items.length} items`, { node: node.id, how: 'nonsense' })
   })
 }
 
-/** The error for clients when no encoder is left and the language model can't encode either. */
-export function exhaustedError ({ last }: EncodersExhausted): Error {
-  if (last?.code === 'BUSY') return epdError('EPD_ERR_UPSTREAM_BUSY', [], { cause: last, retryAfter: last.retryAfter })
-  return epdError('EPD_ERR_ENCODE_FAILED', [], { cause: last })
+/** An adapter hands on what its node has answered. */
+function isResult (result: EncoderResult | null | undefined): boolean {
+  return typeof result?.lease === 'string' && Number.isFinite(result.tokens) && result.tokens >= 0
 }

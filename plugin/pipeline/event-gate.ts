@@ -1,6 +1,9 @@
 const LF = 0x0a
 const CR = 0x0d
 
+/** A comment, which clients of event streams skip. */
+export const KEEP_ALIVE = Buffer.from(': keep-alive\n\n')
+
 /** Longest unfinished event held back, in bytes; longer ones pass as they come. */
 const MAX_HELD = 256 * 1024
 
@@ -29,6 +32,10 @@ function lastEventEnd (bytes: Buffer): number {
 export class EventGate {
   #held: Buffer | undefined
   /** Does what has passed so far end an event? */
+  get atBoundary (): boolean {
+    return this.#atBoundary
+  }
+
   #atBoundary = true
 
   /** What may pass now; undefined when that is nothing. */

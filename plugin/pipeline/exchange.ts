@@ -1,4 +1,4 @@
-import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log } from '../../adapters/adapter.ts'
+import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log, type UpstreamResponse } from '../../adapters/adapter.ts'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
 import { GATEWAY_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { epdError } from '../errors.ts'
@@ -6,6 +6,9 @@ import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
 import type { Pass } from './admission.ts'
+import { KEEP_ALIVE } from './event-gate.ts'
+import { LiveStream } from './live-stream.ts'
+import { adaptersError } from './inquest.ts'
 import type { Cancellable } from './in-flight.ts'
 import type { Core, GatewayRequest } from './types.ts'
 
@@ -30,6 +33,8 @@ export class Exchange implements Cancellable {
   readonly deadline: number
   /** Nodes that have failed this request. */
   readonly avoided = new Set<string>()
+  /** What nodes have answered that must not get this request again. */
+  readonly answered = new Map<string, AdapterError>()
   /** Engine ids by item, once encoded. */
   encodedBy: readonly string[] = []
   plan: Plan | undefined
@@ -46,6 +51,11 @@ export class Exchange implements Cancellable {
   #pass: Pass | undefined
   #leases: HeldLease[] = []
   #handoff: HeldLease | undefined
+  /** The client's stream, when it has begun before the answer. */
+  live: LiveStream | undefined
+  /** Gets signs of life for the client. */
+  onAlive: ((bytes: Buffer, response?: UpstreamResponse) => void) | undefined
+  #beat: NodeJS.Timeout | undefined
   readonly #calls = new Set<TimeLimit>()
   #closed = false
 
@@ -112,6 +122,28 @@ export class Exchange implements Cancellable {
     }
   }
 
+  /**
+   * The request is accepted: what is to be streamed may begin before its answer does, so that nothing on the way takes the
+   * silence for the end. The first event is still held back, and the request may still start again.
+   *
+   * @param deliver sends the stream to the client when it begins
+   */
+  keepAlive (deliver: (live: LiveStream) => void): void {
+    const { keepAlive } = this.core.options.sse
+    this.onAlive = (bytes, response) => {
+      if (this.cancelled !== undefined || this.#closed) return
+      if (this.live === undefined) deliver(this.live = new LiveStream(response?.headers))
+      this.live.show(bytes)
+    }
+    if (keepAlive > 0) this.#beat = setInterval(() => { this.onAlive!(KEEP_ALIVE) }, keepAlive)
+  }
+
+  /** The answer has begun, or there will be none. */
+  endKeepAlive (): void {
+    clearInterval(this.#beat)
+    this.onAlive = undefined
+  }
+
   /** Its vision work is done: others may come in. */
   leave (): void {
     this.#pass?.release()
@@ -142,15 +174,16 @@ export class Exchange implements Cancellable {
   }
 
   call (signal: TimeLimit, span: StageSpan, id: string): Call {
-    return { signal, headers: { ...span.headers, [REQUEST_ID_HEADER]: id, [GATEWAY_HEADER]: this.#via }, dispatcher: this.core.dispatcher, log: this.log }
+    const headers = { ...span.headers, [REQUEST_ID_HEADER]: id, [GATEWAY_HEADER]: this.#via }
+    return { signal, headers, dispatcher: this.core.dispatcher, log: this.log, onAlive: this.onAlive }
   }
 
   /** What a failed call means: the request was cancelled, its deadline has passed, its node hangs, or what the adapter says. */
   failure (error: unknown, limit: TimeLimit, node = ''): unknown {
     if (this.cancelled !== undefined) return this.cancelled
-    if (!limit.timedOut) return error
+    if (!limit.timedOut) return limit.aborted ? error : adaptersError(error, node)
     if (performance.now() + TIMER_SLACK_MS >= this.deadline) return epdError('EPD_ERR_DEADLINE')
-    return new AdapterError('UNAVAILABLE', 'no answer in time', { node, cause: epdError('EPD_ERR_UPSTREAM_TIMEOUT') })
+    return new AdapterError('UNAVAILABLE', 'no answer in time', { node, how: 'late' })
   }
 
   /** Makes sure that `to` can pull from `from`. */
@@ -226,6 +259,7 @@ export class Exchange implements Cancellable {
     if (this.#closed) return
     this.#closed = true
     if (this.#calls.size > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
+    this.endKeepAlive()
     this.releaseLeases()
     this.leave()
     this.core.requests.delete(this)

@@ -4,7 +4,9 @@ import type { Attributes } from '@opentelemetry/api'
 import type { NodeSnapshot } from '../registry/index.ts'
 import type { StageSpanName } from '../../adapters/wire/semconv.ts'
 import type { OpenStage, StageSpan } from '../telemetry/spans.ts'
+import { verdictOn } from './blame.ts'
 import type { Exchange } from './exchange.ts'
+import { inquest } from './inquest.ts'
 
 export interface NodeCall<T> {
   readonly node: NodeSnapshot
@@ -39,9 +41,10 @@ export async function callNode<T> (exchange: Exchange, { node, stage, tokens, id
     span.end()
     return result
   } catch (err) {
-    const failure = exchange.failure(err, limit, node.id)
+    let failure = exchange.failure(err, limit, node.id)
     if (limit.aborted || (AdapterError.is(failure) && failure.fault === 'node')) exchange.cleanupCall(call => node.adapter.abort(node, id, call))
-    ticket.end(failure)
+    ticket.end(failure, verdictOn(failure, stage))
+    failure = await inquest(failure, ticket)
     span.end(limit.aborted && !limit.timedOut ? { aborted: true } : { error: failure })
     throw failure
   } finally {

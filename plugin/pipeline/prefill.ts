@@ -1,8 +1,10 @@
 import { AdapterError, type EncoderResult, type Handoff } from '../../adapters/adapter.ts'
 import { promptTokens, type Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
+import { againAfter } from './blame.ts'
 import type { Exchange } from './exchange.ts'
 import { callNode } from './node-call.ts'
+import { avoidNode, blameProducer } from './setback.ts'
 
 /**
  * Has P compute the prompt for D. The link is made first, so that no KV blocks wait for it. The exchange holds the
@@ -42,7 +44,8 @@ function noteFailure (exchange: Exchange, { prefill, node }: Plan, features: rea
   const { registry } = exchange.core
   const { id } = prefill!
   if (failure.singleNode) exchange.singleNode ??= { what: 'not to be shared by two nodes', source: 'attempt' }
-  else if (failure.code !== 'FEATURES_GONE' && failure.fault !== 'client') exchange.avoided.add(id)
+  else if (failure.code !== 'FEATURES_GONE' && againAfter(failure, 'prefill') !== 'no') avoidNode(exchange, id, failure, 'prefill')
+  blameProducer(exchange, failure, 'encode')
   if (failure.fault === 'pair' && registry.snapshot().link(id, node.id) === 'linked') registry.refuseLinks(id, failure.message)
   if (failure.code === 'FEATURES_GONE' && failure.unlinked) for (const encoder of new Set(features.map(feature => feature.node))) registry.linkLost(encoder, id)
 }

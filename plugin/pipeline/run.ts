@@ -3,11 +3,12 @@ import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
 import { planRequest, promptTokens, viewRequest, type Plan, type Refusal, type RequestView } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import { encodeStage, EncodersExhausted, exhaustedError } from './encode.ts'
+import { encodeStage, EncodersExhausted } from './encode.ts'
 import { Exchange } from './exchange.ts'
 import { generateStage, ownTokens, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
+import { endLive, exhaustedError, finalError, mayStartAgain, stillLost } from './setback.ts'
 import type { Delivery } from './answer-stream.ts'
 import type { Core, Deliver, GatewayRequest } from './types.ts'
 
@@ -33,12 +34,14 @@ export async function serve (core: Core, request: GatewayRequest, deliver: Deliv
   try {
     exchange.checkRing()
     if (request.body.media.length > 0) await exchange.enter(visionTokens(request.body))
+    if (request.body.stream) exchange.keepAlive(live => { deliver(live, exchange.headers()) })
     const delivery = await deliverAnswer(exchange, await generateWithRetries(exchange), deliver)
     recordDelivery(exchange, delivery)
     return { delivery, headers: {}, traceId }
   } catch (err) {
-    const error = exchange.cancelled ?? err
+    const error = exchange.cancelled ?? finalError(exchange, err)
     recordFailure(exchange, error)
+    if (exchange.live !== undefined) return { delivery: await endLive(exchange.live, exchange, error), headers: {}, traceId }
     return { error, headers: exchange.headers(), traceId }
   } finally {
     exchange.close()
@@ -46,34 +49,33 @@ export async function serve (core: Core, request: GatewayRequest, deliver: Deliv
 }
 
 async function generateWithRetries (exchange: Exchange): Promise<Generation> {
+  let lost: ReadonlySet<string> | undefined
   for (;;) {
     exchange.attempts++
     const { singleNode } = exchange
     try {
-      return await attempt(exchange)
+      return await attempt(exchange, lost)
     } catch (err) {
       exchange.releaseLeases()
-      if (!mayRetry(exchange, err, singleNode)) throw err
+      if (err instanceof EncodersExhausted) {
+        // The order was made when the request began: encoders may have come back since. Once.
+        lost = lost === undefined && exchange.cancelled === undefined ? await stillLost(exchange, err) : undefined
+        if (lost === undefined) throw exhaustedError(err)
+      } else if (!mayStartAgain(exchange, err, singleNode)) throw err
       exchange.core.stats.retries++
       exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
     }
   }
 }
 
-/** @param before - why two nodes could not share the request, where that was known when the attempt began. To find out is no failure, and costs no retry. */
-function mayRetry (exchange: Exchange, err: unknown, before: unknown): boolean {
-  if (exchange.cancelled !== undefined || performance.now() >= exchange.deadline || !AdapterError.is(err)) return false
-  if (err.singleNode && before === undefined) return true
-  if (exchange.attempts > exchange.core.options.retries || err.fault === 'client') return false
-  // Two nodes that can't work together are not planned together again.
-  return err.fault !== 'pair' || exchange.plan?.prefill !== undefined
-}
-
-/** From the plan to the first good event of the answer. */
-async function attempt (exchange: Exchange): Promise<Generation> {
+/** From the plan to the first good event of the answer. @param lost encoders that must not be tried */
+async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefined): Promise<Generation> {
   let plan = makePlan(exchange)
   if (exchange.request.body.media.length > 0 && (plan.prefill ?? plan.node).checkMedia) await exchange.checkMedia()
   const { registry } = exchange.core
+  // A node that has answered is not asked the same again: the answer stands.
+  const answered = exchange.answered.get(plan.node.id) ?? exchange.answered.get(plan.prefill?.id ?? '')
+  if (answered !== undefined) throw answered
   // Nodes whose turn comes later count as in use from the plan on, so that other requests see it.
   const reserved = {
     prefill: plan.prefill === undefined ? undefined : registry.reserve(plan.prefill.id, promptTokens(exchange.request.body)),
@@ -84,7 +86,7 @@ async function attempt (exchange: Exchange): Promise<Generation> {
     let features = NO_FEATURES
     if (plan.order.length > 0) {
       try {
-        features = await encodeStage(exchange, plan)
+        features = await encodeStage(exchange, plan, lost)
       } catch (err) {
         plan = withoutEncoders(exchange, plan, err)
       }
@@ -126,7 +128,7 @@ function refusalError ({ refused, reason, param }: Refusal, model: string): Erro
 /** The plan in which the language model encodes by itself, when every encoder has failed. Throws where it can't. */
 function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
   if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
-  if (!plan.fallback) throw exhaustedError(err)
+  if (!plan.fallback) throw err
   exchange.releaseLeases()
   exchange.core.stats.encodeFallbacks++
   exchange.plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
@@ -136,14 +138,17 @@ function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
 async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, deliver: Deliver): Promise<Delivery> {
   // It may have dropped the gateway's addresses from its list.
   if (exchange.plan?.callsEncoders === true && exchange.encodedBy.length === 0) exchange.plan = { ...exchange.plan, topology: 'hybrid', reason: 'the language model called no encoder' }
+  const { live } = exchange
+  exchange.endKeepAlive()
   try {
-    deliver(answer, exchange.headers())
+    if (live === undefined) deliver(answer, exchange.headers())
+    else live.follow(answer)
   } catch (err) {
     if (answer.body instanceof Readable) answer.body.destroy()
     end(new DOMException('the answer was not sent', 'AbortError'))
     throw err
   }
-  let delivery = await answer.delivered
+  let delivery = await (live ?? answer).delivered
   // The client's leaving ends the call at the node, and may show there first.
   if (exchange.clientGone && delivery.outcome !== 'complete') delivery = { ...delivery, outcome: 'client_gone', error: undefined }
   if (delivery.outcome === 'complete') exchange.forgetLeases()

@@ -17,7 +17,7 @@ import type { Stats } from './stats.ts'
 export interface Core {
   readonly registry: RegistryApi
   readonly dispatcher: Dispatcher
-  readonly options: Pick<ResolvedOptions, 'bypass' | 'routing' | 'timeouts' | 'retries'>
+  readonly options: Pick<ResolvedOptions, 'bypass' | 'routing' | 'sse' | 'timeouts' | 'retries'>
   readonly admission: Admission
   readonly stats: Stats
   /** Defined when pictures may be shown to operators. */

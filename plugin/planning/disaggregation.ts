@@ -1,30 +1,29 @@
 /** Which nodes can share a request between prefill and decode. */
-import { usable, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import type { NodeSnapshot, RegistrySnapshot } from '../registry/index.ts'
 import { canTransfer, linkedFirst } from './pairs.ts'
 import type { Nodes, Pool } from './types.ts'
 
 /** Prompt tokens are an estimate, and a prefill node may hang on a prompt that is too long for it. */
 const MARGIN = 1.5
 
-/** Prefill nodes that can take the request and have a decode node to hand it to, or what is missing. */
-export function prefillsFor ({ prefills, decodes }: Pool, tokens: number, snapshot: RegistrySnapshot): { readonly nodes: Nodes, readonly missing: string } {
+/** Those of the healthy prefill nodes that can take the request and have a decode node to hand it to, or what is missing. */
+export function prefillsFor ({ prefills, decodes }: Pool, healthy: Nodes, readyDecodes: Nodes, tokens: number, snapshot: RegistrySnapshot): { readonly nodes: Nodes, readonly missing: string } {
   const without = (missing: string): { nodes: Nodes, missing: string } => ({ nodes: [], missing })
   if (prefills.length === 0) return without('no prefill node')
   if (decodes.length === 0) return without('no decode node')
-  const healthy = prefills.filter(node => usable(node, 'prefill'))
   if (healthy.length === 0) return without('no healthy prefill node')
-  if (!decodes.some(node => usable(node, 'decode'))) return without('no healthy decode node')
-  const paired = healthy.filter(node => decodesFor(node, decodes, snapshot).length > 0)
+  if (readyDecodes.length === 0) return without('no healthy decode node')
+  const paired = healthy.filter(node => decodesFor(node, readyDecodes, snapshot).length > 0)
   if (paired.length === 0) return without('no decode node fits a prefill node')
   const fitting = paired.filter(({ info }) => info?.maxPrefillTokens === undefined || tokens * MARGIN <= info.maxPrefillTokens)
   if (fitting.length === 0) return without('prompt too long for the prefill nodes')
-  const linked = fitting.filter(node => decodes.some(decode => usable(decode, 'decode') && snapshot.link(node.id, decode.id) === 'linked'))
+  const linked = fitting.filter(node => readyDecodes.some(decode => snapshot.link(node.id, decode.id) === 'linked'))
   return { nodes: linked.length > 0 ? linked : fitting, missing: '' }
 }
 
-/** Decode nodes that can take over from P, linked ones first. */
+/** Those of the decode nodes that can take over from P, linked ones first. */
 export function decodesFor (prefill: NodeSnapshot, decodes: Nodes, snapshot: RegistrySnapshot): Nodes {
-  const fitting = decodes.filter(decode => usable(decode, 'decode') && canTransfer(prefill, decode, snapshot))
+  const fitting = decodes.filter(decode => canTransfer(prefill, decode, snapshot))
   return linkedFirst(fitting, decode => snapshot.link(prefill.id, decode.id))
 }
 

@@ -1,5 +1,5 @@
 /** Who encodes the media items of a request, and in which order its encoders are tried. */
-import { usable, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
 import { canTransfer, linkedFirst } from './pairs.ts'
 import { byPolicy, last } from './policy.ts'
 import { rank } from './rendezvous.ts'
@@ -20,14 +20,14 @@ const PUSHED = 'push:'
 
 /** @param nodes that could prefill the request */
 export function encodingFor ({ model, media }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
-  const { encoderTokens, smallItem } = options.routing
+  const { encoderTokens, smallItem, panicThreshold } = options.routing
   const unencodable = media.find(item => item.unencodable !== undefined)?.unencodable
   const known = snapshot.nodes.filter(node => node.role === 'encoder' && node.models.includes(model))
-  const encoders = known.filter(node => usable(node, 'encode'))
+  const encoders = usableOf(known, 'encode', panicThreshold)
   const seeing = nodes.filter(node => node.info?.vision === 'full')
   const fed = nodes.filter(node => encoders.some(encoder => canTransfer(encoder, node, snapshot)))
   const itself = (reason: string): Encoding => ({ nodes: seeing, encoders: [], reason })
-  const callers = nodes.filter(node => snapshot.nodes.some(encoder => usable(encoder, 'encode') && pushesTo(encoder, node, model)))
+  const callers = nodes.filter(node => usableOf(snapshot.nodes.filter(encoder => pushesTo(encoder, node, model)), 'encode', panicThreshold).length > 0)
   if (callers.length > 0) return { nodes: callers, encoders: [], reason: 'the language model calls encoders', callEncoders: true }
 
   if (fed.length === 0 || unencodable !== undefined) {

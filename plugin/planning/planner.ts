@@ -1,4 +1,4 @@
-import { usable, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
 import { encodingFor, placeItems, type Encoding } from './encoders.ts'
 import { decodesFor, prefillsFor, prefillsToAvoid } from './disaggregation.ts'
 import { byLoad, byPolicy } from './policy.ts'
@@ -11,7 +11,7 @@ import type { Nodes, Plan, PlanOptions, Pool, Refusal } from './types.ts'
 interface Way {
   /** Nodes that could begin the request: PD (or a D that needs no P), or P. */
   readonly nodes: Nodes
-  /** Disaggregated: the decode nodes. */
+  /** Disaggregated: the decode nodes that may be asked. */
   readonly decodes?: Nodes
   /** Why this way; empty when there is no choice. */
   readonly reason: string
@@ -47,17 +47,18 @@ export function planRequest (request: RequestView, snapshot: RegistrySnapshot, o
 
 /** The possible ways, the preferred one first; a refusal when there is none. */
 function waysFor (request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions): readonly Way[] | Refusal {
-  const { disaggregate, disaggregateTokens } = options.routing
+  const { disaggregate, disaggregateTokens, panicThreshold } = options.routing
   const { model, singleNode, media, promptTokens = 0 } = request
   const pool = poolOf(snapshot, model)
   const { hybrids, prefills, decodes } = pool
   if (hybrids.length + prefills.length + decodes.length === 0) return unknownModel(snapshot, model)
-  const ready = hybrids.filter(node => usable(node, 'decode'))
+  const ready = usableOf(hybrids, 'decode', panicThreshold)
   const single = (reason: string): Way => ({ nodes: ready, reason })
   if (prefills.length + decodes.length === 0) return ready.length > 0 ? [single('')] : noWay(request, pool, options)
-  const { nodes, missing } = prefillsFor(pool, promptTokens, snapshot)
-  const standalone = (reason: string): Way => ({ nodes: decodes.filter(node => node.info?.standalone === true && (media.length === 0 || node.info.vision === 'full') && usable(node, 'decode')), reason })
-  const disaggregated = (reason: string): Way => ({ nodes, decodes, reason })
+  const readyDecodes = usableOf(decodes, 'decode', panicThreshold)
+  const { nodes, missing } = prefillsFor(pool, usableOf(prefills, 'prefill', panicThreshold), readyDecodes, promptTokens, snapshot)
+  const standalone = (reason: string): Way => ({ nodes: readyDecodes.filter(node => node.info?.standalone === true && (media.length === 0 || node.info.vision === 'full')), reason })
+  const disaggregated = (reason: string): Way => ({ nodes, decodes: readyDecodes, reason })
 
   let ways: Way[]
   if (disaggregate === 'never') ways = [single('disaggregation is off')]

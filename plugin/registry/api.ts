@@ -2,7 +2,7 @@
 import type { Dispatcher } from 'undici'
 import type { Adapter, CallSignal, Link, Log, Stage } from '../../adapters/adapter.ts'
 import type { NodeOptions } from '../options/schema.ts'
-import type { BreakerState, LinkState, LinkView, NodeSnapshot, NodeState, RegistrySnapshot } from './types.ts'
+import type { BreakerState, LinkState, LinkView, NodeSnapshot, NodeState, RegistrySnapshot, Verdict } from './types.ts'
 
 /** Where a registration comes from. */
 export interface Registrant {
@@ -28,11 +28,15 @@ export interface Ticket {
   ok (): void
   /** The node has encoded so many vision tokens in this use until now: a measure of its rate. */
   encoded (tokens: number): void
+  /** The use is over. No error: success. What an error says of the node is up to the caller; by default nothing. */
+  end (error?: unknown, verdict?: Verdict): void
   /**
-   * The use is over. No error: success. UNAVAILABLE counts against the breaker; REJECTED, BUSY and *_GONE show the node
-   * alive; anything else (an abort) says nothing.
+   * The connection was cut under this use. Asks the node and resolves with true when it is dead, and this use may be why:
+   * it was the last one that the node got. Others had been with the node while it lived.
+   *
+   * @param known the node has said itself that it goes down
    */
-  end (error?: unknown): void
+  killed (known: boolean): Promise<boolean>
 }
 
 /** LMDeploy's status of a node, with extras its tools ignore. */
@@ -87,6 +91,10 @@ export interface RegistryOptions {
 export interface RegistryApi {
   /** Accepts at once and probes after. Throws TypeError on a URL that is not http(s) or an unknown adapter. */
   add (node: NodeOptions, from?: Registrant): AddResult
+  /** Does the node answer a probe from now on, in time? */
+  ask (id: string): Promise<boolean>
+  /** Seconds until the first breaker of a model's nodes lets a trial through; undefined unless all of them are open at a stage. */
+  restOf (model: string): number | undefined
   /** Forgets a node; false when there was none. Only this ever deletes a node. */
   remove (id: string): boolean
   get (id: string): NodeSnapshot | undefined

@@ -1,6 +1,6 @@
 /** Nodes, their health, their load and the links between them. */
 export { canExchange, sameFingerprint } from './links.ts'
-export { usable } from './load.ts'
+export { usableOf } from './load.ts'
 export { Registry } from './registry.ts'
 export type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions, Ticket } from './api.ts'
-export type { BreakerState, Breakers, LinkState, LinkView, NodeLoad, NodeSnapshot, NodeState, RegistrySnapshot } from './types.ts'
+export type { BreakerState, Breakers, LinkState, LinkView, NodeLoad, NodeSnapshot, NodeState, RegistrySnapshot, Verdict } from './types.ts'

@@ -1,21 +1,17 @@
 /** How a node is used, and what the uses show of its health: load, tickets, circuit breakers. */
-import { AdapterError, type Stage } from '../../adapters/adapter.ts'
+import type { Stage } from '../../adapters/adapter.ts'
 import type { RegistryOptions, Ticket } from './api.ts'
-import type { Breakers, BreakerState, NodeLoad, NodeSnapshot } from './types.ts'
+import type { Breakers, BreakerState, NodeLoad, NodeSnapshot, Verdict } from './types.ts'
 
-/** Healthy, and its breaker lets calls of this stage through. */
-export function usable (node: NodeSnapshot, stage: Stage): boolean {
-  return node.state === 'healthy' && node.breakers[stage] !== 'open'
-}
-
-/** What the end of a use shows of the node. */
-export type Verdict = 'alive' | 'failed' | 'unclear'
-
-/** A 4xx, a full node and lost features show a node that works; an aborted call and a pair that can't work together show nothing. */
-export function verdictOf (error: unknown): Verdict {
-  if (error === undefined) return 'alive'
-  if (!AdapterError.is(error) || error.fault === 'pair') return 'unclear'
-  return error.fault === 'node' ? 'failed' : 'alive'
+/**
+ * The nodes of one pool (a model's of one role) that may be asked at this stage: healthy ones whose breaker is not open.
+ * Where that leaves less than `panic` percent of the healthy ones, or none, all of these are asked: so many at once are
+ * rarely sick, and the last node is better than none. (Envoy's panic threshold.)
+ */
+export function usableOf (pool: readonly NodeSnapshot[], stage: Stage, panic: number): readonly NodeSnapshot[] {
+  const healthy = pool.filter(node => node.state === 'healthy')
+  const closed = healthy.filter(node => node.breakers[stage] !== 'open')
+  return closed.length > 0 && closed.length * 100 >= healthy.length * panic ? closed : healthy
 }
 
 /**
@@ -40,21 +36,26 @@ export class Breaker {
     return 'half-open'
   }
 
-  /** A use begins; true when it is the trial. */
+  /** Milliseconds until an open breaker lets a trial through. */
+  get rest (): number {
+    return this.#openedAt === undefined ? 0 : Math.max(0, this.#openedAt + this.#cooldown - performance.now())
+  }
+
+  /** A use begins; true when its outcome decides: it is the trial, or is sent although the breaker is open. */
   begin (): boolean {
-    if (this.state !== 'half-open') return false
-    this.#trial = true
+    if (this.#openedAt === undefined) return false
+    this.#trial ||= this.state === 'half-open'
     return true
   }
 
-  end (verdict: Verdict, wasTrial: boolean): void {
-    if (wasTrial) this.#trial = false
+  end (verdict: Verdict, decides: boolean): void {
+    if (decides) this.#trial = false
     if (verdict === 'alive') {
-      // Only the trial closes an open breaker: other good answers may come from before it opened.
-      if (this.#openedAt === undefined || wasTrial) this.reset()
+      // Other good answers may come from before it opened.
+      if (this.#openedAt === undefined || decides) this.reset()
     } else if (verdict === 'failed') {
       this.#inRow++
-      if (wasTrial || (this.#openedAt === undefined && this.#inRow >= this.#failures)) this.#openedAt = performance.now()
+      if (decides || (this.#openedAt === undefined && this.#inRow >= this.#failures)) this.#openedAt = performance.now()
     }
   }
 
@@ -91,6 +92,19 @@ export class StageBreakers implements Breakers {
 const LATENCIES = 15
 /** Weight of the last measurement of a rate. */
 const RECENT = 0.2
+/** Connections that break within this time of one another broke of the same thing, in milliseconds. */
+const SAME_BREAK = 2_000
+/** Of requests that went out within this time before the last one, any may have reached the node first, in milliseconds. */
+const AT_ONCE = 25
+
+/** What a node's uses show is passed on to. */
+export interface UseListener {
+  /** It should be probed. */
+  failed (): void
+  breaker (stage: Stage, state: BreakerState): void
+  /** Is the process alive with which the use began? Asks it. */
+  alive (): Promise<boolean>
+}
 
 /**
  * What is in flight on a node. A use counts in the process it began with: after a restart the count starts at zero, and
@@ -100,6 +114,8 @@ export class Load implements NodeLoad {
   #counts = { requests: 0, active: 0, tokens: 0 }
   #latencies: number[] = []
   #rate: number | undefined
+  /** The last connection that broke: when, and when the last of the requests began that broke with it. */
+  #break = { at: -Infinity, began: -Infinity }
 
   get requests (): number { return this.#counts.requests }
   get active (): number { return this.#counts.active }
@@ -108,42 +124,50 @@ export class Load implements NodeLoad {
   /** Seconds, oldest first. */
   get latencies (): readonly number[] { return this.#latencies }
 
-  take (node: string, stage: Stage, tokens: number, breaker: Breaker, onFailure: () => void, metrics?: RegistryOptions['metrics']): Ticket {
+  take (node: string, stage: Stage, tokens: number, breaker: Breaker, listener: UseListener, metrics?: RegistryOptions['metrics']): Ticket {
     const counts = this.#counts
     const before = counts.tokens
     const release = this.reserve(tokens)
-    const trial = breaker.begin()
+    const decides = breaker.begin()
     counts.active++
     const start = performance.now()
     let judged = false
     let ended = false
-    const judge = (error?: unknown): void => {
+    const judge = (verdict: Verdict): void => {
       if (judged) return
       judged = true
       if (counts !== this.#counts) return
-      const verdict = verdictOf(error)
-      breaker.end(verdict, trial)
-      if (verdict === 'failed') onFailure()
+      const before = breaker.state
+      breaker.end(verdict, decides)
+      if (breaker.state !== before) listener.breaker(stage, breaker.state)
+      if (verdict === 'failed') listener.failed()
     }
     return {
       node,
       stage,
-      ok: judge,
+      ok: () => { judge('alive') },
       encoded: own => {
         if (counts !== this.#counts || own === 0) return
         // What was in flight before had its turn first.
         const rate = (before + own) * 1000 / (performance.now() - start)
         this.#rate = this.#rate === undefined ? rate : this.#rate + RECENT * (rate - this.#rate)
       },
-      end: (error?: unknown) => {
+      end: (error?: unknown, verdict: Verdict = error === undefined ? 'alive' : 'unclear') => {
         if (ended) return
         ended = true
         counts.active--
         release()
-        judge(error)
+        judge(verdict)
         const seconds = (performance.now() - start) / 1000
         if (error === undefined && counts === this.#counts) this.#latencies = [...this.#latencies, seconds].slice(-LATENCIES)
         metrics?.stage(node, stage, seconds, error)
+      },
+      killed: async known => {
+        const now = performance.now()
+        this.#break = { at: now, began: now - this.#break.at > SAME_BREAK ? start : Math.max(start, this.#break.began) }
+        // Every connection that broke with this one is known when the answer is there.
+        const alive = await listener.alive()
+        return (known || !alive) && start >= this.#break.began - AT_ONCE
       }
     }
   }
@@ -171,5 +195,5 @@ export class Load implements NodeLoad {
 
 /** For a node that was removed between plan and use. */
 export function idleTicket (node: string, stage: Stage): Ticket {
-  return { node, stage, ok: () => {}, encoded: () => {}, end: () => {} }
+  return { node, stage, ok: () => {}, encoded: () => {}, end: () => {}, killed: async () => false }
 }

@@ -1,14 +1,22 @@
 import { randomBytes } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
-import type { Adapter, AdapterNode, NodeInfo, Role } from '../../adapters/adapter.ts'
+import type { Adapter, AdapterNode, Log, NodeInfo, Role } from '../../adapters/adapter.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { Registrant } from './api.ts'
-import { Load, type StageBreakers } from './load.ts'
+import { Load, type StageBreakers, type UseListener } from './load.ts'
 import { ProbeLoop, type ProbeOutcome, type ProbeTiming } from './probe.ts'
 import type { NodeState } from './types.ts'
 
 /** Causes that leave no doubt; any other failure must happen twice in a row before a node counts as unhealthy. */
 const CERTAIN = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EHOSTUNREACH', 'ENETUNREACH'])
+
+export function isCertain (error: unknown): boolean {
+  const { code } = ((error as Error).cause ?? {}) as { code?: unknown }
+  return typeof code === 'string' && CERTAIN.has(code)
+}
+
+/** How long a node that has cut a connection may take to show that it is alive, in milliseconds. */
+export const ASK_MS = 2_000
 
 /** A registered node: what the operator says of it, what its probes found, and how it is used. The registry's own record; others see snapshots. */
 export class NodeRecord {
@@ -17,6 +25,7 @@ export class NodeRecord {
   readonly load = new Load()
   readonly breakers: StageBreakers
   readonly probes: ProbeLoop
+  readonly uses: UseListener
   options: NodeOptions & Registrant
   adapter: Adapter
   /** Is the adapter named, or detected from the running process? */
@@ -31,13 +40,25 @@ export class NodeRecord {
   #failures = 0
 
   /** @param probe never rejects */
-  constructor (options: NodeOptions & Registrant, adapter: Adapter, breakers: StageBreakers, timing: ProbeTiming, probe: (record: NodeRecord, signal: AbortSignal) => Promise<ProbeOutcome>) {
+  constructor (options: NodeOptions & Registrant, adapter: Adapter, breakers: StageBreakers, timing: ProbeTiming, probe: (record: NodeRecord, signal: AbortSignal) => Promise<ProbeOutcome>, log?: Log) {
     this.id = options.url
     this.options = options
     this.adapter = adapter
     this.adapterKnown = options.adapter !== undefined
     this.breakers = breakers
     this.probes = new ProbeLoop(timing, async signal => await probe(this, signal))
+    this.uses = {
+      failed: () => { this.probes.trigger(false) },
+      breaker: (stage, state) => { log?.warn({ node: this.id, stage, breaker: state }, 'breaker changed') },
+      alive: async () => await this.#lives()
+    }
+  }
+
+  /** Not when it is certain: nothing listens, or another process does. A node that was draining, or has been removed, has ended on purpose. */
+  async #lives (): Promise<boolean> {
+    const { lives, state } = this
+    const outcome = await this.probes.ask(ASK_MS)
+    return state === 'draining' || outcome === 'ill' || outcome === 'closed' || (outcome !== 'dead' && this.lives === lives)
   }
 
   get registeredRole (): Role {
@@ -97,8 +118,7 @@ export class NodeRecord {
   /** A probe has failed. @returns whether anything changed */
   failed (error: Error): boolean {
     this.#failures++
-    const { code } = (error.cause ?? {}) as { code?: unknown }
-    const doubtful = this.state === 'healthy' && this.#failures < 2 && !(typeof code === 'string' && CERTAIN.has(code))
+    const doubtful = this.state === 'healthy' && this.#failures < 2 && !isCertain(error)
     if (doubtful || (this.state === 'unhealthy' && this.error === error.message)) return false
     Object.assign(this, { state: 'unhealthy', error: error.message })
     this.#maybeRestarted()

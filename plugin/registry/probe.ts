@@ -9,8 +9,8 @@ export interface ProbeTiming {
   readonly timeout: number
 }
 
-/** `starting`: alive but not ready; the next probe follows soon, without growing pauses. */
-export type ProbeOutcome = 'well' | 'starting' | 'ill'
+/** `starting`: alive but not ready; the next probe follows soon, without growing pauses. `dead`: there is no process that listens. */
+export type ProbeOutcome = 'well' | 'starting' | 'ill' | 'dead'
 
 /** Varies a pause by up to a fifth, so that gateways and nodes started together do not stay in step. */
 function jitter (ms: number): number {
@@ -30,6 +30,8 @@ export class ProbeLoop {
   #again = false
   #closed = false
   #delay: number
+  /** Want to know the outcome of a probe that begins after they asked. */
+  #asking: Array<(outcome: ProbeOutcome | 'closed') => void> = []
 
   /** @param probe - never rejects. */
   constructor (timing: ProbeTiming, probe: (signal: AbortSignal) => Promise<ProbeOutcome>) {
@@ -50,20 +52,33 @@ export class ProbeLoop {
     this.#running = this.#run()
   }
 
+  /** The outcome of a probe from now on; `ill` when there is none in time. */
+  async ask (ms: number): Promise<ProbeOutcome | 'closed'> {
+    if (this.#closed) return 'closed'
+    return await new Promise(resolve => {
+      const timer = setTimeout(() => { resolve('ill') }, ms)
+      this.#asking.push(outcome => { clearTimeout(timer); resolve(outcome) })
+      this.trigger(false)
+    })
+  }
+
   async close (): Promise<void> {
     this.#closed = true
+    for (const answer of this.#asking.splice(0)) answer('closed')
     if (this.#timer !== undefined) clearTimeout(this.#timer)
     this.#abort?.abort(new Error('the registry is closed'))
     await this.#running
   }
 
   async #run (): Promise<void> {
+    const asking = this.#asking.splice(0)
     this.#abort = new AbortController()
     const { signal } = this.#abort
     const timer = setTimeout(() => { this.#abort?.abort(new Error(`no answer within ${this.#timing.timeout} ms`)) }, this.#timing.timeout).unref()
     const outcome = await this.#probe(signal)
     clearTimeout(timer)
     this.#running = undefined
+    for (const answer of asking) answer(this.#closed ? 'closed' : outcome)
     if (this.#closed) return
     if (this.#again) {
       this.#again = false
@@ -75,7 +90,7 @@ export class ProbeLoop {
 
   #next (outcome: ProbeOutcome): number {
     const { interval, backoff, backoffMax } = this.#timing
-    if (outcome !== 'ill') {
+    if (outcome === 'well' || outcome === 'starting') {
       this.#delay = backoff
       return outcome === 'well' ? interval : Math.min(backoff, interval)
     }

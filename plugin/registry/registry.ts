@@ -1,16 +1,20 @@
 import { createHash } from 'node:crypto'
-import type { Adapter, Call, Link, NodeInfo } from '../../adapters/adapter.ts'
+import type { Adapter, Call, Link, NodeInfo, Role, Stage } from '../../adapters/adapter.ts'
 import { checkAdapter, detectAdapter, pytorch, resolveAdapter } from '../../adapters/index.ts'
 import { abortable, abortReason } from '../../adapters/abort.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions } from './api.ts'
 import { Links } from './links.ts'
 import { StageBreakers } from './load.ts'
-import { checkUrl, NodeRecord } from './node.ts'
+import { ASK_MS, checkUrl, isCertain, NodeRecord } from './node.ts'
 import { checkedInfo, type ProbeOutcome, type ProbeTiming } from './probe.ts'
 import { statusOf } from './snapshot.ts'
 import { NodeTable } from './table.ts'
 import type { LinkView, RegistrySnapshot } from './types.ts'
+
+const STAGES: readonly Stage[] = ['encode', 'prefill', 'decode']
+/** The stages at which nodes of a role are used. */
+const USES: Readonly<Record<Role, readonly Stage[]>> = { encoder: ['encode'], prefill: ['prefill'], decode: ['decode'], hybrid: ['decode'] }
 
 /** The nodes of one gateway: they come and go, are probed and linked. Only `remove` forgets a node. */
 export class Registry extends NodeTable implements RegistryApi {
@@ -52,6 +56,17 @@ export class Registry extends NodeTable implements RegistryApi {
     if (changed) this.#sync()
     record.probes.trigger(true)
     return { id: record.id, changed, token: record.token }
+  }
+
+  async ask (id: string): Promise<boolean> {
+    const outcome = await this.records.get(id)?.probes.ask(ASK_MS)
+    return outcome === 'well' || outcome === 'starting'
+  }
+
+  restOf (model: string): number | undefined {
+    const ofModel = [...this.records.values()].filter(record => record.models.includes(model))
+    const rests = STAGES.map(stage => ofModel.filter(({ role }) => USES[role].includes(stage)).map(({ breakers }) => breakers.of(stage).rest)).filter(all => all.length > 0 && !all.includes(0))
+    return rests.length === 0 ? undefined : Math.ceil(Math.max(...rests.map(all => Math.min(...all))) / 1_000)
   }
 
   remove (id: string): boolean {
@@ -135,7 +150,7 @@ export class Registry extends NodeTable implements RegistryApi {
 
   #create (options: NodeOptions & Registrant, adapter: Adapter): NodeRecord {
     const { breakerFailures = 5, breakerCooldown = 10_000, log } = this.#options
-    const record = new NodeRecord(options, adapter, new StageBreakers(breakerFailures, breakerCooldown), this.#timing, async (record, signal) => await this.#probe(record, signal))
+    const record = new NodeRecord(options, adapter, new StageBreakers(breakerFailures, breakerCooldown), this.#timing, async (record, signal) => await this.#probe(record, signal), log)
     this.records.set(record.id, record)
     this.#tokens.set(hash(record.token), record.id)
     log.info({ node: record.id, role: options.role, models: options.models }, 'node registered')
@@ -160,7 +175,7 @@ export class Registry extends NodeTable implements RegistryApi {
       return info.status === 'initialising' ? 'starting' : 'well'
     } catch (error) {
       if (this.records.get(record.id) === record && !this.closing.signal.aborted) this.#failed(record, error as Error)
-      return 'ill'
+      return isCertain(error) ? 'dead' : 'ill'
     }
   }
 

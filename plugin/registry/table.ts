@@ -35,7 +35,7 @@ export abstract class NodeTable extends EventEmitter<{ change: [RegistrySnapshot
   acquire (id: string, stage: Stage, tokens = 0): Ticket {
     const record = this.records.get(id)
     if (record === undefined) return idleTicket(id, stage)
-    return record.load.take(id, stage, tokens, record.breakers.of(stage), () => { record.probes.trigger(false) }, this.#metrics)
+    return record.load.take(id, stage, tokens, record.breakers.of(stage), record.uses, this.#metrics)
   }
 
   reserve (id: string, tokens = 0): () => void {

@@ -7,6 +7,9 @@ export type NodeState = 'unknown' | 'unhealthy' | NodeInfo['status']
 /** `half-open` lets one trial through; while that runs the breaker reads `open`. */
 export type BreakerState = 'closed' | 'open' | 'half-open'
 
+/** What the end of a use shows of the node. */
+export type Verdict = 'alive' | 'failed' | 'unclear'
+
 /** `none`: the pair has nothing to exchange. `failed`: will be tried again. `refused`: not before an end restarts. */
 export type LinkState = 'none' | 'linking' | 'linked' | 'failed' | 'refused'
 

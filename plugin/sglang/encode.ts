@@ -10,9 +10,9 @@ import { numberOf, objectOf } from '../../adapters/wire/json.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
-import { EncodersExhausted, exhaustedError, type Caller } from '../pipeline/index.ts'
+import { exhaustedError, verdictOn, type Caller } from '../pipeline/index.ts'
 import { byAffinity } from '../planning/index.ts'
-import { usable, type NodeSnapshot } from '../registry/index.ts'
+import { usableOf, type NodeSnapshot } from '../registry/index.ts'
 import type { Part } from './parts.ts'
 
 /** Pause before encoders that have all failed are tried again, in milliseconds. */
@@ -92,14 +92,14 @@ export class PartEncoding {
     const model = this.#caller?.model
     // An encoder does not say whose model's it is; the operator may.
     const fits = ({ models }: NodeSnapshot): boolean => models.length === 0 || model === undefined || models.includes(model)
-    const encoders = registry.snapshot().nodes.filter(node => node.info?.produces.includes(PUSHED) === true && usable(node, 'encode') && fits(node))
+    const encoders = usableOf(registry.snapshot().nodes.filter(node => node.info?.produces.includes(PUSHED) === true && fits(node)), 'encode', routing.panicThreshold)
     const key = this.#keys.length === 1 ? this.#keys[0]! : createHash('sha256').update(this.#keys.join()).digest('hex')
     return byAffinity(key, this.#tokens, encoders, routing.encoderTokens).find(({ id }) => !failed.has(id))
   }
 
   /** The client learns at once that no encoder is left. A language server that bears no error waits on. */
   async #noneLeft (last: AdapterError | undefined): Promise<void> {
-    this.#caller?.refuse(exhaustedError(new EncodersExhausted(last)))
+    this.#caller?.refuse(exhaustedError({ last }))
     if (!this.#holdsBack) throw last ?? new AdapterError('UNAVAILABLE', 'no encoder is registered and well', { node: '' })
     await abortable(delay(AGAIN_MS), this.#signal)
   }
@@ -139,8 +139,9 @@ export class PartEncoding {
       }
       return answer
     } catch (err) {
-      const failure = limit.timedOut ? new AdapterError('UNAVAILABLE', `${node.id} did not answer in time`, { node: node.id, cause: err }) : err
-      ticket.end(this.#signal.aborted ? new DOMException('aborted', 'AbortError') : failure)
+      const failure = limit.timedOut ? new AdapterError('UNAVAILABLE', `${node.id} did not answer in time`, { node: node.id, cause: err, how: 'late' }) : err
+      if (this.#signal.aborted) ticket.end(new DOMException('aborted', 'AbortError'))
+      else ticket.end(failure, verdictOn(failure, 'encode'))
       span?.end(this.#signal.aborted ? { aborted: true } : { error: failure })
       throw failure
     } finally {

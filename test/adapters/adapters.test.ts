@@ -227,7 +227,7 @@ t.test('our engines: a bad picture is reported by the client\'s position; a wron
   t.match(JSON.parse(error.response.body.toString()), { error: { message: 'messages[3].content[0] is no picture', code: 'invalid_media', param: 'messages[3].content[0]' } })
   e.engine.answer = async () => { throw new EngineError('busy', 'no room', { retryAfter: 2 }) }
   t.match(await failure(pytorch.encode(job, call)), { code: 'BUSY', retryAfter: 2 })
-  for (const json of [{ choices: [] }, { encoder_result: [{ message: 0, part: 0, lease: 'x', num_tokens: 1 }] }, { encoder_result: [{ message: 1, part: 0, lease: 'x', num_tokens: 1 }, { message: 0, part: 0, lease: 'y', num_tokens: 1 }] }]) {
+  for (const json of [null, { encoder_result: null }, { encoder_result: [null, null] }, { encoder_result: [0, 1].map(message => ({ message, part: 0, lease: 'x', num_tokens: -1 })) }, { encoder_result: [0, 1].map(message => ({ message, part: 0, lease: 'x', num_tokens: 1, remote_block_ids: ['?'] })) }, { choices: [] }, { encoder_result: [{ message: 0, part: 0, lease: 'x', num_tokens: 1 }] }, { encoder_result: [{ message: 1, part: 0, lease: 'x', num_tokens: 1 }, { message: 0, part: 0, lease: 'y', num_tokens: 1 }] }]) {
     e.engine.answer = async () => ({ status: 200, json })
     t.match(await failure(pytorch.encode(job, call)), { code: 'UNAVAILABLE', message: /no encoder result/ })
   }
@@ -240,12 +240,16 @@ t.test('our engines: the answering node gets results and leases in place of pixe
   const body = await bodyFrom(CONVERSATION)
   const features: EncoderResult[] = [2, 0, 1].map(item => ({ item, node: 'http://e', lease: `l${item}`, tokens: 1, cached: false, wire: { lease: `l${item}`, message: 1, part: item } }))
   const job = { node, path: '/v1/chat/completions', body, features }
-  t.equal(await textOf(await pytorch.generate(job, call)), '{"object":"chat.completion"}')
+  t.equal(await textOf(await pytorch.generate(job, call)), '{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":""},"finish_reason":"stop"}]}')
   const sent = pd.engine.calls[0]!.body as typeof CONVERSATION & { encoder_result: Array<{ lease: string }> }
   t.same(sent.encoder_result.map(result => result.lease), ['l0', 'l1', 'l2'])
   t.same(sent.messages[0], CONVERSATION.messages[0])
   t.match(JSON.stringify(sent.messages), /epd:l0.*epd:l1.*epd:l2/)
   t.notMatch(JSON.stringify(sent.messages), /base64/)
+
+  pd.engine.answer = async () => ({ status: 400, json: { error: { message: 'no list of block ids', type: 'x', code: 'invalid_request', param: 'encoder_result[1].remote_block_ids' } } })
+  const wrong = features.map(feature => ({ ...feature, node: `http://e${feature.item}` }))
+  t.match(await failure(pytorch.generate({ ...job, features: wrong }, call)), { code: 'FEATURES_GONE', producer: 'http://e1' }, 'what an encoder has answered is not the client\'s fault')
 
   t.match(await failure(pytorch.generate({ ...job, features: features.slice(1) }, call)), { code: 'REFUSED', message: /1 media items are not encoded/ })
   t.match(await failure(pytorch.generate({ ...job, features: [] }, call)), { code: 'REFUSED' }, 'no pixels to a node without vision weights')

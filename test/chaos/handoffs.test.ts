@@ -56,7 +56,8 @@ await t.test('a decode node that fails before its first byte: another pair answe
         await stream.ended
         t.equal(stream.last, '[DONE]')
       } else t.equal((await gateway.ask({ pictures })).body.choices[0].message.content, content)
-      t.same([d1.node.seen, d2.node.seen], [1, 1], `${fault.kind}, ${streamed ? 'streamed' : 'whole'}`)
+      // A kept connection that is reset is tried once more on a fresh one.
+      t.same([d1.node.seen, d2.node.seen], [fault === RESET ? 2 : 1, 1], `${fault.kind}, ${streamed ? 'streamed' : 'whole'}`)
       await quiet(t, gateway, ...engines)
       t.equal(p1.node.seen + p2.node.seen, 1, 'the handoff that came to nothing was ended by one call, the other by its ACK')
     }

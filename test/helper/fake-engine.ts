@@ -19,7 +19,7 @@ export class FakeEngine implements EngineService {
   cleared = 0
   closed = 0
   ready: Promise<void> = Promise.resolve()
-  answer: (call: ChatCall) => Promise<ChatAnswer> = async () => ({ status: 200, json: { object: 'chat.completion' } })
+  answer: (call: ChatCall) => Promise<ChatAnswer> = async () => ({ status: 200, json: { object: 'chat.completion', choices: [{ index: 0, message: { role: 'assistant', content: '' }, finish_reason: 'stop' }] } })
   connecting: (remote: object) => Promise<void> = async () => {}
   readonly url: string
 

@@ -44,7 +44,7 @@ function item (routeKey: string, tokens = 1_000, index = 0): MediaItem {
   return { index, message: 0, part: index, path: `messages[0].content[${index}]`, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, remote: false, tokens }
 }
 
-const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { policy: 'least-load', encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024 }, ...more })
+const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { policy: 'least-load', encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024, panicThreshold: 50 }, ...more })
 const pictures = (...keys: string[]): MediaItem[] => keys.map((key, i) => item(key, 1_000, i))
 const text = { model: 'm', media: [] }
 const one = { model: 'm', media: pictures('a') }
@@ -88,7 +88,11 @@ t.test('each situation has its plan and its reason', async t => {
     ['but not when bypass is never', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1', { tokens: 16_384 }), PD('pd1', { vision: 'full' })]), never]],
     ['no encoder at all', 'hybrid pd1: no encoder', [one, snapshot([PD('pd1', { vision: 'full' })]), never]],
     ['no healthy encoder', 'hybrid pd1: no healthy encoder', [one, snapshot([E('e1', { state: 'unhealthy' }), PD('pd1', { vision: 'full' })]), never]],
-    ['an encoder whose breaker is open', 'hybrid pd1: no healthy encoder', [one, snapshot([E('e1', { broken: 'encode' }), PD('pd1', { vision: 'full' })]), never]],
+    ['an encoder whose breaker is open', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1', { broken: 'encode' }), E('e2'), PD('pd1', { vision: 'full' })]), never]],
+    ['the last encoder, whatever its breaker says', 'e-pd pd1: 1 item on 1 encoder', [one, snapshot([E('e1', { broken: 'encode' }), PD('pd1', { vision: 'full' })]), never]],
+    ['the last healthy node, whatever its breaker says', 'pd pd2: text only', [text, snapshot([PD('pd1', { state: 'unhealthy' }), PD('pd2', { broken: 'decode' })]), options()]],
+    ['breakers leave less than half: all are asked', 'pd pd1: text only', [text, snapshot([PD('pd1', { broken: 'decode' }), PD('pd2', { broken: 'decode' }), PD('pd3', { requests: 1 })]), options()]],
+    ['unless the threshold is lower', 'pd pd3: text only', [text, snapshot([PD('pd1', { broken: 'decode' }), PD('pd2', { broken: 'decode' }), PD('pd3', { requests: 1 })]), { ...options(), routing: { ...options().routing, panicThreshold: 20 } }]],
     ['no encoder and no node with vision', 'EPD_ERR_NO_ENCODER: no encoder', [one, snapshot([PD('pd1')]), options()]],
     ['an encoder of another processor', 'EPD_ERR_NO_ENCODER: no encoder fits the node', [one, snapshot([E('e1', { fingerprint: 'x' }), PD('pd1', { fingerprint: 'y' })]), options()]],
     ['formats that do not meet', 'hybrid pd1: no encoder fits the node', [one, snapshot([E('e1'), PD('pd1', { vision: 'full', accepts: [] })]), options()]],
@@ -123,8 +127,9 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['no P', 'pd pd1: text only, no prefill node', [long, snapshot([D('d1'), PD('pd1')]), options()]],
     ['no D', 'pd pd1: text only, no decode node', [long, snapshot([P('p1'), PD('pd1')]), options()]],
     ['no healthy P', 'pd pd1: text only, no healthy prefill node', [long, snapshot([P('p1', { state: 'unhealthy' }), D('d1'), PD('pd1')]), options()]],
-    ['a P whose breaker is open', 'pd pd1: text only, no healthy prefill node', [long, snapshot([P('p1', { broken: 'prefill' }), D('d1'), PD('pd1')]), options()]],
-    ['a D whose breaker is open', 'pd pd1: text only, no healthy decode node', [long, snapshot([P('p1'), D('d1', { broken: 'decode' }), PD('pd1')]), options()]],
+    ['a P whose breaker is open', 'p-d p2>d1: long prompt', [long, snapshot([P('p1', { broken: 'prefill' }), P('p2', { requests: 9, tokens: 9 }), D('d1'), PD('pd1')]), options()]],
+    ['a D whose breaker is open', 'p-d p1>d2: long prompt', [long, snapshot([P('p1'), D('d1', { broken: 'decode' }), D('d2', { requests: 9 }), PD('pd1')]), options()]],
+    ['the last P and D, whatever their breakers say', 'p-d p1>d1: long prompt', [long, snapshot([P('p1', { broken: 'prefill' }), D('d1', { broken: 'decode' }), PD('pd1')]), options()]],
     ['formats that do not meet', 'pd pd1: text only, no decode node fits a prefill node', [long, snapshot([P('p1'), D('d1', { accepts: ['kv:fake/2'] }), PD('pd1')]), options()]],
     ['another model', 'pd pd1: text only, no decode node fits a prefill node', [long, snapshot([P('p1', { fingerprint: 'x' }), D('d1', { fingerprint: 'y' }), PD('pd1')]), options()]],
     ['a refused link', 'EPD_ERR_NO_NODE: no decode node fits a prefill node', [long, snapshot(pd, { 'p1>d1': 'refused' }), options()]],

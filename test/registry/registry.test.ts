@@ -5,7 +5,7 @@ import t from 'tap'
 import { AdapterError, type Adapter, type AdapterNode, type Link, type NodeInfo, type Role } from '../../adapters/adapter.ts'
 import { openai } from '../../adapters/index.ts'
 import { Registry, type RegistryOptions, type RegistrySnapshot } from '../../plugin/registry/index.ts'
-import { Breaker, verdictOf } from '../../plugin/registry/load.ts'
+import { Breaker } from '../../plugin/registry/load.ts'
 import { dialUrl, isUnspecified } from '../../plugin/registry/node.ts'
 import { dispatcherFor, silent } from '../helper/adapter-call.ts'
 import { FakeLmdeploy, type FakeLmdeployOptions } from '../helper/fake-lmdeploy.ts'
@@ -325,7 +325,7 @@ t.test('a restart of either end makes the link again, and ends the old process\'
   add(PD, 'hybrid')
   await registry.waitFor(snapshot => snapshot.link(E, PD) === 'linked')
   const old = registry.acquire(PD, 'decode', 80)
-  registry.acquire(PD, 'prefill').end(unavailable(PD))
+  registry.acquire(PD, 'prefill').end(unavailable(PD), 'failed')
   t.match(registry.get(PD), { load: { requests: 1, tokens: 80 }, breakers: { prefill: 'open', decode: 'closed' } })
   world.infos.set(PD, { epoch: 2 })
   await until(() => world.linking.length === 2 && registry.snapshot().link(E, PD) === 'linked', 'linked again')
@@ -418,29 +418,28 @@ t.test('tickets count once, feed the latencies, and report the outcome to the br
   ticket.end()
   t.match(load, { requests: 0, tokens: 0 })
   t.equal(registry.status()[PD]!.latency.length, 1)
-  for (const code of ['REJECTED', 'BUSY', 'FEATURES_GONE', 'KV_GONE'] as const) t.equal(verdictOf(new AdapterError(code, '', { node: PD })), 'alive')
-  t.equal(verdictOf(new DOMException('x', 'AbortError')), 'unclear')
-  for (let i = 0; i < 5; i++) registry.acquire(PD, 'decode').end(new AdapterError('REJECTED', '', { node: PD }))
-  t.equal(breakers.decode, 'closed', 'a 4xx never counts')
-  registry.acquire(PD, 'decode').end(unavailable(PD))
+  for (let i = 0; i < 5; i++) registry.acquire(PD, 'decode').end(new AdapterError('REJECTED', '', { node: PD }), 'alive')
+  for (let i = 0; i < 5; i++) registry.acquire(PD, 'decode').end(new DOMException('x', 'AbortError'))
+  t.equal(breakers.decode, 'closed', 'only failures count')
+  registry.acquire(PD, 'decode').end(unavailable(PD), 'failed')
   registry.acquire(PD, 'decode').end()
-  registry.acquire(PD, 'decode').end(unavailable(PD))
+  registry.acquire(PD, 'decode').end(unavailable(PD), 'failed')
   t.equal(breakers.decode, 'closed', 'only failures in a row')
-  registry.acquire(PD, 'decode').end(unavailable(PD))
+  registry.acquire(PD, 'decode').end(unavailable(PD), 'failed')
   t.match(breakers, { decode: 'open', encode: 'closed' })
   await until(() => breakers.decode === 'half-open', 'the cooldown is over')
   const trial = registry.acquire(PD, 'decode')
   t.equal(breakers.decode, 'open', 'one trial at a time')
   trial.end(new Error('aborted'))
   t.equal(breakers.decode, 'half-open', 'an abort decides nothing')
-  registry.acquire(PD, 'decode').end(unavailable(PD))
+  registry.acquire(PD, 'decode').end(unavailable(PD), 'failed')
   t.equal(breakers.decode, 'open')
   await until(() => breakers.decode === 'half-open', 'the cooldown is over')
   const good = registry.acquire(PD, 'decode')
   good.ok()
   t.equal(breakers.decode, 'closed', 'closed at the first good event')
   t.equal(load.requests, 1, 'and still in flight')
-  good.end(unavailable(PD))
+  good.end(unavailable(PD), 'failed')
   t.equal(load.requests, 0)
 })
 

@@ -3,15 +3,15 @@ import type { IncomingMessage } from 'node:http'
 import { context } from '@opentelemetry/api'
 import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
 import { abortable, TimeLimit } from '../../../adapters/abort.ts'
-import { AdapterError } from '../../../adapters/adapter.ts'
+import { AdapterError, type Role } from '../../../adapters/adapter.ts'
 import { send } from '../../../adapters/http.ts'
 import { GATEWAY_HEADER, REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
 import { parseBody, readBody } from '../../body/index.ts'
 import { epdError, isEpdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
-import { beginAnswer, type Cancellable, type Delivery } from '../../pipeline/index.ts'
+import { beginAnswer, verdictOn, type Cancellable, type Delivery } from '../../pipeline/index.ts'
 import { byLoad } from '../../planning/index.ts'
-import { usable, type NodeSnapshot } from '../../registry/index.ts'
+import { usableOf, type NodeSnapshot } from '../../registry/index.ts'
 import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
 import { deliver, onClientGone } from '../client.ts'
 import { sendError } from '../error-answer.ts'
@@ -83,10 +83,13 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
     const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'POST' | 'DELETE', path, body: bytes === undefined ? undefined : [bytes], contentType }, call), limit))
     const answer = await beginAnswer(node.id, upstream, limit, timeouts.idle)
     deliver(answer, reply, {})
-    ticket.end(failureOf(await answer.delivered, limit, node.id))
+    const failure = failureOf(await answer.delivered, limit, node.id)
+    if (failure === undefined) ticket.end()
+    else ticket.end(failure, verdictOn(failure, 'decode'))
     return reply
   } catch (err) {
-    ticket.end(limit.timedOut ? new AdapterError('UNAVAILABLE', 'no answer in time', { node: node.id, cause: err }) : err)
+    const failure = limit.timedOut ? new AdapterError('UNAVAILABLE', 'no answer in time', { node: node.id, cause: err, how: 'late' }) : err
+    ticket.end(failure, verdictOn(failure, 'decode'))
     return sendError(request, reply, limit.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err)
   } finally {
     limit.clear()
@@ -97,8 +100,11 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
 /** @throws EPD_ERR_MODEL_NOT_FOUND, EPD_ERR_NO_NODE */
 function nodeFor (gateway: Gateway, model: string | undefined): NodeSnapshot {
   if (model !== undefined && !gateway.serves(model)) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [model], { param: 'model' })
-  const ready = gateway.registry.snapshot().nodes.filter(node => usable(node, 'decode') && (model === undefined || node.models.includes(model)))
-  const node = byLoad(ready.filter(({ role }) => role === 'hybrid'))[0] ?? byLoad(ready.filter(({ role }) => role === 'decode'))[0]
+  const ofRole = (wanted: Role): readonly NodeSnapshot[] => {
+    const nodes = gateway.registry.snapshot().nodes.filter(({ role, models }) => role === wanted && (model === undefined || models.includes(model)))
+    return usableOf(nodes, 'decode', gateway.options.routing.panicThreshold)
+  }
+  const node = byLoad(ofRole('hybrid'))[0] ?? byLoad(ofRole('decode'))[0]
   if (node === undefined) throw epdError('EPD_ERR_NO_NODE', [model ?? '*'])
   return node
 }

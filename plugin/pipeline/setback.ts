@@ -1,0 +1,66 @@
+/** What a request does when a call to a node has failed. */
+import { AdapterError, type Stage } from '../../adapters/adapter.ts'
+import { epdError, isEpdError } from '../errors.ts'
+import { againAfter, clientsError, saysMore } from './blame.ts'
+import type { Delivery } from './answer-stream.ts'
+import type { EncodersExhausted } from './encode.ts'
+import type { Exchange } from './exchange.ts'
+import type { LiveStream } from './live-stream.ts'
+
+/** May the request start again at the plan? @param before why two nodes could not share the request, where that was known when the attempt began. To find out is no failure, and costs no retry */
+export function mayStartAgain (exchange: Exchange, err: unknown, before: unknown): err is AdapterError {
+  if (exchange.cancelled !== undefined || performance.now() >= exchange.deadline || !AdapterError.is(err)) return false
+  if (err.singleNode && before === undefined) return true
+  if (exchange.attempts > exchange.core.options.retries) return false
+  // Two nodes that can't work together are not planned together again.
+  return err.code === 'REFUSED' ? exchange.plan?.prefill !== undefined : againAfter(err, 'decode') !== 'no'
+}
+
+/** The next plan avoids a node that has failed this request; one that has answered gets it no second time. */
+export function avoidNode ({ avoided, answered }: Exchange, node: string, failure: AdapterError, stage: Stage): void {
+  avoided.add(node)
+  if (againAfter(failure, stage) === 'elsewhere') answered.set(node, failure)
+}
+
+/** What a node had made can't be used by the next one: the next plan avoids it, and its breaker learns of it. */
+export function blameProducer ({ avoided, core: { registry } }: Exchange, failure: AdapterError, stage: Stage): void {
+  if (failure.producer === undefined) return
+  avoided.add(failure.producer)
+  registry.acquire(failure.producer, stage).end(failure, 'failed')
+}
+
+/** The encoders that a request which has lost all of its own must not try again; undefined when none is left, or back. */
+export async function stillLost ({ core: { registry }, request }: Exchange, { failed, plan }: EncodersExhausted): Promise<ReadonlySet<string> | undefined> {
+  const epochs = new Map(plan.order.flat().map(({ id, info }) => [id, info?.epoch]))
+  const lost = new Set(failed.keys())
+  await Promise.all([...failed].map(async ([id, outcome]) => {
+    const answers = await registry.ask(id)
+    if (answers && (outcome === 'unreachable' || registry.get(id)?.info?.epoch !== epochs.get(id))) lost.delete(id)
+  }))
+  const left = registry.snapshot().nodes.some(({ id, role, state, models }) => role === 'encoder' && state === 'healthy' && models.includes(request.body.model) && !lost.has(id))
+  return left ? lost : undefined
+}
+
+/** The error for clients when no encoder is left and the language model can't encode either. */
+export function exhaustedError ({ last }: Pick<EncodersExhausted, 'last'>): unknown {
+  return last === undefined ? epdError('EPD_ERR_ENCODE_FAILED') : clientsError(last, 'encode')
+}
+
+/** The client's stream has begun: its end says what has failed. */
+export async function endLive (live: LiveStream, { log, clientGone }: Exchange, error: unknown): Promise<Delivery> {
+  if (clientGone) live.destroy()
+  else {
+    log.error({ err: error }, 'request failed after its stream had begun with a sign of life')
+    live.fail(error)
+  }
+  return await live.delivered
+}
+
+/** What the client sees of a request that has failed for good. */
+export function finalError ({ answered, core: { registry }, request }: Exchange, err: unknown): unknown {
+  const told = [...answered.values()].find(one => saysMore(one, err))
+  const error = clientsError(told ?? err, 'decode')
+  if (!isEpdError(error) || error.retryAfter !== undefined) return error
+  const rest = registry.restOf(request.body.model)
+  return rest === undefined ? error : error.withRetryAfter(rest)
+}

@@ -1,0 +1,112 @@
+/** A stream that was accepted shows that it is alive, from its first moment on, and can still start again. */
+import t from 'tap'
+import { ask, CHUNK, gatewayFor, json, modelServer, well, type TestGateway } from '../helper/model-server.ts'
+import { until } from '../helper/until.ts'
+
+const EVENTS = { 'content-type': 'text/event-stream' }
+const DONE = 'data: [DONE]\n\n'
+
+interface Stream { readonly status: number, readonly headers: Headers, text: string, readonly ended: Promise<void> }
+
+/** What has come of a stream so far. */
+async function open ({ url }: TestGateway, body: object = ask({ stream: true }), signal?: AbortSignal): Promise<Stream> {
+  const response = await fetch(`${url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), ...(signal === undefined ? {} : { signal }) })
+  const stream = { status: response.status, headers: response.headers, text: '', ended: Promise.resolve() }
+  stream.ended = (async () => {
+    for await (const chunk of response.body!) stream.text += Buffer.from(chunk).toString()
+  })()
+  return stream
+}
+
+t.test('case 11: comments and pings of a server reach the client before its first event', async t => {
+  for (const ping of [': ping\n\n', 'event: ping\ndata: {"type": "ping"}\n\n', ':\r\n\r\n', 'retry: 500\n\n']) {
+    let first!: () => void
+    const node = await modelServer(t, (_request, response) => {
+      response.writeHead(200, { ...EVENTS, 'x-own': 'yes' })
+      response.write(ping)
+      first = () => { response.end(CHUNK + DONE) }
+    })
+    const stream = await open(await gatewayFor(t, [node]))
+    await until(() => stream.text === ping, 'the ping is there')
+    t.match([stream.status, stream.headers.get('content-type'), stream.headers.get('x-own'), stream.headers.get('x-epd-plan')], [200, 'text/event-stream', 'yes', 'pd'])
+    first()
+    await stream.ended
+    t.equal(stream.text, ping + CHUNK + DONE, 'byte for byte')
+  }
+})
+
+t.test('the gateway sends comments of its own, before the answer and in the middle of it', async t => {
+  let go!: () => void
+  const node = await modelServer(t, (_request, response) => {
+    go = () => {
+      response.writeHead(200, EVENTS).write(CHUNK)
+      go = () => { response.end(CHUNK + DONE) }
+    }
+  })
+  const stream = await open(await gatewayFor(t, [node], { sse: { keepAlive: 20 } }))
+  await until(() => stream.text.startsWith(': keep-alive\n\n: keep-alive\n\n'), 'comments come before the head of the server has')
+  go()
+  await until(() => /Hello.*\n\n: keep-alive\n\n/s.test(stream.text), 'and between its events')
+  go()
+  await stream.ended
+  t.equal(stream.text.replaceAll(': keep-alive\n\n', ''), CHUNK + CHUNK + DONE)
+})
+
+t.test('keepAlive 0: none of its own; and none where nothing is streamed', async t => {
+  let go!: () => void
+  const node = await modelServer(t, (request, response, body, server) => { go = () => { well(request, response, body, server) } })
+  for (const [keepAlive, stream] of [[0, true], [20, false]] as const) {
+    const gateway = await gatewayFor(t, [node], { sse: { keepAlive } })
+    const asked = gateway.post(ask({ stream }))
+    const before = node.asked
+    await until(() => node.asked > before, 'it is asked')
+    await new Promise(resolve => setTimeout(resolve, 60))
+    go()
+    t.notMatch((await asked).text, /keep-alive/)
+  }
+})
+
+t.test('after a comment a request still starts again; what fails for good is an error event', async t => {
+  let say: (() => void) | undefined
+  const ill = await modelServer(t, (_request, response) => {
+    response.writeHead(200, EVENTS).write(': ping\n\n')
+    say = () => { response.end('data: {"error":{"message":"out of memory","code":500}}\n\n') }
+  })
+  const other = await modelServer(t, well)
+  const both = await gatewayFor(t, [ill, other])
+  const moved = await open(both)
+  await until(() => moved.text !== '', 'the comment is there')
+  say!()
+  await moved.ended
+  t.equal(moved.text, `: ping\n\n${CHUNK}${DONE}`)
+
+  const alone = await gatewayFor(t, [ill])
+  const failed = await open(alone)
+  await until(() => failed.text !== '', 'the comment is there')
+  say!()
+  await failed.ended
+  t.equal(failed.status, 200)
+  t.match(JSON.parse(failed.text.replace(': ping\n\ndata: ', '')), { error: { message: 'out of memory', code: 500 } })
+  t.equal(alone.app.epd.gateway.inFlight, 0)
+})
+
+t.test('without a sign of life an error keeps its status', async t => {
+  const node = await modelServer(t, (_request, response) => { json(response, 429, { error: { message: 'slow down' } }) })
+  t.equal((await open(await gatewayFor(t, [node]))).status, 429)
+})
+
+t.test('a client that leaves after a comment ends the request', async t => {
+  let gone = false
+  const node = await modelServer(t, (_request, response) => {
+    response.writeHead(200, EVENTS).write(': ping\n\n')
+    response.on('close', () => { gone = true })
+  })
+  const gateway = await gatewayFor(t, [node])
+  const leave = new AbortController()
+  const stream = await open(gateway, ask({ stream: true }), leave.signal)
+  stream.ended.catch(() => {})
+  await until(() => stream.text !== '', 'the comment is there')
+  leave.abort()
+  await until(() => gone && gateway.app.epd.gateway.inFlight === 0, 'nothing is left of it')
+  t.match(gateway.app.epd.gateway.stats.requests(), [{ outcome: 'aborted' }])
+})
