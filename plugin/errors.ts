@@ -150,7 +150,7 @@ export function toEpdError (error: unknown): EpdError {
 function fromAdapter (error: AdapterError): EpdError {
   const details = { cause: error, retryAfter: error.retryAfter }
   switch (error.code) {
-    case 'UNAVAILABLE': return epdError('EPD_ERR_UPSTREAM_FAILED', [], details)
+    case 'UNAVAILABLE': return epdError(error.how === 'late' ? 'EPD_ERR_UPSTREAM_TIMEOUT' : 'EPD_ERR_UPSTREAM_FAILED', [], details)
     case 'BUSY': return epdError('EPD_ERR_UPSTREAM_BUSY', [], details)
     case 'REFUSED': return epdError('EPD_ERR_LINK_REFUSED', [], details)
     case 'FEATURES_GONE': return epdError('EPD_ERR_FEATURES_GONE', [], details)

@@ -34,7 +34,7 @@ export function sendError (request: FastifyRequest, reply: FastifyReply, err: un
   // A request that failed before it was routed is in no trace of the gateway's; it may be in its client's.
   const id = traceId ?? callersTraceId(request.headers)
   const trace = id === undefined ? {} : { trace_id: id }
-  if (answer.statusCode >= 500) request.log.error({ ...trace, ...whyOf(answer.error?.cause ?? err, answer.error?.code), code: answer.error?.code }, 'request failed')
+  if (answer.statusCode >= 500) request.log.error({ ...trace, ...whyOf(answer.error?.cause ?? err, answer.error?.code), code: answer.error?.code, upstream: answer.error === undefined ? answer.statusCode : undefined }, 'request failed')
   else request.log.info({ ...trace, code: answer.error?.code, upstream: answer.error === undefined ? answer.statusCode : undefined }, 'request refused')
   if (reply.sent) return reply
   // The rest of an unread body would be parsed as the next request.

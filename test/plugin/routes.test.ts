@@ -255,8 +255,8 @@ t.test('the log gives the reason of a failed request in one line, and a stack on
   const options = { logger: { level: 'error', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } }
   const { url, app } = await buildGateway(t, { nodes: [node], fastify: options, options: { retries: 0 } })
   node.generateFaults.push('failed')
-  t.equal((await post(url + PATH, chat('?'))).status, 503)
-  t.match(lines[0], { msg: 'request failed', code: 'EPD_ERR_UPSTREAM_FAILED', node: node.url, reason: String })
+  t.equal((await post(url + PATH, chat('?'))).status, 500)
+  t.match(lines[0], { msg: 'request failed', upstream: 500, node: node.url, reason: String })
   app.epd.nodes.remove(node.url)
   t.equal((await post(url + PATH, chat('?'))).status, 503)
   t.match(lines[1], { msg: 'request failed', code: 'EPD_ERR_NO_NODE' })
