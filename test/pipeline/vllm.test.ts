@@ -85,11 +85,16 @@ t.test('files gone, an encoder away: PD encodes by itself', async t => {
   const answer = await f.ask(ask([1]))
   t.match(answer, { status: 200, plan: 'e-pd' }, 'E is not asked again')
   t.same(tokens(answer.json), await f.plain(ask([1])))
-  e.faults.push('die')
+  // A kept connection that is reset is tried once more on a fresh one.
+  e.faults.push('reset', 'reset')
   const other = await f.ask(ask([2]))
   t.match(other, { status: 200, plan: 'hybrid', reason: 'encoders failed' })
   t.same(tokens(other.json), await f.plain(ask([2])))
   t.same(uuidsOf(pd), [undefined], 'under its own name: a file that E may still write is not read')
+  e.faults.push('die')
+  const before = pd.chats.length
+  t.match(await f.ask(ask([3])), { status: 502, json: { error: { code: 'node_died' } } }, 'a picture under which an encoder dies goes to no other node')
+  t.equal(pd.chats.length, before)
 })
 
 t.test('an encoder that has restarted is asked again', async t => {
@@ -187,7 +192,7 @@ t.test('E -> P -> D answers as a plain server; D gets pixels, and P\'s handle as
 t.test('P away or its blocks gone: D gets the raw body, and answers right', async t => {
   const f = await fixture(t, ['e', 'p', 'd'])
   const [, p, d] = f.servers as [FakeVllm, FakeVllm, FakeVllm]
-  p.faults.push('reset')
+  p.faults.push('reset', 'reset')
   const answer = await f.ask(ask([1]))
   t.match(answer, { status: 200, plan: 'hybrid' })
   t.same(tokens(answer.json), await f.plain(ask([1])))
