@@ -2,7 +2,7 @@
 import t, { type Test } from 'tap'
 import { FakeVllm, KvBlocks, SharedFolder, type VllmServer } from '../helper/fake-vllm.ts'
 import { ask } from '../vllm/ask.ts'
-import { bearsMalice, equalsPlain, gatewayBefore, requests, survivesConsumer, survivesEncoder, survivesPrefill, type House, type Peer } from '../vllm/scenarios.ts'
+import { bearsMalice, equalsPlain, gatewayBefore, losesOneToTruncatedFiles, requests, survivesConsumer, survivesEncoder, survivesPrefill, type House, type Peer } from '../vllm/scenarios.ts'
 
 const ROLES = { e: 'encoder', pd: 'hybrid', p: 'prefill', d: 'decode' } as const
 
@@ -75,6 +75,8 @@ t.test('E is killed', async t => { await survivesEncoder(t, await house(t, E_PD)
 t.test('PD is killed, and files are deleted', async t => { await survivesConsumer(t, await house(t, E_PD), 6) })
 
 t.test('P is killed', async t => { await survivesPrefill(t, await house(t, E_P_D), 7) })
+
+t.test('files are truncated', async t => { await losesOneToTruncatedFiles(t, await house(t, ['e', 'pd', 'pd']), 8) })
 
 t.test('D never gets a body without pixels and without its handle', async t => {
   const fakes = await house(t, E_P_D)

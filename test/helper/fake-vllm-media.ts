@@ -30,7 +30,7 @@ export class SharedFolder {
 }
 
 /** Recorded answers that a request can meet in place of its own. `deadly`: 500, then the process ends. */
-export type Trouble = 'deadly' | 'bad-picture' | 'unreachable-picture' | 'cache-miss' | 'mixed' | 'unknown-metadata' | 'embeds-refused'
+export type Trouble = 'deadly' | 'bad-picture' | 'unreachable-picture' | 'local-file' | 'cache-miss' | 'mixed' | 'unknown-metadata' | 'embeds-refused'
 
 export type MediaPart = {
   readonly type: string
@@ -107,6 +107,7 @@ async function looked (part: MediaPart, cache: ReadonlyMap<string, Embedding>): 
     const known = part.uuid === undefined ? undefined : cache.get(part.uuid)
     return known === undefined ? 'cache-miss' : { ...known, key: part.uuid!, rewritten: false }
   }
+  if (url.startsWith('file:')) return 'local-file'
   const bytes = await fetched(url)
   if (bytes === undefined) return 'unreachable-picture'
   if (bytes.length < 24 || bytes.toString('latin1', 12, 16) !== 'IHDR') return 'bad-picture'

@@ -56,6 +56,7 @@ async function answers (server: string): Promise<void> {
   await record(server, 'picture-stream', { path: CHAT, body: chat([imagePart(SMALL), textPart('what is it')], { ...ask, stream: true }) })
   await record(server, 'bad-picture', { path: CHAT, body: chat([imagePart('data:image/png;base64,AAAA'), textPart('what is it')], ask) })
   await record(server, 'unreachable-picture', { path: CHAT, body: chat([imagePart('http://127.0.0.1:9/x.png')], ask), watchMs: 1000 })
+  await record(server, 'local-file', { path: CHAT, body: chat([imagePart('file:///etc/passwd')], ask), watchMs: 1000 })
   await record(server, 'cache-miss', { path: CHAT, body: chat([imagePart(null, key('never')), textPart('what is it')], ask) })
 }
 

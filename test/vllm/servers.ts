@@ -1,6 +1,6 @@
 /** Real `vllm serve` processes, as docs/vllm.md writes their command lines. */
 import { spawn, type ChildProcess } from 'node:child_process'
-import { createWriteStream } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { mkdir, mkdtemp, readdir, rm, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -109,15 +109,15 @@ export class VllmServers {
 
   #launch (name: Name): void {
     const port = this.#ports.get(name)!
+    // The file itself, not a pipe through this process: a server must not wait for it.
+    const log = openSync(join(this.#root, `${name}.log`), 'a')
     const child = spawn(this.#command.command, this.#arguments(name, port), {
       // A group of its own: a server is several processes.
       detached: true,
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: ['ignore', log, log],
       env: { ...process.env, ...ENVIRONMENT, VLLM_NIXL_SIDE_CHANNEL_PORT: String(port + 10_000 > 65_535 ? port - 10_000 : port + 10_000) }
     })
-    const log = createWriteStream(join(this.#root, `${name}.log`), { flags: 'a' })
-    child.stdout.pipe(log, { end: false })
-    child.stderr.pipe(log, { end: false })
+    closeSync(log)
     child.on('error', error => { process.stderr.write(`${this.#command.command}: ${error.message}\n`) })
     this.#running.set(name, child)
   }
