@@ -103,6 +103,6 @@ t.test('what a failed picture does, without the gateway in front of the encoders
   t.equal((await bearing.ask(chat('?', BAD))).status, 503)
   t.equal((await bearing.ask(chat('?', pictureUrl('a')))).status, 200)
   const dying = await fixture(t)
-  t.equal((await dying.ask(chat('?', BAD))).status, 503)
+  t.equal((await dying.ask(chat('?', BAD))).status, 502, 'it is given to no second server')
   t.match(dying.lm.died, /Error while loading data/, 'the recorded text')
 })
