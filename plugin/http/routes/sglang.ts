@@ -104,8 +104,10 @@ async function relay (request: FastifyRequest, reply: FastifyReply, answer: Prom
     const { statusCode, body } = await answer
     return reply.code(statusCode).type('application/json').send(JSON.stringify(body ?? null))
   } catch (err) {
-    request.log.error({ err }, 'a part of a language server\'s request could not be encoded')
     const status = AdapterError.is(err) ? { REJECTED: 400, BUSY: 503 }[err.code as string] ?? 502 : toEpdError(err).statusCode
+    const about = { part: idOf(request), reason: (err as Error).message }
+    if (status === 499) request.log.info(about, 'a language server has closed its call')
+    else request.log.error(about, 'a part of a language server\'s request could not be encoded')
     return fail(reply, status, (err as Error).message, idOf(request))
   }
 }
