@@ -41,7 +41,7 @@ t.test("P's failure is the request's: a 4xx goes to the client, another starts a
   f.p.fails = 400
   const refused = await f.ask(chat('?'))
   t.equal(refused.status, 400)
-  t.match(await refused.json(), { message: 'scripted' })
+  t.match(await refused.json(), { error: { message: 'scripted' } })
   f.p.fails = 500
   t.equal((await f.ask(chat('?'))).status, 503)
   f.p.fails = undefined

@@ -71,7 +71,7 @@ t.test('an open breaker and a refusal show', async t => {
   release()
   t.equal((await first).status, 200)
   for (let n = 0; n < 5; n++) {
-    nodes[0]!.encodeFaults.push('failed')
+    nodes[0]!.encodeFaults.push('reset', 'reset')
     await (await post(url + PATH, chat('?', pictureUrl(n)))).arrayBuffer()
   }
   const page = await (await fetch(`${url}/metrics`)).text()
