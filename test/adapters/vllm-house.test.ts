@@ -2,6 +2,7 @@
 import t, { type Test } from 'tap'
 import { FakeVllm, KvBlocks, SharedFolder, type VllmServer } from '../helper/fake-vllm.ts'
 import { ask } from '../vllm/ask.ts'
+import { chat, dataUrl, imagePart, picture, textPart } from '../vllm/pictures.ts'
 import { bearsMalice, equalsPlain, gatewayBefore, losesOneToTruncatedFiles, requests, survivesConsumer, survivesEncoder, survivesPrefill, type House, type Peer } from '../vllm/scenarios.ts'
 
 const ROLES = { e: 'encoder', pd: 'hybrid', p: 'prefill', d: 'decode' } as const
@@ -77,6 +78,18 @@ t.test('PD is killed, and files are deleted', async t => { await survivesConsume
 t.test('P is killed', async t => { await survivesPrefill(t, await house(t, E_P_D), 7) })
 
 t.test('files are truncated', async t => { await losesOneToTruncatedFiles(t, await house(t, ['e', 'pd', 'pd']), 8) })
+
+t.test('a request that kills PD is not given to another', async t => {
+  for (const stream of [false, true]) {
+    const fakes = await house(t, ['e', 'pd', 'pd'])
+    const { url } = await gatewayBefore(t, fakes)
+    for (const fake of fakes.fakes) if (fake.server === 'pd') fake.faults.push('die')
+    const told = await ask(url, chat([imagePart(dataUrl(picture(1, 56))), textPart('what is it')], { stream }))
+    t.match(told.error, { message: /.../ }, 'a clear error')
+    t.ok(told.status >= 500)
+    t.equal(fakes.fakes.reduce((sum, fake) => sum + fake.deaths, 0), 1, 'one server falls')
+  }
+})
 
 t.test('D never gets a body without pixels and without its handle', async t => {
   const fakes = await house(t, E_P_D)
