@@ -12,6 +12,9 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { packageRoot } from './package-root.ts'
 
+/** What is read of a request. */
+interface ChatMessage { readonly content: string | ReadonlyArray<{ readonly image_url?: { readonly url: string } }> }
+
 export interface Exchange { readonly name: string, readonly method: string, readonly path: string, readonly request?: any, readonly headers?: Record<string, string>, readonly status: number, readonly type: string | null, readonly answer: any }
 
 /** What the real servers said, shortened; test/fixtures/sglang/README.md says how it was recorded. */
@@ -288,7 +291,7 @@ export class FakeSglangLm extends FakeServer {
   }
 
   async #chat (body: any, response: ServerResponse): Promise<void> {
-    const urls = (body.messages as any[]).flatMap(({ content }) => Array.isArray(content) ? content : []).filter(part => part.type === 'image_url').map(part => part.image_url.url as string)
+    const urls = (body.messages as ChatMessage[]).flatMap(({ content }) => Array.isArray(content) ? content : []).flatMap(({ image_url: image }) => image === undefined ? [] : [image.url])
     if (this.fails !== undefined) { send(response, this.fails, { object: 'error', message: 'scripted', type: 'x', param: null, code: this.fails }); return }
     if (this.options.mode === 'decode') { await this.#decode(body, response); return }
     const id: string = body.rid ?? randomUUID().replaceAll('-', '')
