@@ -73,7 +73,7 @@ const routes = Type.Partial(object({
   nodes: Type.Boolean({ description: '/nodes/* and POST /distserve/connection_warmup.' }),
   sglang: Type.Boolean({ description: 'What SGLang\'s encoders call: /register_encoder_url, /unregister_encoder_url, /list_encoder_urls; its language servers: /sglang/v/*.' }),
   vllm: Type.Boolean({ description: 'What launch scripts of vLLM\'s disagg_epd_proxy.py call: /instances.' }),
-  health: Type.Boolean({ description: 'GET /health.' }),
+  health: Type.Boolean({ description: 'GET /livez, /readyz and /health.' }),
   metrics: Type.Boolean({ description: 'GET /metrics.' }),
   traces: Type.Boolean({ description: '/epd/traces and POST /epd/otlp/v1/traces.' })
 }))

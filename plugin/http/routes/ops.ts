@@ -1,5 +1,6 @@
-import type { FastifyPluginAsync } from 'fastify'
+import type { FastifyPluginAsync, RouteHandlerMethod } from 'fastify'
 import type { Gateway } from '../../gateway.ts'
+import { readinessOf } from '../../registry/readiness.ts'
 import type { Prometheus } from '../../telemetry/prometheus.ts'
 
 export interface OpsRoutesOptions {
@@ -9,16 +10,24 @@ export interface OpsRoutesOptions {
   readonly metrics: Prometheus | undefined
 }
 
-/** GET /health and GET /metrics. */
+/** GET /livez, /readyz, /health and /metrics. */
 export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function opsRoutes (app, { gateway, health, metrics }) {
-  if (health && !app.hasRoute({ method: 'GET', url: app.prefix + '/health' })) {
-    app.get('/health', { logLevel: 'warn' }, async (_request, reply) => {
+  const unlessThere = (url: string, handler: RouteHandlerMethod): void => {
+    if (!app.hasRoute({ method: 'GET', url: app.prefix + url })) app.get(url, { logLevel: 'warn' }, handler)
+  }
+  if (health) {
+    unlessThere('/health', async (_request, reply) => {
       const { health: state } = gateway
       return reply.code(state.status === 'healthy' ? 200 : 503).send(state)
     })
+    // Also while it drains: a probe that fails here gets the process killed, and requests in flight with it.
+    unlessThere('/livez', async () => ({ status: 'live' }))
+    unlessThere('/readyz', async (request, reply) => {
+      const { model } = request.query as { model?: string | string[] }
+      const { ready, why, models } = readinessOf(gateway.registry.snapshot(), Array.isArray(model) ? model[0] : model)
+      const status = gateway.draining ? 'draining' : ready ? 'ready' : 'not_ready'
+      return reply.code(status === 'ready' ? 200 : 503).send({ status, ...(why === undefined ? {} : { why }), models })
+    })
   }
-  if (metrics !== undefined && !app.hasRoute({ method: 'GET', url: app.prefix + '/metrics' })) {
-    app.get('/metrics', { logLevel: 'warn' }, async (_request, reply) =>
-      reply.type(metrics.contentType).send(await metrics.text()))
-  }
+  if (metrics !== undefined) unlessThere('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()))
 }
