@@ -1,9 +1,10 @@
 /** A gateway before the fake that replays vLLM's servers; `npm run test:vllm` asks the same of real ones. */
 import t, { type Test } from 'tap'
 import { FakeVllm, KvBlocks, SharedFolder, type VllmServer } from '../helper/fake-vllm.ts'
+import { until } from '../helper/until.ts'
 import { ask } from '../vllm/ask.ts'
 import { chat, dataUrl, imagePart, picture, textPart } from '../vllm/pictures.ts'
-import { bearsMalice, equalsPlain, gatewayBefore, losesOneToTruncatedFiles, requests, survivesConsumer, survivesEncoder, survivesPrefill, type House, type Peer } from '../vllm/scenarios.ts'
+import { bearsMalice, equalsPlain, gatewayBefore, losesOneToTruncatedFiles, requests, sharesVisionWork, survivesConsumer, survivesEncoder, survivesPrefill, throwsOldHandlesAway, type House, type Peer } from '../vllm/scenarios.ts'
 
 const ROLES = { e: 'encoder', pd: 'hybrid', p: 'prefill', d: 'decode' } as const
 
@@ -74,6 +75,27 @@ t.test('no client harms E, P and D', async t => { await bearsMalice(t, await hou
 t.test('E is killed', async t => { await survivesEncoder(t, await house(t, E_PD), 5) })
 
 t.test('PD is killed, and files are deleted', async t => { await survivesConsumer(t, await house(t, E_PD), 6) })
+
+t.test('many requests at once: PD encodes what E was not given', async t => {
+  const fakes = await house(t, E_PD)
+  const e = fakes.of('e')
+  const busy = { hold: (async () => { await until(() => e.chats.length > 5, 'requests wait for E') })() }
+  e.faults.push({ hold: Promise.resolve() }, busy, busy, busy)
+  await sharesVisionWork(t, fakes, 4)
+  const pictures = (fake: FakeVllm): number => fake.chats.reduce((sum, { body }) => sum + (JSON.stringify(body).match(/"uuid"/g)?.length ?? 0), 0)
+  t.ok(pictures(e) < 60, 'E got some pictures only')
+})
+
+t.test('D is killed', async t => { await survivesConsumer(t, await house(t, E_P_D), 10, always) })
+
+t.test('a handle is older than its lease', async t => {
+  const fakes = await house(t, E_P_D)
+  await throwsOldHandlesAway(t, fakes, 9, async handoff => {
+    const wire = handoff.wire as { at: number }
+    return { ...handoff, wire: { ...wire, at: wire.at - 30_000 } }
+  })
+  t.ok(fakes.of('d').chats.every(({ body }) => body.kv_transfer_params == null), 'D sees none')
+})
 
 t.test('P is killed', async t => { await survivesPrefill(t, await house(t, E_P_D), 7) })
 

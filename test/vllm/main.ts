@@ -3,9 +3,10 @@
  * (test/adapters/vllm-house.test.ts). Installs nothing.
  */
 import { spawnSync } from 'node:child_process'
+import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import t from 'tap'
-import { bearsMalice, equalsPlain, losesOneToTruncatedFiles, survivesConsumer, survivesEncoder, survivesPrefill } from './scenarios.ts'
+import { bearsMalice, equalsPlain, losesOneToTruncatedFiles, sharesVisionWork, survivesConsumer, survivesEncoder, survivesPrefill, throwsOldHandlesAway } from './scenarios.ts'
 import { VllmServers } from './servers.ts'
 
 const HELP = `npm run test:vllm -- --model FOLDER [--only e-pd|e-p-d]
@@ -33,6 +34,8 @@ if (version.status !== 0) {
 }
 
 const PATIENCE_MS = 15 * 60_000
+/** P frees its blocks after 30 s. */
+const P_KEEPS_MS = 32_000
 t.setTimeout(0)
 const extra = (process.env.EPD_VLLM_ARGS ?? '').split(/\s+/).filter(word => word !== '')
 const servers = await VllmServers.prepare({ command, model, extra, patience: PATIENCE_MS })
@@ -48,6 +51,7 @@ if (values.only !== 'e-p-d') {
   await t.test('E -> PD, rewritten: 40 pictures equal the plain server', long, async t => { await equalsPlain(t, house, { count: 40, seed: 2, plan: 'e-pd', options: { vllm: { handoff: 'rewrite' } } }) })
   await t.test('no client harms E and PD', long, async t => { await bearsMalice(t, house, { vllm: { handoff: 'raw' } }) })
   await t.test('no client harms E and PD, rewritten', long, async t => { await bearsMalice(t, house, { vllm: { handoff: 'rewrite' } }) })
+  await t.test('many requests at once: PD encodes what E was not given', long, async t => { await sharesVisionWork(t, house, 4) })
   await t.test('E is killed', long, async t => { await survivesEncoder(t, house, 5) })
   await t.test('PD is killed, and files are deleted', long, async t => { await survivesConsumer(t, house, 6) })
   await t.test('files are truncated', long, async t => { await losesOneToTruncatedFiles(t, house, 8) })
@@ -61,5 +65,7 @@ if (values.only !== 'e-pd') {
   const long = { timeout: 0 }
   await t.test('E -> P -> D: 40 pictures equal the plain server', long, async t => { await equalsPlain(t, house, { count: 40, seed: 3, plan: 'e-p-d', options: always }) })
   await t.test('no client harms E, P and D', long, async t => { await bearsMalice(t, house, always) })
+  await t.test('a handle is older than its lease', long, async t => { await throwsOldHandlesAway(t, house, 9, async handoff => { await delay(P_KEEPS_MS); return handoff }) })
+  await t.test('D is killed', long, async t => { await survivesConsumer(t, house, 10, always) })
   await t.test('P is killed', long, async t => { await survivesPrefill(t, house, 7) })
 }

@@ -3,6 +3,7 @@
  * them (test/adapters/vllm-house.test.ts).
  */
 import type { Test } from 'tap'
+import { createVllm, type Adapter, type Handoff } from '../../adapters/index.ts'
 import type { EpdOptions } from '../../plugin/index.ts'
 import { buildGateway } from '../helper/fake-gateway.ts'
 import { seeded } from '../helper/random.ts'
@@ -37,8 +38,8 @@ export interface House {
 
 export type Gateway = Awaited<ReturnType<typeof gatewayBefore>>
 
-export async function gatewayBefore (t: Test, { peers, patience }: House, options: EpdOptions = {}) {
-  const nodes = peers.map(({ url, role }) => ({ url, role, adapter: 'vllm' }))
+export async function gatewayBefore (t: Test, { peers, patience }: House, options: EpdOptions = {}, adapter = 'vllm') {
+  const nodes = peers.map(({ url, role }) => ({ url, role, adapter }))
   const { app, url } = await buildGateway(t, { options: { nodes, bypass: 'never', ...options } })
   const healthy = async (...of: readonly Peer[]): Promise<void> => {
     for (const peer of of) app.epd.nodes.probe(peer.url)
@@ -150,8 +151,8 @@ export async function survivesEncoder (t: Test, house: House, seed: number): Pro
 }
 
 /** The server that answers dies: clear errors. It comes back with an empty cache, while files are gone: right answers. */
-export async function survivesConsumer (t: Test, house: House, seed: number): Promise<void> {
-  const { url, healthy } = await gatewayBefore(t, house, { retries: 1 })
+export async function survivesConsumer (t: Test, house: House, seed: number, options: EpdOptions = {}): Promise<void> {
+  const { url, healthy } = await gatewayBefore(t, house, { retries: 1, ...options })
   const consumer = house.peers.find(peer => peer.role === 'hybrid' || peer.role === 'decode')!
   const bodies = requests(6, seed)
   const right = await rightAnswers(house, bodies)
@@ -169,6 +170,22 @@ export async function survivesConsumer (t: Test, house: House, seed: number): Pr
   await allAlive(t, house, 'after its files were deleted')
 }
 
+/** Many requests at once, before an encoder that has other things to do: the language model encodes what no encoder got. */
+export async function sharesVisionWork (t: Test, house: House, seed: number): Promise<void> {
+  const { url } = await gatewayBefore(t, house, { bypass: 'auto', routing: { smallItem: 0 }, vllm: { handoff: 'raw' } })
+  const [first, ...bodies] = requests(60, seed)
+  const right = await rightAnswers(house, bodies)
+  // Its rate is known from here on.
+  await ask(url, first!)
+  const encoder = house.peers.find(peer => peer.role === 'encoder')!.url
+  const consumer = house.peers.find(peer => peer.role === 'hybrid')!.url
+  const told = await Promise.all(bodies.map(async body => await ask(url, body)))
+  for (const [i, { tokens }] of told.entries()) t.same(tokens, right[i], `request ${i}, among all others`)
+  t.ok(told.some(({ encoders }) => encoders!.includes(encoder) && encoders!.includes(consumer)), 'two servers encode pictures of one request')
+  t.match(told.map(({ reason }) => reason).join(), /on the language model/, 'the reason says how many went where')
+  await allAlive(t, house, 'after all of them')
+}
+
 /** P dies: D computes the prompt itself. */
 export async function survivesPrefill (t: Test, house: House, seed: number): Promise<void> {
   const { url } = await gatewayBefore(t, house, { routing: { disaggregate: 'always' } })
@@ -179,6 +196,21 @@ export async function survivesPrefill (t: Test, house: House, seed: number): Pro
   await p.kill!()
   for (const [i, body] of bodies.entries()) t.same((await ask(url, body)).tokens, right[i], `request ${i} without P`)
   for (const peer of house.peers) t.equal(await peer.alive(), peer !== p, `${peer.role} after P's death`)
+}
+
+/** D's turn comes when P may have given its blocks to others: the handle is thrown away, and D computes the prompt. @param age returns the hand-off past its lease */
+export async function throwsOldHandlesAway (t: Test, house: House, seed: number, age: (handoff: Handoff) => Promise<Handoff>): Promise<void> {
+  const vllm = createVllm()
+  const late: Adapter = { ...vllm, name: 'late', prefill: async (job, call) => await age(await vllm.prefill(job, call)) }
+  const { url } = await gatewayBefore(t, house, { adapters: [late], routing: { disaggregate: 'always' } }, 'late')
+  const bodies = requests(2, seed)
+  const right = await rightAnswers(house, bodies)
+  for (const [i, body] of bodies.entries()) {
+    const { tokens, plan } = await ask(url, body)
+    t.same(tokens, right[i], `request ${i}, its handle too old`)
+    t.not(plan, 'e-p-d', 'planned again')
+  }
+  await allAlive(t, house, 'after handles were thrown away')
 }
 
 /** Files cut short, and a server that meets them first after a restart: a 0.32 server dies of it, with or without a gateway. One does, and no other. */
