@@ -46,7 +46,7 @@ async function show (picture: string, name: string, question: string, config: st
   const options = config === undefined ? { embedded: true } : (await loadConfig(config)).raw
   print('Starting a gateway and its engines')
   const started = performance.now()
-  const gateway = await startGateway({ options, host: '127.0.0.1', port: 0, logLevel: 'error', onProgress: line => { print('  ' + line) } })
+  const gateway = await startGateway({ options: { ...options, server: { host: '127.0.0.1', port: 0 } }, logLevel: 'error', onProgress: line => { print('  ' + line) } })
   try {
     print(`  gateway    ${gateway.url}   (ready after ${seconds(performance.now() - started)})`)
     print('')

@@ -1,13 +1,14 @@
 import Fastify, { LogController } from 'fastify'
+import type { Server } from 'node:https'
 import epd from '../index.ts'
+import { tlsFiles } from './tls.ts'
 import { epdError } from '../errors.ts'
 import { sendError } from '../http/error-answer.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
 
 export interface GatewayProcessOptions {
+  /** `server` says where it listens. */
   readonly options: EpdOptions
-  readonly host: string
-  readonly port: number
   readonly logLevel: string
   /** Called with lines for people while it starts. */
   readonly onProgress: (line: string) => void
@@ -30,10 +31,13 @@ const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 /**
  * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
  */
-export async function startGateway ({ options, host, port, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
+export async function startGateway ({ options, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
+  const { host, port, tls } = resolved.server
   const ui = options.ui ?? LOOPBACK.has(host)
+  const files = tls === undefined ? undefined : tlsFiles(tls)
   const app = Fastify({
+    ...(files === undefined ? {} : { https: files.secure }),
     // stdout has the URL only.
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
     logController: new LogController({ disableRequestLogging: true }),
@@ -47,6 +51,7 @@ export async function startGateway ({ options, host, port, logLevel, onProgress 
   app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
   try {
     await app.register(epd, { ...options, ui })
+    if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
     const url = await app.listen({ host, port })
     await embeddedReady(app.epd.embedded, onProgress)
     const base = url + resolved.prefix

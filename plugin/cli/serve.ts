@@ -1,6 +1,8 @@
 import { once } from 'node:events'
 import { startGateway } from './gateway-process.ts'
 import { loadConfig } from './config.ts'
+import { tlsFiles } from './tls.ts'
+import { resolveOptions, type EpdOptions } from '../options/index.ts'
 import { levelOf, parseFlags, portOf, withUsage } from './usage.ts'
 import { VLLM_FLAGS, withVllmFlags } from './vllm-flags.ts'
 
@@ -9,9 +11,11 @@ const HELP = `fastify-epd serve: an OpenAI-compatible gateway with EPD routing
 Usage: fastify-epd serve [options]
 
 Options:
-  --config FILE      configuration (default: epd.config.json, if it is there); see docs/options.md
-  --host HOST        address to listen on (default: 127.0.0.1)
-  --port PORT        port to listen on, 0 takes a free one (default: 8000)
+  --config FILE      configuration, as JSON or YAML (default: epd.config.json, .jsonc, .yaml or .yml, if it is there);
+                     see docs/options.md
+  --check            checks the configuration and ends: with 0 when it is good, else with 2 and what is wrong where
+  --host HOST        address to listen on (default: server.host of the configuration, else 127.0.0.1)
+  --port PORT        port to listen on, 0 takes a free one (default: server.port, else 8000)
   --log-level LEVEL  trace, debug, info, warn, error or silent (default: info; logs go to stderr)
   -h, --help         this text
 
@@ -29,8 +33,9 @@ Traces: GET /epd/traces, or fastify-epd trace. The standard OTEL_* variables exp
 
 const FLAGS = {
   config: { type: 'string' },
-  host: { type: 'string', default: '127.0.0.1' },
-  port: { type: 'string', default: '8000' },
+  check: { type: 'boolean', default: false },
+  host: { type: 'string' },
+  port: { type: 'string' },
   'log-level': { type: 'string' },
   ...VLLM_FLAGS,
   help: { type: 'boolean', short: 'h', default: false }
@@ -45,12 +50,11 @@ export function serveCommand (argv: string[]): Promise<number> {
       return 0
     }
     const config = await loadConfig(values.config)
-    const { options, notes } = withVllmFlags(config.raw, values, process.env)
+    const { options, notes } = withVllmFlags(withAddress(config.raw, values), values, process.env)
+    if (values.check) return check(options, config.file)
     for (const note of notes) process.stderr.write(note + '\n')
     const gateway = await startGateway({
       options,
-      host: values.host,
-      port: portOf('--port', values.port),
       logLevel: levelOf('--log-level', values['log-level'] ?? (values['log-requests'] === true ? 'debug' : 'info')),
       onProgress: line => { process.stderr.write(line + '\n') }
     })
@@ -61,6 +65,20 @@ export function serveCommand (argv: string[]): Promise<number> {
     await gateway.close()
     return 0
   })
+}
+
+/** The configuration with the flags that go before it. */
+function withAddress (options: EpdOptions, { host, port }: { host?: string | undefined, port?: string | undefined }): EpdOptions {
+  if (host === undefined && port === undefined) return options
+  return { ...options, server: { ...options.server, ...(host === undefined ? {} : { host }), ...(port === undefined ? {} : { port: portOf('--port', port) }) } }
+}
+
+/** Whatever else a start would trip over. */
+function check (options: EpdOptions, file: string | undefined): number {
+  const { nodes, server: { tls } } = resolveOptions(options)
+  if (tls !== undefined) tlsFiles(tls)
+  process.stdout.write(`${file ?? 'no configuration file: the defaults'}: ok, ${nodes.length} node${nodes.length === 1 ? '' : 's'}\n`)
+  return 0
 }
 
 function exitNow (): never {

@@ -1,18 +1,20 @@
 import { Ajv, type ErrorObject } from 'ajv'
 import { adapters as shipped } from '../../adapters/index.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
+import { checkUrl, sameNode } from '../registry/node-url.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
-  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
+  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type ServerOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
 } from './schema.ts'
 
 export { OptionsError, type OptionsProblem }
-export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type MediaOptions, type NodeOptions, type RoutingOptions } from './schema.ts'
+export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type MediaOptions, type NodeOptions, type RoutingOptions, type TlsOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
 interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
   readonly routing: RoutingOptions
   readonly sse: SseOptions
+  readonly server: ServerOptions
   readonly timeouts: TimeoutOptions
   readonly limits: LimitOptions
   readonly media: MediaOptions
@@ -79,17 +81,27 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   }
 }
 
-/** What the schema can't express about nodes: unknown adapters and repeated URLs. */
+/** What the schema can't express about nodes: unknown adapters, URLs that are no node's, and repeated ones. */
 function nodeMistakes ({ nodes, adapters }: Filled): OptionsProblem[] {
   const known = new Set([...adapters.map(adapter => adapter.name), ...shipped.keys()])
   const names = [...known].map(name => JSON.stringify(name)).join(', ')
   return nodes.flatMap(({ url, adapter }, i) => {
-    const first = nodes.findIndex(node => node.url === url)
+    const first = nodes.findIndex(node => node.url === url || sameNode(node.url, url))
     return [
+      ...urlMistake(url, `/nodes/${i}/url`),
       ...(adapter === undefined || known.has(adapter) ? [] : [problem(`/nodes/${i}/adapter`, `must be one of ${names}, not ${shown(adapter)}`)]),
       ...(first === i ? [] : [problem(`/nodes/${i}/url`, `must not be that of nodes[${first}]`)])
     ]
   })
+}
+
+function urlMistake (url: string, instancePath: string): OptionsProblem[] {
+  try {
+    checkUrl(url)
+    return []
+  } catch (err) {
+    return [{ instancePath, message: `${dotted(instancePath)}: ${(err as Error).message}` }]
+  }
 }
 
 function embeddedOf (embedded: EpdOptions['embedded'], nodes: readonly NodeOptions[]): EmbeddedEngines | undefined {

@@ -37,7 +37,7 @@ function switchOr<T extends TSchema> (choice: T, options: Options) {
   return Type.Union([Type.Boolean(), choice], options)
 }
 
-function text (description: string, options: Options & { readonly pattern?: string } = {}) {
+function text (description: string, options: Options & { readonly pattern?: string, readonly default?: string } = {}) {
   return Type.String({ minLength: 1, description, ...options })
 }
 
@@ -46,7 +46,7 @@ function milliseconds (value: number, description: string, minimum = 1) {
 }
 
 const node = object({
-  url: Type.String({ pattern: '^https?://[^\\s/?#]+[^\\s?#]*$', expects: 'an http:// or https:// URL', description: 'Base URL, and the engine id byte for byte: write it as the node itself does.' }),
+  url: Type.String({ pattern: '^https?://[^\\s/?#]+[^\\s?#]*$', expects: 'an http:// or https:// URL', description: 'Base URL, and the engine id: write it as the node itself does. Slashes at its end make no other node.' }),
   role: Type.Optional(oneOf(['encoder', 'prefill', 'decode', 'hybrid'])),
   adapter: Type.Optional(text('Name of a shipped adapter or of one in `adapters`; the first probe detects it when absent.')),
   models: Type.Optional(Type.Unsafe<readonly string[]>(Type.Array(text('Model name.'), { description: 'Restricts the node to these models.' }))),
@@ -133,6 +133,19 @@ const telemetry = Type.Partial(object({
   captureContent: Type.Boolean({ default: false, description: 'Keeps small copies of pictures for the inspection page.' })
 }), { default: {} })
 
+const tls = object({
+  cert: text('File of the certificate with its chain, as PEM.'),
+  key: text('File of its private key, as PEM.'),
+  passphrase: Type.Optional(text('Of the private key.')),
+  clientCa: Type.Optional(text('File of the authorities whose certificates clients must show, as PEM; none: clients need no certificate.'))
+})
+
+const server = section({
+  host: text('Address to listen on; --host goes before it.', { default: '127.0.0.1' }),
+  port: Type.Integer({ minimum: 0, maximum: 65_535, default: 8_000, description: 'Port to listen on, 0 takes a free one; --port goes before it.' }),
+  tls: Type.Optional(tls)
+}, 'With `fastify-epd serve` only: how it listens. In code: Fastify\'s own options.')
+
 const vllmSection = section({
   secret: Type.Optional(text('Key of the names under which vLLM keeps pictures: the same at all replicas of a gateway. Default: random.')),
   handoff: oneOf(['auto', 'raw', 'rewrite'], { default: 'auto', description: 'How features reach the language model: beside its pictures (raw) or in their place (rewrite). auto: in their place where the encoder says where they lie.' }),
@@ -155,6 +168,7 @@ export const optionsSchema = Type.Partial(object({
   vllm: vllmSection,
   retries: Type.Integer({ minimum: 0, maximum: 1, default: 1, description: 'How often a request starts again at the plan after a node failed under it.' }),
   sse,
+  server,
   limits,
   media,
   admission,
@@ -176,6 +190,8 @@ export type EmbeddedOptions = Static<typeof embedded>
 export type RouteOptions = Required<Static<typeof routes>>
 export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
+export type ServerOptions = Required<Omit<Static<typeof server>, 'tls'>> & Pick<Static<typeof server>, 'tls'>
+export type TlsOptions = Static<typeof tls>
 export type SseOptions = Required<Static<typeof sse>>
 export type LimitOptions = Required<Static<typeof limits>>
 export type MediaOptions = Required<Static<typeof media>>

@@ -1,7 +1,8 @@
 import { setMaxListeners } from 'node:events'
 import { AdapterError, type Call, type Link } from '../../adapters/adapter.ts'
 import { abortable } from '../../adapters/abort.ts'
-import { isUnspecified, type NodeRecord } from './node.ts'
+import type { NodeRecord } from './node.ts'
+import { isUnspecified } from './node-url.ts'
 import type { LinkState, LinkView, NodeSnapshot } from './types.ts'
 
 export interface LinksOptions {

@@ -6,11 +6,12 @@ import type { NodeOptions } from '../options/schema.ts'
 import type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions } from './api.ts'
 import { Links } from './links.ts'
 import { StageBreakers } from './load.ts'
-import { ASK_MS, checkUrl, isCertain, NodeRecord } from './node.ts'
+import { ASK_MS, isCertain, NodeRecord } from './node.ts'
+import { checkUrl, sameNode } from './node-url.ts'
 import { checkedInfo, type ProbeOutcome, type ProbeTiming } from './probe.ts'
 import { statusOf } from './snapshot.ts'
 import { NodeTable } from './table.ts'
-import type { LinkView, RegistrySnapshot } from './types.ts'
+import type { LinkView, NodeSnapshot, RegistrySnapshot } from './types.ts'
 
 const STAGES: readonly Stage[] = ['encode', 'prefill', 'decode']
 /** The stages at which nodes of a role are used. */
@@ -50,12 +51,17 @@ export class Registry extends NodeTable implements RegistryApi {
     checkUrl(node.url)
     const options = { ...node, ...from }
     const adapter = node.adapter === undefined ? pytorch : resolveAdapter(node.adapter, this.#extra)
-    const known = this.records.get(node.url)
+    const known = this.#find(node.url)
     const record = known ?? this.#create(options, adapter)
     const changed = known === undefined || known.registerAgain(options, adapter)
     if (changed) this.#sync()
     record.probes.trigger(true)
     return { id: record.id, changed, token: record.token }
+  }
+
+  override get (url: string): NodeSnapshot | undefined {
+    const known = super.get(url) ?? this.#find(url)
+    return known === undefined ? undefined : super.get(known.id)
   }
 
   async ask (id: string): Promise<boolean> {
@@ -69,9 +75,10 @@ export class Registry extends NodeTable implements RegistryApi {
     return rests.length === 0 ? undefined : Math.ceil(Math.max(...rests.map(all => Math.min(...all))) / 1_000)
   }
 
-  remove (id: string): boolean {
-    const record = this.records.get(id)
+  remove (url: string): boolean {
+    const record = this.#find(url)
     if (record === undefined) return false
+    const { id } = record
     this.records.delete(id)
     this.#tokens.delete(hash(record.token))
     const left = record.probes.close().finally(() => { this.#leaving.delete(left) })
@@ -146,6 +153,11 @@ export class Registry extends NodeTable implements RegistryApi {
     this.closing.abort(new Error('the registry is closed'))
     const probes = [...this.records.values()].map(async record => { await record.probes.close() })
     await Promise.all([...probes, ...this.#leaving, this.#links.close()])
+  }
+
+  /** By any spelling of its URL. */
+  #find (url: string): NodeRecord | undefined {
+    return this.records.get(url) ?? [...this.records.values()].find(({ id }) => sameNode(id, url))
   }
 
   #create (options: NodeOptions & Registrant, adapter: Adapter): NodeRecord {

@@ -6,7 +6,7 @@ import { AdapterError, type Adapter, type AdapterNode, type Link, type NodeInfo,
 import { openai } from '../../adapters/index.ts'
 import { Registry, type RegistryOptions, type RegistrySnapshot } from '../../plugin/registry/index.ts'
 import { Breaker } from '../../plugin/registry/load.ts'
-import { dialUrl, isUnspecified } from '../../plugin/registry/node.ts'
+import { dialUrl, isUnspecified } from '../../plugin/registry/node-url.ts'
 import { dispatcherFor, silent } from '../helper/adapter-call.ts'
 import { FakeLmdeploy, type FakeLmdeployOptions } from '../helper/fake-lmdeploy.ts'
 import { until } from '../helper/until.ts'
