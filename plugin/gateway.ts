@@ -44,14 +44,15 @@ export interface Health {
  * function that sends the answer to the client.
  */
 export class Gateway implements Core {
-  readonly options: ResolvedOptions
+  /** A reload puts others in their place. */
+  options: ResolvedOptions
   readonly registry: Registry
   readonly dispatcher: Dispatcher
   readonly admission: Admission
   readonly stats = new Stats()
   readonly requests = new InFlight()
   readonly callers = new Callers()
-  readonly mediaCheck: MediaCheck
+  mediaCheck: MediaCheck
   readonly metrics: GatewayMetrics
   readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined

@@ -71,7 +71,7 @@ async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prom
   if (routes.sglang) await app.register(sglangRoutes, { ...mount, gateway })
   if (routes.vllm) await app.register(instanceRoutes, { ...mount, gateway })
   if (routes.traces) {
-    await app.register(traceRoutes, { ...mount, gateway, guard: requireOperator(gateway.options) })
+    await app.register(traceRoutes, { ...mount, gateway, guard: requireOperator(gateway) })
     await app.register(spanRoutes, { ...mount, gateway })
   }
   if (gateway.options.ui) await app.register(uiRoutes, { ...mount, gateway })

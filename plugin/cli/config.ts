@@ -58,9 +58,16 @@ function check (value: unknown, pointers: ReadonlySet<string>): EpdOptions {
 /** Paths of files begin where the file with them lies, wherever the gateway was started. */
 function withPaths (options: EpdOptions, folder: string): EpdOptions {
   const { server } = options
-  if (server?.tls === undefined) return options
-  const { cert, key, clientCa, ...rest } = server.tls
-  return { ...options, server: { ...server, tls: { ...rest, cert: resolve(folder, cert), key: resolve(folder, key), ...(clientCa === undefined ? {} : { clientCa: resolve(folder, clientCa) }) } } }
+  if (server === undefined) return options
+  const { tls, stateFile } = server
+  return {
+    ...options,
+    server: {
+      ...server,
+      ...(tls === undefined ? {} : { tls: { ...tls, cert: resolve(folder, tls.cert), key: resolve(folder, tls.key), ...(tls.clientCa === undefined ? {} : { clientCa: resolve(folder, tls.clientCa) }) } }),
+      ...(stateFile === undefined ? {} : { stateFile: resolve(folder, stateFile) })
+    }
+  }
 }
 
 function replaceAt (value: unknown, [part, ...rest]: readonly string[]): unknown {

@@ -1,6 +1,8 @@
 import Fastify, { LogController } from 'fastify'
 import type { Server } from 'node:https'
 import epd from '../index.ts'
+import { reloading } from './reload.ts'
+import { keepNodes } from './state-file.ts'
 import { tlsFiles } from './tls.ts'
 import { epdError } from '../errors.ts'
 import { sendError } from '../http/error-answer.ts'
@@ -10,6 +12,8 @@ export interface GatewayProcessOptions {
   /** `server` says where it listens. */
   readonly options: EpdOptions
   readonly logLevel: string
+  /** Reads the configuration again, for a reload. @default there is none */
+  readonly load?: () => Promise<EpdOptions>
   /** Called with lines for people while it starts. */
   readonly onProgress: (line: string) => void
 }
@@ -31,7 +35,7 @@ const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 /**
  * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
  */
-export async function startGateway ({ options, logLevel, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
+export async function startGateway ({ options, logLevel, load, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
   const { host, port, tls } = resolved.server
   const ui = options.ui ?? LOOPBACK.has(host)
@@ -51,6 +55,8 @@ export async function startGateway ({ options, logLevel, onProgress }: GatewayPr
   app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
   try {
     await app.register(epd, { ...options, ui })
+    if (load !== undefined) await app.register(reloading, { prefix: resolved.prefix, gateway: app.epd.gateway, load: async () => ({ ui, ...await load() }) })
+    if (resolved.server.stateFile !== undefined) app.addHook('onClose', keepNodes(resolved.server.stateFile, app.epd.gateway))
     if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
     const url = await app.listen({ host, port })
     await embeddedReady(app.epd.embedded, onProgress)

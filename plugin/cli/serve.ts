@@ -4,7 +4,7 @@ import { loadConfig } from './config.ts'
 import { tlsFiles } from './tls.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
 import { levelOf, parseFlags, portOf, withUsage } from './usage.ts'
-import { VLLM_FLAGS, withVllmFlags } from './vllm-flags.ts'
+import { VLLM_FLAGS, withVllmFlags, type FromVllmFlags } from './vllm-flags.ts'
 
 const HELP = `fastify-epd serve: an OpenAI-compatible gateway with EPD routing
 
@@ -28,6 +28,7 @@ In place of vLLM's disagg_epd_proxy.py, with its flags (docs/vllm.md has the oth
 Without nodes in the configuration it starts engines of its own, one encoder and one language model engine, with the
 shipped tiny model. Prints 'listening on URL' on stdout when it is ready for requests.
 On loopback (or with "ui": true) /epd/ is a page that shows nodes, requests and their stages, live.
+SIGHUP and POST /epd/reload read the configuration again; requests in flight go on.
 Traces: GET /epd/traces, or fastify-epd trace. The standard OTEL_* variables export spans to an OTLP receiver.
 `
 
@@ -49,12 +50,14 @@ export function serveCommand (argv: string[]): Promise<number> {
       process.stdout.write(HELP)
       return 0
     }
-    const config = await loadConfig(values.config)
-    const { options, notes } = withVllmFlags(withAddress(config.raw, values), values, process.env)
-    if (values.check) return check(options, config.file)
+    const { file, raw } = await loadConfig(values.config)
+    const withFlags = (raw: EpdOptions): FromVllmFlags => withVllmFlags(withAddress(raw, values), values, process.env)
+    const { options, notes } = withFlags(raw)
+    if (values.check) return check(options, file)
     for (const note of notes) process.stderr.write(note + '\n')
     const gateway = await startGateway({
       options,
+      load: async () => withFlags((await loadConfig(values.config)).raw).options,
       logLevel: levelOf('--log-level', values['log-level'] ?? (values['log-requests'] === true ? 'debug' : 'info')),
       onProgress: line => { process.stderr.write(line + '\n') }
     })

@@ -42,7 +42,7 @@ export function embeddedControl ({ gateway, log }: Init): EmbeddedControl {
   ready.catch((err: unknown) => { log.error({ err }, 'embedded engines did not start') })
 
   async function run (): Promise<void> {
-    await server.register(nodeRoutes, { gateway })
+    await server.register(nodeRoutes, { gateway, transient: true })
     await server.register(spanRoutes, { gateway })
     const proxyUrl = await server.listen({ host: '127.0.0.1', port: 0 })
     if (ending.signal.aborted) return

@@ -49,9 +49,8 @@ export function callId (id: unknown): string {
 }
 
 export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
-  const { options } = gateway
-
   return async function handle (request, reply, { body: given, overrides = {} } = {}) {
+    const { options } = gateway
     let body: Body
     let path: string
     try {

@@ -143,7 +143,8 @@ const tls = object({
 const server = section({
   host: text('Address to listen on; --host goes before it.', { default: '127.0.0.1' }),
   port: Type.Integer({ minimum: 0, maximum: 65_535, default: 8_000, description: 'Port to listen on, 0 takes a free one; --port goes before it.' }),
-  tls: Type.Optional(tls)
+  tls: Type.Optional(tls),
+  stateFile: Type.Optional(text('File that keeps the nodes that register at run time, and those that are drained, over a restart.'))
 }, 'With `fastify-epd serve` only: how it listens. In code: Fastify\'s own options.')
 
 const vllmSection = section({
@@ -190,7 +191,7 @@ export type EmbeddedOptions = Static<typeof embedded>
 export type RouteOptions = Required<Static<typeof routes>>
 export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
-export type ServerOptions = Required<Omit<Static<typeof server>, 'tls'>> & Pick<Static<typeof server>, 'tls'>
+export type ServerOptions = Required<Omit<Static<typeof server>, 'tls' | 'stateFile'>> & Pick<Static<typeof server>, 'tls' | 'stateFile'>
 export type TlsOptions = Static<typeof tls>
 export type SseOptions = Required<Static<typeof sse>>
 export type LimitOptions = Required<Static<typeof limits>>

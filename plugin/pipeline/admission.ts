@@ -17,13 +17,19 @@ interface Waiter {
  * here. A request larger than the bound is let in when nothing else is in flight: it could never fit otherwise.
  */
 export class Admission {
-  readonly #options: AdmissionOptions
+  #options: AdmissionOptions
   readonly #queue = new Set<Waiter>()
   #inFlight = 0
   #refused = 0
 
   constructor (options: AdmissionOptions) {
     this.#options = options
+  }
+
+  /** Other bounds, at once. */
+  configure (options: AdmissionOptions): void {
+    this.#options = options
+    this.#next()
   }
 
   get stats (): { readonly inFlight: number, readonly waiting: number, readonly refused: number } {

@@ -10,6 +10,20 @@ export interface Registrant {
   readonly configured?: boolean | undefined
   /** IP address of the client that registers the node; the gateway dials it in place of an unspecified host such as 0.0.0.0. */
   readonly peer?: string | undefined
+  /** The process that registers ends with the gateway: it is not in `saved`. */
+  readonly transient?: boolean | undefined
+}
+
+/** What a gateway must be given at its next start, beside its configuration. */
+export interface SavedNodes {
+  readonly nodes: ReadonlyArray<NodeOptions & { readonly peer?: string | undefined }>
+  readonly drained: readonly string[]
+}
+
+export interface NodeChanges {
+  readonly added: readonly string[]
+  readonly removed: readonly string[]
+  readonly changed: readonly string[]
 }
 
 export interface AddResult {
@@ -98,6 +112,12 @@ export interface RegistryApi {
   /** Forgets a node; false when there was none. Only this ever deletes a node. */
   remove (id: string): boolean
   get (id: string): NodeSnapshot | undefined
+  /** A drained node gets no further requests; those it has go on. False when there is none. */
+  drain (id: string, on: boolean): boolean
+  /** Takes these for the configured nodes. Those that registered themselves stay. */
+  configure (nodes: readonly NodeOptions[]): NodeChanges
+  /** What has changed at run time. */
+  saved (): SavedNodes
   snapshot (): RegistrySnapshot
   /** Resolves with the first snapshot for which `check` holds; rejects with the signal's reason or when the registry closes. */
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options?: { signal?: AbortSignal | undefined }): Promise<RegistrySnapshot>

@@ -2,5 +2,5 @@
 export { canExchange, sameFingerprint } from './links.ts'
 export { usableOf } from './load.ts'
 export { Registry } from './registry.ts'
-export type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions, Ticket } from './api.ts'
+export type { AddResult, NodeChanges, NodeStatus, Registrant, RegistryApi, RegistryOptions, SavedNodes, Ticket } from './api.ts'
 export type { BreakerState, Breakers, LinkState, LinkView, NodeLoad, NodeSnapshot, NodeState, RegistrySnapshot, Verdict } from './types.ts'

@@ -33,6 +33,8 @@ export class NodeRecord {
   adapterKnown: boolean
   info: NodeInfo | undefined
   state: NodeState = 'unknown'
+  /** By an operator: it gets no further requests, whatever its probes say. */
+  drained = false
   /** Why the last probe failed. */
   error: string | undefined
   /** Restarts seen. Distinguishes processes that have no epoch. */
@@ -59,7 +61,7 @@ export class NodeRecord {
   async #lives (): Promise<boolean> {
     const { lives, state } = this
     const outcome = await this.probes.ask(ASK_MS)
-    return state === 'draining' || outcome === 'ill' || outcome === 'closed' || (outcome !== 'dead' && this.lives === lives)
+    return this.drained || state === 'draining' || outcome === 'ill' || outcome === 'closed' || (outcome !== 'dead' && this.lives === lives)
   }
 
   get registeredRole (): Role {
@@ -103,6 +105,16 @@ export class NodeRecord {
     // Registering is the only sign of a restart that a server without an epoch gives.
     this.#maybeRestarted()
     return changed
+  }
+
+  /** The configuration says something else of the node: what it leaves out is gone. @returns whether anything changed */
+  configure (options: NodeOptions, adapter: Adapter): boolean {
+    const { peer } = this.options
+    const next: NodeOptions & Registrant = { ...options, url: this.id, configured: true, ...(peer === undefined ? {} : { peer }) }
+    if (isDeepStrictEqual(next, this.options)) return false
+    this.options = next
+    if (options.adapter !== undefined && adapter !== this.adapter) Object.assign(this, { adapter, adapterKnown: true, info: undefined, state: 'unknown' })
+    return true
   }
 
   /** A probe has answered. @returns whether anything changed */

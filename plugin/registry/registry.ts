@@ -3,7 +3,7 @@ import type { Adapter, Call, Link, NodeInfo, Role, Stage } from '../../adapters/
 import { checkAdapter, detectAdapter, pytorch, resolveAdapter } from '../../adapters/index.ts'
 import { abortable, abortReason } from '../../adapters/abort.ts'
 import type { NodeOptions } from '../options/schema.ts'
-import type { AddResult, NodeStatus, Registrant, RegistryApi, RegistryOptions } from './api.ts'
+import type { AddResult, NodeChanges, NodeStatus, Registrant, RegistryApi, RegistryOptions, SavedNodes } from './api.ts'
 import { Links } from './links.ts'
 import { StageBreakers } from './load.ts'
 import { ASK_MS, isCertain, NodeRecord } from './node.ts'
@@ -50,7 +50,7 @@ export class Registry extends NodeTable implements RegistryApi {
   add (node: NodeOptions, from: Registrant = {}): AddResult {
     checkUrl(node.url)
     const options = { ...node, ...from }
-    const adapter = node.adapter === undefined ? pytorch : resolveAdapter(node.adapter, this.#extra)
+    const adapter = this.#adapterOf(node)
     const known = this.#find(node.url)
     const record = known ?? this.#create(options, adapter)
     const changed = known === undefined || known.registerAgain(options, adapter)
@@ -86,6 +86,41 @@ export class Registry extends NodeTable implements RegistryApi {
     this.#options.log.info({ node: id }, 'node removed')
     this.#sync()
     return true
+  }
+
+  drain (url: string, on: boolean): boolean {
+    const record = this.#find(url)
+    if (record === undefined) return false
+    if (record.drained === on) return true
+    record.drained = on
+    this.#options.log.info({ node: record.id }, on ? 'node is drained' : 'node takes requests again')
+    this.#sync()
+    return true
+  }
+
+  configure (nodes: readonly NodeOptions[]): NodeChanges {
+    const changes = { added: [] as string[], removed: [] as string[], changed: [] as string[] }
+    const kept = new Set(nodes.map(node => this.#find(node.url)))
+    for (const record of [...this.records.values()]) {
+      if (record.options.configured === true && !kept.has(record) && this.remove(record.id)) changes.removed.push(record.id)
+    }
+    for (const node of nodes) {
+      const known = this.#find(node.url)
+      if (known === undefined) changes.added.push(this.add(node, { configured: true }).id)
+      else if (known.configure(node, this.#adapterOf(node))) changes.changed.push(known.id)
+    }
+    if (changes.changed.length > 0) this.#sync()
+    for (const id of changes.changed) this.probe(id)
+    return changes
+  }
+
+  saved (): SavedNodes {
+    const records = [...this.records.values()]
+    const lasting = records.filter(({ options }) => options.transient !== true)
+    return {
+      nodes: lasting.filter(({ options }) => options.configured !== true).map(({ options }) => options),
+      drained: lasting.filter(({ drained }) => drained).map(({ id }) => id)
+    }
   }
 
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options: { signal?: AbortSignal | undefined } = {}): Promise<RegistrySnapshot> {
@@ -153,6 +188,10 @@ export class Registry extends NodeTable implements RegistryApi {
     this.closing.abort(new Error('the registry is closed'))
     const probes = [...this.records.values()].map(async record => { await record.probes.close() })
     await Promise.all([...probes, ...this.#leaving, this.#links.close()])
+  }
+
+  #adapterOf ({ adapter }: NodeOptions): Adapter {
+    return adapter === undefined ? pytorch : resolveAdapter(adapter, this.#extra)
   }
 
   /** By any spelling of its URL. */

@@ -10,7 +10,8 @@ function refusals (record: NodeRecord, links: ReadonlyMap<string, LinkView>): st
 }
 
 function nodeSnapshot (record: NodeRecord, links: ReadonlyMap<string, LinkView>): NodeSnapshot {
-  const { models, state, adapter, load, breakers } = record
+  const { models, adapter, load, breakers } = record
+  const state = record.drained && record.state === 'healthy' ? 'draining' : record.state
   return Object.freeze({
     ...record.forAdapter(),
     models: Object.freeze([...models]),

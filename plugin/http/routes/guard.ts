@@ -3,6 +3,24 @@ import { BlockList, isIP } from 'node:net'
 import type { FastifyRequest, onRequestHookHandler } from 'fastify'
 import { epdError } from '../../errors.ts'
 
+export interface Access {
+  readonly allowedNetworks: readonly string[]
+  readonly adminKey: string | undefined
+}
+
+/** A gateway, whose options a reload replaces. */
+export interface Guarded { readonly options: Access }
+
+/** What is made of the options, made again when they are others. */
+function current<T> (guarded: Guarded, make: (options: Access) => T): () => T {
+  let { options } = guarded
+  let made = make(options)
+  return () => {
+    if (options !== guarded.options) made = make(options = guarded.options)
+    return made
+  }
+}
+
 /** Is the request's bearer token one of `keys`? Compares in constant time. */
 export function createKeyCheck (keys: readonly string[]): (request: FastifyRequest) => boolean {
   const hashes = keys.map(digest)
@@ -31,10 +49,13 @@ function createPasswordCheck (key: string): (request: FastifyRequest) => boolean
   }
 }
 
-/** onRequest hook of the OpenAI routes: requests need one of the keys. */
-export function requireKey (keys: readonly string[]): onRequestHookHandler {
-  const check = createKeyCheck(keys)
-  return (request, _reply, done) => { done(check(request) ? undefined : epdError('EPD_ERR_UNAUTHORIZED')) }
+const checks = new WeakMap<readonly string[], (request: FastifyRequest) => boolean>()
+
+/** @throws EPD_ERR_UNAUTHORIZED when the request has none of the keys */
+export function checkKey (request: FastifyRequest, keys: readonly string[]): void {
+  let check = checks.get(keys)
+  if (check === undefined) checks.set(keys, check = createKeyCheck(keys))
+  if (!check(request)) throw epdError('EPD_ERR_UNAUTHORIZED')
 }
 
 /**
@@ -43,12 +64,15 @@ export function requireKey (keys: readonly string[]): onRequestHookHandler {
  * of its own (DNS rebinding). Engines and tools may use any name. A page of another origin changes nothing, whatever CORS
  * lets it read.
  */
-export function requireOperator (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
-  const networks = networksOf(options.allowedNetworks)
-  const hasKey = options.adminKey === undefined ? () => false : createKeyCheck([options.adminKey])
-  // A browser also sends the password with requests that another site caused, so it opens GET only.
-  const hasPassword = options.adminKey === undefined ? () => false : createPasswordCheck(options.adminKey)
+export function requireOperator (guarded: Guarded): onRequestHookHandler {
+  const access = current(guarded, ({ allowedNetworks, adminKey }) => ({
+    networks: networksOf(allowedNetworks),
+    hasKey: adminKey === undefined ? () => false : createKeyCheck([adminKey]),
+    hasPassword: adminKey === undefined ? () => false : createPasswordCheck(adminKey)
+  }))
   return (request, _reply, done) => {
+    const { networks, hasKey, hasPassword } = access()
+    // A browser also sends the password with requests that another site caused, so it opens GET only.
     const trusted = isLocal(request, networks) && !(fromBrowser(request) && namedByOtherSite(request)) && !fromOtherOrigin(request)
     done(trusted || hasKey(request) || (request.method === 'GET' && hasPassword(request)) ? undefined : epdError('EPD_ERR_FORBIDDEN'))
   }
@@ -58,15 +82,15 @@ export function requireOperator (options: { readonly allowedNetworks: readonly s
  * onRequest hook of the inspection page: needs the admin key if there is one, else loopback or an allowed network.
  * Without a key it refuses host names of other sites (DNS rebinding).
  */
-export function requireViewer (options: { readonly allowedNetworks: readonly string[], readonly adminKey: string | undefined }): onRequestHookHandler {
-  const networks = networksOf(options.allowedNetworks)
-  if (options.adminKey === undefined) {
-    return (request, _reply, done) => { done(isLocal(request, networks) && !namedByOtherSite(request) ? undefined : epdError('EPD_ERR_FORBIDDEN')) }
-  }
-  const hasKey = createKeyCheck([options.adminKey])
-  const hasPassword = createPasswordCheck(options.adminKey)
+export function requireViewer (guarded: Guarded): onRequestHookHandler {
+  const access = current(guarded, ({ allowedNetworks, adminKey }) => ({
+    networks: networksOf(allowedNetworks),
+    key: adminKey === undefined ? undefined : [createKeyCheck([adminKey]), createPasswordCheck(adminKey)]
+  }))
   return (request, reply, done) => {
-    if (hasKey(request) || hasPassword(request)) { done(); return }
+    const { networks, key } = access()
+    if (key === undefined) { done(isLocal(request, networks) && !namedByOtherSite(request) ? undefined : epdError('EPD_ERR_FORBIDDEN')); return }
+    if (key.some(check => check(request))) { done(); return }
     reply.header('www-authenticate', 'Basic realm="fastify-epd admin key", charset="UTF-8"')
     done(epdError('EPD_ERR_UNAUTHORIZED'))
   }

@@ -36,7 +36,7 @@ export const instanceRoutes: FastifyPluginAsync<{ readonly gateway: Gateway }> =
     if (status >= 500) request.log.error({ err: error }, 'route failed')
     return refuse(reply, status, status >= 500 ? 'Internal Server Error' : error.message)
   })
-  app.addHook('onRequest', requireApiKey(gateway.options))
+  app.addHook('onRequest', requireApiKey(gateway))
   // As in nodes.ts: a page of another site can't post JSON.
   app.removeContentTypeParser('text/plain')
 
@@ -75,13 +75,13 @@ function refuse (reply: FastifyReply, status: number, detail: string): FastifyRe
 }
 
 /** `X-API-Key` is the admin key; without the header an operator's other ways in hold. */
-function requireApiKey (options: Gateway['options']): onRequestHookHandler {
-  const operator = requireOperator(options)
-  const expected = options.adminKey === undefined ? undefined : digest(options.adminKey)
+function requireApiKey (gateway: Gateway): onRequestHookHandler {
+  const operator = requireOperator(gateway)
   return function check (request, reply, done) {
     const key = request.headers['x-api-key']
+    const { adminKey } = gateway.options
     if (key === undefined) { operator.call(this, request, reply, done); return }
-    if (typeof key === 'string' && expected !== undefined && timingSafeEqual(expected, digest(key))) { done(); return }
+    if (typeof key === 'string' && adminKey !== undefined && timingSafeEqual(digest(adminKey), digest(key))) { done(); return }
     reply.code(403).send({ detail: 'Invalid admin API key' })
   }
 }

@@ -3,11 +3,14 @@ import { ROLE_FROM_WIRE } from '../../../adapters/adapter.ts'
 import { requestJson } from '../../../adapters/http/json.ts'
 import { NODE_TOKEN_HEADER } from '../../../adapters/wire/headers.ts'
 import { onRouteError } from '../error-answer.ts'
+import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import { requireOperator } from './guard.ts'
 
 export interface NodeRoutesOptions {
   readonly gateway: Gateway
+  /** What registers here ends with the gateway. */
+  readonly transient?: boolean
 }
 
 interface NodeBody {
@@ -38,10 +41,10 @@ const TERMINATE_MS = 5_000
  * LMDeploy's node management, with its shapes and strings. LMDeploy's api_servers and tools check for status 200 only.
  * A node registers before it listens, so no route waits for the node.
  */
-export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function nodeRoutes (app, { gateway }) {
+export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function nodeRoutes (app, { gateway, transient }) {
   const { registry } = gateway
   app.setErrorHandler(onRouteError)
-  app.addHook('onRequest', requireOperator(gateway.options))
+  app.addHook('onRequest', requireOperator(gateway))
   // JSON only: a page of another site can post text to loopback without a CORS preflight, but not JSON.
   app.removeContentTypeParser('text/plain')
 
@@ -56,7 +59,7 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
         ...(role === undefined ? {} : { role: ROLE_FROM_WIRE[role]! }),
         ...(models.length === 0 ? {} : { models }),
         ...(typeof speed === 'number' ? { speed } : {})
-      }, { peer: request.ip })
+      }, { peer: request.ip, ...(transient === true ? { transient } : {}) })
       reply.header(NODE_TOKEN_HEADER, added.token)
       return say(reply, 'Added successfully')
     } catch (err) {
@@ -71,6 +74,15 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
 
   app.post<{ Body: NodeBody }>('/nodes/terminate', { schema: { body: nodeBody } }, async (request, reply) =>
     say(reply, await terminate(gateway, request.body.url) ? 'Terminated successfully' : `Failed to terminate node ${request.body.url}`))
+
+  for (const [path, on] of [['/nodes/drain', true], ['/nodes/undrain', false]] as const) {
+    app.post<{ Body: NodeBody }>(path, { schema: { body: nodeBody } }, async request => {
+      const { url } = request.body
+      if (!registry.drain(url, on)) throw epdError('EPD_ERR_UNKNOWN_NODE', [url], { param: 'url' })
+      const { id, state, load } = registry.get(url)!
+      return { url: id, health: state, unfinished: load.requests }
+    })
+  }
 
   app.post('/distserve/connection_warmup', async () => {
     const links = await registry.warmUp()

@@ -5,7 +5,7 @@ import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import { onRouteError } from '../error-answer.ts'
 import { CHAT_PATH, kArrivedAt, type Arriving, type Handle } from '../handle.ts'
-import { requireKey } from './guard.ts'
+import { checkKey } from './guard.ts'
 import { otherRoutes } from './other.ts'
 
 export interface OpenAiRoutesOptions {
@@ -20,11 +20,15 @@ const STARTED = Math.floor(Date.now() / 1_000)
  * shape are meant to stay inside, and the application's own hooks apply.
  */
 export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async function openaiRoutes (app, { gateway, handle }) {
-  const { apiKeys, cors, limits } = gateway.options
+  const { cors, limits } = gateway.options
   keepBytes(app, limits.body)
   app.setErrorHandler(onRouteError)
   if (cors.length > 0) (await import('./cors.ts')).allowOrigins(app, cors)
-  if (apiKeys.length > 0) app.addHook('onRequest', requireKey(apiKeys))
+  app.addHook('onRequest', (request, _reply, done) => {
+    const { apiKeys } = gateway.options
+    if (apiKeys.length > 0) checkKey(request, apiKeys)
+    done()
+  })
 
   for (const path of [CHAT_PATH, '/v1/completions']) {
     const init = { overrides: { path } }

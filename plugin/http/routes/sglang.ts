@@ -23,7 +23,7 @@ export interface SglangRoutesOptions {
 export const sglangRoutes: FastifyPluginAsync<SglangRoutesOptions> = async function sglangRoutes (app, { gateway }) {
   const { registry } = gateway
   app.setErrorHandler(onRouteError)
-  app.addHook('onRequest', requireOperator(gateway.options))
+  app.addHook('onRequest', requireOperator(gateway))
   // JSON only: a page of another site can post text to loopback without a CORS preflight, but not JSON.
   app.removeContentTypeParser('text/plain')
 

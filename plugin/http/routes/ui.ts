@@ -28,7 +28,7 @@ const HEADERS: Readonly<Record<string, string>> = {
 /** The inspection page: GET /epd/ and what it loads. Register it without fastify-plugin: its hooks are meant to stay inside. */
 export const uiRoutes: FastifyPluginAsync<UiRoutesOptions> = async function uiRoutes (app, { gateway }) {
   app.setErrorHandler(onRouteError)
-  app.addHook('onRequest', requireViewer(gateway.options))
+  app.addHook('onRequest', requireViewer(gateway))
   app.addHook('onRequest', async (_request, reply) => { reply.headers(HEADERS) })
   page(app)
   live(app, gateway)
