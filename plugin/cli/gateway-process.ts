@@ -1,6 +1,7 @@
 import Fastify, { LogController } from 'fastify'
 import type { Server } from 'node:https'
 import epd from '../index.ts'
+import { logAccess } from './access-log.ts'
 import { reloading } from './reload.ts'
 import { keepNodes } from './state-file.ts'
 import { tlsFiles } from './tls.ts'
@@ -30,7 +31,9 @@ export interface GatewayProcess {
   close (): Promise<void>
 }
 
-const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
+function isLoopback (host: string): boolean {
+  return host === 'localhost' || host === '::1' || host.startsWith('127.')
+}
 
 /**
  * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
@@ -38,7 +41,7 @@ const LOOPBACK: ReadonlySet<string> = new Set(['127.0.0.1', '::1', 'localhost'])
 export async function startGateway ({ options, logLevel, load, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
   const resolved = resolveOptions(options)
   const { host, port, tls } = resolved.server
-  const ui = options.ui ?? LOOPBACK.has(host)
+  const ui = options.ui ?? isLoopback(host)
   const files = tls === undefined ? undefined : tlsFiles(tls)
   const app = Fastify({
     ...(files === undefined ? {} : { https: files.secure }),
@@ -54,11 +57,13 @@ export async function startGateway ({ options, logLevel, load, onProgress }: Gat
   })
   app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
   try {
+    if (resolved.server.accessLog) logAccess(app, resolved.prefix)
     await app.register(epd, { ...options, ui })
     if (load !== undefined) await app.register(reloading, { prefix: resolved.prefix, gateway: app.epd.gateway, load: async () => ({ ui, ...await load() }) })
     if (resolved.server.stateFile !== undefined) app.addHook('onClose', keepNodes(resolved.server.stateFile, app.epd.gateway))
     if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
     const url = await app.listen({ host, port })
+    if (!isLoopback(host) && resolved.apiKeys.length === 0 && tls?.clientCa === undefined) onProgress(`warning: ${host} is reached from other machines, and there are no apiKeys: whoever reaches it may use the models`)
     await embeddedReady(app.epd.embedded, onProgress)
     const base = url + resolved.prefix
     return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close: async () => { await app.close() } }

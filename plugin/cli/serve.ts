@@ -62,8 +62,10 @@ export function serveCommand (argv: string[]): Promise<number> {
       onProgress: line => { process.stderr.write(line + '\n') }
     })
     if (gateway.page !== undefined) process.stderr.write(`nodes, requests and their stages, live: ${gateway.page}\n`)
+    // Before the line that says it is ready: who has read it may send a signal.
+    const ended = Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
     process.stdout.write(`listening on ${gateway.url}\n`)
-    await Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
+    await ended
     process.once('SIGTERM', exitNow).once('SIGINT', exitNow)
     await gateway.close()
     return 0

@@ -4,7 +4,7 @@ import { parseBody, parseBodyValue, type Body } from '../body/index.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import type { Bypass } from '../options/index.ts'
-import { serve } from '../pipeline/index.ts'
+import { serve, type Served } from '../pipeline/index.ts'
 import { deliver, onClientGone } from './client.ts'
 import { sendError } from './error-answer.ts'
 
@@ -37,6 +37,15 @@ export type RawBodies = WeakMap<FastifyRequest, Buffer>
 export const kArrivedAt = Symbol('fastify-epd.arrivedAt')
 export interface Arriving { [kArrivedAt]?: number }
 
+/** On a request whose end others want to know: the access log, a key's usage. */
+export const kWatches = Symbol('fastify-epd.watches')
+export interface Watched { [kWatches]?: Watch[] }
+export interface Watch {
+  /** The core has it: `ended` will be called. */
+  began? (body: Body): void
+  ended (served: Served, body: Body): void
+}
+
 const INSTANCE = randomBytes(4).toString('hex')
 let calls = 0
 
@@ -59,6 +68,8 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
     } catch (err) {
       return sendError(request, reply, err)
     }
+    const watches = (request as Watched)[kWatches]
+    if (watches !== undefined) for (const watch of watches) watch.began?.(body)
     const served = await serve(gateway, {
       body,
       path,
@@ -70,6 +81,7 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
       tenant: overrides.tenant ?? tenantOf(request, options.tenant),
       bypass: overrides.bypass
     }, (answer, headers) => { deliver(answer, reply, options.headers ? headers : {}) })
+    if (watches !== undefined) for (const watch of watches) watch.ended(served, body)
     if (served.delivery !== undefined) return reply
     return sendError(request, reply, served.error, options.headers ? served.headers : {}, served.traceId)
   }

@@ -17,6 +17,9 @@ const NO_FEATURES: readonly EncoderResult[] = []
 /** How a request ended whose answer had begun, or `error` when nothing had reached the client. */
 export interface Served {
   readonly delivery?: Delivery
+  /** The last one. */
+  readonly plan?: Plan | undefined
+  readonly encodedBy?: readonly string[]
   readonly error?: unknown
   /** x-epd-* headers, for the error answer. */
   readonly headers: Record<string, string>
@@ -37,12 +40,13 @@ export async function serve (core: Core, request: GatewayRequest, deliver: Deliv
     if (request.body.stream) exchange.keepAlive(live => { deliver(live, exchange.headers()) })
     const delivery = await deliverAnswer(exchange, await generateWithRetries(exchange), deliver)
     recordDelivery(exchange, delivery)
-    return { delivery, headers: {}, traceId }
+    return { delivery, plan: exchange.plan, encodedBy: exchange.encodedBy, headers: {}, traceId }
   } catch (err) {
     const error = exchange.cancelled ?? finalError(exchange, err)
     recordFailure(exchange, error)
-    if (exchange.live !== undefined) return { delivery: await endLive(exchange.live, exchange, error), headers: {}, traceId }
-    return { error, headers: exchange.headers(), traceId }
+    const { plan, encodedBy } = exchange
+    if (exchange.live !== undefined) return { delivery: await endLive(exchange.live, exchange, error), plan, encodedBy, headers: {}, traceId }
+    return { error, plan, encodedBy, headers: exchange.headers(), traceId }
   } finally {
     exchange.close()
   }

@@ -79,7 +79,7 @@ t.test('a reload needs an operator', async t => {
 // The whole form, a reload every second for a minute, runs with npm run test:full.
 const [RELOADS, PAUSE_MS] = process.env.EPD_TEST_FULL === '1' ? [60, 1_000] : [12, 100]
 
-t.test(`${RELOADS} reloads under load, with other nodes each time, lose no request`, async t => {
+t.test(`${RELOADS} reloads under load, with other nodes each time, lose no request`, { timeout: 300_000 }, async t => {
   const servers = [await modelServer(t, slowly), await modelServer(t, slowly), await modelServer(t, slowly)]
   // One node of each two sets stays: a node that was just added is not probed yet.
   const set = (i: number): object => ({ nodes: [0, 1].map(j => ({ url: servers[(i + j) % 3]!.url, adapter: 'openai', speed: 1 + i % 2 })), timeouts: { idle: 60_000 + i } })
