@@ -173,6 +173,7 @@ export class LlmEngine {
       features.unref(item.features)
       item.features = undefined
     }
+    sequence.constraint?.close()
     end(sequence)
     const outcome = sequence.outcome as Outcome
     this.#spans.ended(sequence, outcome)
@@ -271,6 +272,10 @@ function stopOutcome (sequence: Sequence, sampled: SampledToken, maxLength: numb
   if (!ignoreEos && eosIds.includes(sampled.token)) return { kind: 'stop', reason: 'eos' }
   if (stopIds.includes(sampled.token)) return { kind: 'stop', reason: 'stop_id' }
   if (sequence.sink.onToken(sequence, sampled)) return { kind: 'stop', reason: 'stop_string' }
+  if (sequence.constraint !== undefined) {
+    sequence.constraint.accept(sampled.token)
+    if (sequence.constraint.complete) return { kind: 'stop', reason: 'complete' }
+  }
   if (sequence.generated >= sequence.maxTokens || sequence.length >= maxLength) return { kind: 'length' }
   return undefined
 }

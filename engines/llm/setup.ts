@@ -6,6 +6,7 @@ import type { EngineOptions } from '../service/engine-options.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, type LoadedModel } from '../models/index.ts'
 import { P2PNode, type P2PNodeOptions } from '../p2p/index.ts'
 import { parseDevice, threadsPerEngine } from '../runtime/index.ts'
+import { Vocabulary } from './grammar/vocabulary.ts'
 import { ChatTemplate } from './text/chat-template.ts'
 import type { LlmEngine } from './engine.ts'
 import type { LlmRuntime } from './api/llm-service.ts'
@@ -82,5 +83,6 @@ export async function openRuntime ({ options, model, shape, kv, features, counte
     : undefined
   const running = engine(runner)
   const text = new PromptText({ dir: model.dir, tokenizer, template, maxLength: () => running.maxLength, log: options.log })
-  return { engine: running, runner, vision, tokenizer, text }
+  let vocabulary: Promise<Vocabulary> | undefined
+  return { engine: running, runner, vision, tokenizer, text, vocabulary: async () => await (vocabulary ??= Vocabulary.of(tokenizer, model.text.vocab)) }
 }

@@ -2,6 +2,7 @@ import { EngineError } from '../../service/errors.ts'
 import type { FeatureCache } from '../../cache/feature-cache.ts'
 import type { ChatCall } from '../../service/engine-service.ts'
 import type { LlmEngine } from '../engine.ts'
+import type { Grammar } from '../grammar/constraint.ts'
 import type { Prompt } from '../sequence/prompt.ts'
 import type { SequenceInit } from '../sequence/sequence.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
@@ -12,6 +13,8 @@ export interface GenerationParts {
   readonly engine: LlmEngine
   readonly features: FeatureCache
   readonly tokenizer: Tokenizer
+  /** What the answers may be. */
+  readonly grammar?: Grammar | undefined
   /** Takes over the KV blocks of the only sequence; by default they are freed. */
   readonly keep?: SequenceInit['keep']
 }
@@ -54,12 +57,13 @@ export class Generation {
     for (const prompt of prompts) for (let i = 0; i < params.n; i++) this.#submit(parts, call, prompt, i)
   }
 
-  #submit ({ engine, tokenizer, keep }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
+  #submit ({ engine, tokenizer, grammar, keep }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
     const { sampling, maxTokens, stop, includeStop, skipSpecial } = this.#params
     const choice = new Choice({
       index: this.choices.length, detokenizer: tokenizer.detokenizer(skipSpecial), stop, includeStop, onEvent: event => this.#take(event), isFull: () => this.#queue.full
     })
     this.choices.push(choice)
+    const constraint = grammar?.constrain(error => { this.#onMask(choice, error) })
     choice.sequence = engine.submit({
       ...prompt,
       // Each choice holds and releases its own references.
@@ -71,8 +75,14 @@ export class Generation {
       maxTokens: Math.min(maxTokens ?? Infinity, engine.maxLength - prompt.tokens.length),
       keep,
       context: call.context,
-      sink: choice
+      sink: choice,
+      constraint
     })
+  }
+
+  #onMask ({ sequence }: Choice, error: Error | undefined): void {
+    if (error === undefined) return this.#engine.wake()
+    if (sequence !== undefined) this.#engine.interrupt(sequence, { kind: 'aborted', error: new EngineError('unsupported', `the answer's form can't be kept: ${error.message}`, { cause: error }) })
   }
 
   #take (event: ChoiceEvent): void {

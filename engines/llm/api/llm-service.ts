@@ -17,6 +17,8 @@ import { readCall, readChat, readCompletion, type ParsedRequest } from './reques
 import { Generation } from './generation.ts'
 import { buildPrompts } from './prompt-builder.ts'
 import { chatShape, completionShape } from './shape.ts'
+import { Grammar } from '../grammar/constraint.ts'
+import type { Vocabulary } from '../grammar/vocabulary.ts'
 import type { BatchScheduler } from '../scheduler/batch-scheduler.ts'
 import type { PromptText } from '../text/prompt-text.ts'
 import type { LlmEngine } from '../engine.ts'
@@ -32,6 +34,8 @@ export interface LlmRuntime {
   readonly vision: VisionRunner | undefined
   readonly tokenizer: Tokenizer
   readonly text: PromptText
+  /** The tokens as grammars see them; made for the first request that has one. */
+  vocabulary (): Promise<Vocabulary>
 }
 
 export interface LlmServiceParts {
@@ -178,8 +182,11 @@ export class LlmService implements EngineService {
     let generation: Generation
     try {
       const { features, staging } = this.#parts
+      const grammar = request.form === undefined
+        ? undefined
+        : new Grammar(request.form, { vocabulary: await runtime.vocabulary(), tokenizer: runtime.tokenizer, eosIds: this.model.text.eosIds })
       const prompts = await buildPrompts(request, { ...runtime, model: this.model, features, staging }, { signal: stop.signal, context: call.context, tenant: call.tenant })
-      const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, keep: handoff?.keep }
+      const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, grammar, keep: handoff?.keep }
       generation = new Generation(parts, call, prompts, request.params, () => this.#open.delete(call.requestId))
     } catch (err) {
       this.#open.delete(call.requestId)

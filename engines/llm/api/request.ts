@@ -1,8 +1,10 @@
 import { collectMedia, type MediaItem } from '../../encoder/media-parts.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import { EngineError } from '../../service/errors.ts'
+import type { Node } from '../grammar/automaton.ts'
 import type { MigrationRequest, RemoteMedia } from '../sequence/prompt.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
+import { checkForm, readForm } from './answer-form.ts'
 import { readControl, type RequestTarget } from './control-fields.ts'
 import { matchEncoderResults } from './encoder-result.ts'
 import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, unsupported, type Json } from './fields.ts'
@@ -15,6 +17,8 @@ export interface ParsedRequest {
   readonly params: GenerationParams
   /** How many prompts it has. */
   readonly texts: number
+  /** What the answer's text may be; undefined: any text. */
+  readonly form: Node | undefined
   /** Put the KV blocks under a lease and answer a migration request. */
   readonly preserve: boolean
   readonly input:
@@ -42,15 +46,17 @@ export function readChat (body: Json, target: RequestTarget): ParsedRequest {
   if (top !== undefined && !logprobs) refuse('top_logprobs', '"top_logprobs" is only allowed when "logprobs" is true')
   const { preserve, migration } = readControl(body, target, logprobs)
   const params = readParams(body, target, logprobs ? top ?? 0 : undefined)
+  const form = readForm(body)
+  checkForm(form, params)
   // P has read the client's messages and pictures.
-  if (migration !== undefined) return { params, texts: 1, preserve, input: { kind: 'migrated', migration } }
+  if (migration !== undefined) return { params, texts: 1, form, preserve, input: { kind: 'migrated', migration } }
   const items = collectMedia(body)
   if (target.role === 'decode' && items.length > 0) {
     throw new EngineError('unsupported', 'this engine has the role decode: pictures come to it only by the migration request of a prefill engine', { param: items[0]?.param })
   }
   const messages = readMessages(body)
   const kwargs = readObject(body.chat_template_kwargs ?? {}, 'chat_template_kwargs')
-  return { params, texts: 1, preserve, input: { kind: 'chat', messages, kwargs, items, results: matchEncoderResults(body, items, target.model) } }
+  return { params, texts: 1, form, preserve, input: { kind: 'chat', messages, kwargs, items, results: matchEncoderResults(body, items, target.model) } }
 }
 
 /** @throws EngineError naming the field at fault. */
@@ -60,10 +66,12 @@ export function readCompletion (body: Json, target: RequestTarget): ParsedReques
   const { preserve, migration } = readControl(body, target, top !== undefined)
   if (!isEmpty(body.encoder_result)) unsupported('encoder_result', 'completions take no media')
   const params = readParams(body, target, top)
-  if (migration !== undefined) return { params, texts: 1, preserve, input: { kind: 'migrated', migration } }
+  const form = readForm(body)
+  checkForm(form, params)
+  if (migration !== undefined) return { params, texts: 1, form, preserve, input: { kind: 'migrated', migration } }
   const texts = countPrompts(body)
   if (preserve && texts > 1) refuse('prompt', '"prompt" must be a single one with "preserve_cache"')
-  return { params, texts, preserve, input: { kind: 'completion', body } }
+  return { params, texts, form, preserve, input: { kind: 'completion', body } }
 }
 
 /** A prefill engine stops after its first token, whatever the request says. */

@@ -2,7 +2,7 @@
  * Members of a request that this engine does not support and that would change the answer: each is refused by name, unless its
  * value asks for nothing. Members that no list has are ignored, as other servers do: clients send what some other server takes.
  */
-import { isEmpty, isObject, unsupported, type Json } from './fields.ts'
+import { isEmpty, unsupported, type Json } from './fields.ts'
 
 const UNSUPPORTED = [
   // OpenAI
@@ -19,8 +19,6 @@ const UNSUPPORTED = [
 
 /** @throws EngineError `unsupported` naming the member */
 export function refuseUnsupported (body: Json): void {
-  const format = body.response_format
-  if (!isEmpty(format) && (!isObject(format) || format.type !== 'text')) unsupported('response_format', '"response_format" must be { "type": "text" }: constrained output is not supported')
   for (const key of UNSUPPORTED) {
     if (!isEmpty(body[key]) && body[key] !== '') unsupported(key, `"${key}" is not supported by this engine`)
   }

@@ -146,7 +146,7 @@ export class DecodeBatch {
   }
 
   /** One token for every sequence, in the order of `ids`; an Error where sampling failed for that sequence alone. */
-  async step (graph: DecoderGraph, embed: Session, ids: readonly number[]): Promise<Array<SampledToken | Error>> {
+  async step (graph: DecoderGraph, embed: Session, ids: readonly number[], masks: ReadonlyMap<number, Uint32Array> = new Map()): Promise<Array<SampledToken | Error>> {
     const rows = this.#rows.length
     const { kvHeads, headDim, dtype } = this.#shape
     const input = BigInt64Array.from(this.#rows, row => BigInt(row.lastToken))
@@ -163,7 +163,7 @@ export class DecodeBatch {
     const ran = performance.now()
     this.#extend(added)
     const extended = performance.now()
-    const sampled = this.#sample(logits as TensorData, ids)
+    const sampled = this.#sample(logits as TensorData, ids, masks)
     this.timings.extend += extended - ran
     this.timings.sample += performance.now() - extended
     return sampled
@@ -201,13 +201,13 @@ export class DecodeBatch {
     })
   }
 
-  #sample (logits: TensorData, ids: readonly number[]): Array<SampledToken | Error> {
+  #sample (logits: TensorData, ids: readonly number[], masks: ReadonlyMap<number, Uint32Array>): Array<SampledToken | Error> {
     const width = logits.dims[logits.dims.length - 1] as number
     return ids.map(id => {
       const index = this.#rowOf.get(id) as number
       const row = this.#rows[index] as Row
       try {
-        const sampled = row.sampler.sample(floatRow(logits.data, index, width))
+        const sampled = row.sampler.sample(floatRow(logits.data, index, width), masks.get(id))
         row.lastToken = sampled.token
         return sampled
       } catch (err) {

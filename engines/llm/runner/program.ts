@@ -15,6 +15,8 @@ export interface DecodeStep {
   readonly joins: readonly DecodeJoin[]
   /** Blocks that sequences got since the last step. */
   readonly blocks: ReadonlyArray<readonly [id: number, block: number]>
+  /** For sequences whose output is constrained: one bit for each token that may come next. */
+  readonly masks: ReadonlyArray<readonly [id: number, mask: Uint32Array]>
 }
 
 /** One sampled token, or why sampling failed for this sequence alone. */
@@ -40,10 +42,10 @@ export async function create ({ openSession, data: shape, pools }: ProgramContex
   return {
     timings: () => batch.timings,
     prefill: rows => prefiller.run(graph, embed, rows),
-    async decode ({ ids, joins, blocks }) {
+    async decode ({ ids, joins, blocks, masks }) {
       for (const [id, block] of blocks) batch.addBlock(id, block)
       batch.compose(ids, joins)
-      const results = await batch.step(graph, embed, ids)
+      const results = await batch.step(graph, embed, ids, new Map(masks))
       return results.map(result => result instanceof Error ? { error: result.message } : result)
     }
   }

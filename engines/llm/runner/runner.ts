@@ -102,16 +102,18 @@ export class Runner {
   async decode (sequences: readonly Sequence[]): Promise<CallResult<DecodeResult[]>> {
     const joins: DecodeJoin[] = []
     const blocks: Array<[number, number]> = []
+    const masks: Array<[number, Uint32Array]> = []
     const resident = new Map<number, { blocks: number, evictions: number }>()
     for (const sequence of sequences) {
       const known = this.#resident.get(sequence.id)
       // A sequence that was evicted since has other blocks, so it joins anew.
       if (known?.evictions !== sequence.evictions) joins.push(decodeJoin(sequence, this.#shape.positionAxes))
       else for (let i = known.blocks; i < sequence.blocks.length; i++) blocks.push([sequence.id, sequence.blocks[i] as number])
+      if (sequence.constraint?.mask !== undefined) masks.push([sequence.id, sequence.constraint.mask])
       resident.set(sequence.id, { blocks: sequence.blocks.length, evictions: sequence.evictions })
     }
     this.#resident = resident
-    return await this.#host.call('decode', { ids: sequences.map(s => s.id), joins, blocks })
+    return await this.#host.call('decode', { ids: sequences.map(s => s.id), joins, blocks, masks })
   }
 
   /** A step failed and left the worker's batch in an unknown state: all sequences join anew. */

@@ -38,6 +38,16 @@ function checkLogits (logits: Float32Array): void {
   if (!possible) throw new Error('logits that are not finite')
 }
 
+/** Rules out the tokens without a bit. */
+function applyMask (logits: Float32Array, mask: Uint32Array): void {
+  let possible = false
+  for (let i = 0; i < logits.length; i++) {
+    if (((mask[i >>> 5] ?? 0) >>> (i & 31) & 1) === 0) logits[i] = -Infinity
+    else if ((logits[i] as number) > -Infinity) possible = true
+  }
+  if (!possible) throw new Error('no token that the grammar of the answer allows')
+}
+
 function logSumExp (logits: Float32Array): number {
   let max = -Infinity
   for (let i = 0; i < logits.length; i++) if ((logits[i] as number) > max) max = logits[i] as number
@@ -85,12 +95,13 @@ export class Sampler {
     this.#counts.set(token, (this.#counts.get(token) ?? 0) + 1)
   }
 
-  /** The next token. `logits` may be changed in place. */
-  sample (logits: Float32Array): SampledToken {
+  /** The next token, one that `mask` has a bit for. `logits` may be changed in place. */
+  sample (logits: Float32Array, mask?: Uint32Array): SampledToken {
     const { temperature, topLogprobs } = this.params
     checkLogits(logits)
-    const raw = topLogprobs === undefined ? undefined : this.#logprobs(logits, topLogprobs)
+    const raw = topLogprobs === undefined ? undefined : this.#logprobs(logits, topLogprobs, mask !== undefined)
     if (!this.#plain) this.#adjust(logits)
+    if (mask !== undefined) applyMask(logits, mask)
     const token = temperature === 0 ? argmax(logits) : this.#draw(logits)
     this.#generated++
     if (!this.#plain) {
@@ -100,9 +111,9 @@ export class Sampler {
     return raw === undefined ? { token } : { token, logprob: raw.of(token), top: raw.top }
   }
 
-  #logprobs (logits: Float32Array, count: number): { of: (token: number) => number, top: Array<{ token: number, logprob: number }> } {
+  #logprobs (logits: Float32Array, count: number, masked: boolean): { of: (token: number) => number, top: Array<{ token: number, logprob: number }> } {
     const total = logSumExp(logits)
-    const original = this.#plain ? logits : logits.slice()
+    const original = this.#plain && !masked ? logits : logits.slice()
     const of = (token: number): number => (original[token] as number) - total
     return { of, top: largest(logits, count).map(token => ({ token, logprob: of(token) })) }
   }

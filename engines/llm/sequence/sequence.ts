@@ -12,7 +12,7 @@ export type SequenceState =
 
 /** Why a sequence ended. `stopped` and `aborted` are cancel and error. */
 export type Outcome =
-  | { readonly kind: 'stop', readonly reason: 'eos' | 'stop_id' | 'stop_string' }
+  | { readonly kind: 'stop', readonly reason: 'eos' | 'stop_id' | 'stop_string' | 'complete' }
   | { readonly kind: 'length' }
   | { readonly kind: 'stopped', readonly error: Error }
   | { readonly kind: 'aborted', readonly error: Error }
@@ -32,6 +32,17 @@ export interface KeptBlocks {
   release (): void
 }
 
+/** What its output may be; the sequence is decoded when `mask` is there. */
+export interface SequenceConstraint {
+  /** One bit for each token that may come next; undefined while they are computed. */
+  readonly mask: Uint32Array | undefined
+  /** The output is whole, and nothing may follow. */
+  readonly complete: boolean
+  /** Takes the next token of the output. */
+  accept (token: number): void
+  close (): void
+}
+
 export interface SequenceInit extends Prompt {
   readonly id: number
   readonly requestId: string
@@ -44,6 +55,7 @@ export interface SequenceInit extends Prompt {
   readonly keep?: ((sequence: Sequence, kept: KeptBlocks) => void) | undefined
   readonly context: Context
   readonly sink: SequenceSink
+  readonly constraint?: SequenceConstraint | undefined
 }
 
 /** Milliseconds of `performance.now()`; undefined until then. */
@@ -74,6 +86,7 @@ export class Sequence {
   readonly keep: SequenceInit['keep']
   readonly context: Context
   readonly sink: SequenceSink
+  readonly constraint: SequenceConstraint | undefined
   readonly times: SequenceTimes
 
   state: SequenceState
@@ -117,6 +130,7 @@ export class Sequence {
     this.first = init.migration?.first
     this.context = init.context
     this.sink = init.sink
+    this.constraint = init.constraint
     this.times = { arrived: performance.now() }
     this.state = state
   }
@@ -131,7 +145,7 @@ export class Sequence {
 
   /** A decode step may compute its next token. */
   get decodes (): boolean {
-    return this.prefillLeft === 0 && this.sink.full !== true
+    return this.prefillLeft === 0 && this.sink.full !== true && (this.constraint === undefined || this.constraint.mask !== undefined)
   }
 
   /** The last token is always left to a decode step, which samples from it; prefill computes all before it. */

@@ -15,6 +15,8 @@ export interface Tokenizer {
   detokenizer (skipSpecial: boolean): Detokenizer
   /** The bytes of one token, special ones spelled out; empty for an id the vocabulary lacks. */
   bytes (token: number): Uint8Array
+  /** A mark of the template or the like, which is no text. */
+  isSpecial (token: number): boolean
   /** Tokens that templates may refer to: `bos_token`, `eos_token`, ... */
   readonly specialText: Readonly<Record<string, string>>
   /** Characters of the longest token. */
@@ -103,6 +105,10 @@ class ModelTokenizer implements Tokenizer {
     let bytes = this.#bytes.get(token)
     if (bytes === undefined) this.#bytes.set(token, bytes = this.#spell(token))
     return bytes
+  }
+
+  isSpecial (token: number): boolean {
+    return this.#special.has(token)
   }
 
   #spell (token: number): Uint8Array {
