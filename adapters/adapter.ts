@@ -26,6 +26,8 @@ export interface AdapterNode {
   readonly vision?: NodeInfo['vision'] | undefined
   /** What the operator says of the longest prompt a prefill node takes; a probe takes it for granted. */
   readonly maxPrefillTokens?: number | undefined
+  /** Where encoders of vLLM's ECMooncakeConnector push features to, by the operator: one address for each data-parallel replica. */
+  readonly ecZmqAddrs?: readonly string[] | undefined
   /** What the last successful probe of this process answered. */
   readonly info?: NodeInfo | undefined
 }

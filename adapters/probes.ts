@@ -4,7 +4,8 @@ import { requestJson, requestOk } from './http/json.ts'
 import { OUR_ENGINE, type EngineInfo } from './wire/distserve.ts'
 import { isObject, listOf, objectOf, textOf, type Json } from './wire/json.ts'
 
-const CONTROL_TIMEOUT = 3000
+/** None of its own: the option `timeouts.probe` ends the whole probe. A server that reads large pictures may take seconds to answer /health. */
+export const PROBE_CALL = { timeout: 0, idempotent: true } as const
 
 const STATUSES: Readonly<Record<string, NodeInfo['status']>> = {
   healthy: 'healthy',
@@ -16,7 +17,7 @@ const STATUSES: Readonly<Record<string, NodeInfo['status']>> = {
 
 /** GET /health. A server without it, or an older one that answers 200 with no body, is healthy. Throws UNAVAILABLE when it calls itself unhealthy. */
 export async function health (node: AdapterNode, call: Call): Promise<NodeInfo['status']> {
-  const { statusCode, body } = await requestJson(node, { method: 'GET', path: '/health', timeout: CONTROL_TIMEOUT, idempotent: true }, call)
+  const { statusCode, body } = await requestJson(node, { method: 'GET', path: '/health', ...PROBE_CALL }, call)
   const { status: word, message } = objectOf(body)
   const status = typeof word === 'string' ? STATUSES[word] : undefined
   if (status !== undefined) return status
@@ -34,7 +35,7 @@ export interface ModelList {
 
 /** GET /v1/models. Throws UNAVAILABLE, also for a refused key: a probe has no other error. */
 export async function models (node: AdapterNode, call: Call): Promise<ModelList> {
-  const answer = await requestOk(node, { method: 'GET', path: '/v1/models', timeout: CONTROL_TIMEOUT, idempotent: true }, call).catch((error: unknown) => {
+  const answer = await requestOk(node, { method: 'GET', path: '/v1/models', ...PROBE_CALL }, call).catch((error: unknown) => {
     if (!AdapterError.is(error) || error.code === 'UNAVAILABLE') throw error
     throw new AdapterError('UNAVAILABLE', error.message, { node: error.node, cause: error })
   })
@@ -70,7 +71,7 @@ export type EngineInfoAnswer =
 
 /** GET /distserve/engine_info. LMDeploy answers a JSON string that holds JSON; both forms are taken. Throws UNAVAILABLE. */
 export async function engineInfo (node: AdapterNode, call: Call): Promise<EngineInfoAnswer> {
-  const answer = await requestJson(node, { method: 'GET', path: '/distserve/engine_info', timeout: CONTROL_TIMEOUT, idempotent: true }, call)
+  const answer = await requestJson(node, { method: 'GET', path: '/distserve/engine_info', ...PROBE_CALL }, call)
   if (answer.statusCode === 500) return { kind: 'turbomind' }
   if (answer.statusCode === 404 || answer.statusCode === 405) return { kind: 'absent' }
   const info = answer.statusCode === 200 ? decode(answer.body) : undefined

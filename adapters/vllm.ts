@@ -1,4 +1,4 @@
-import type { Adapter, Call, GenerateJob, Link, UpstreamResponse } from './adapter.ts'
+import type { Adapter, AdapterNode, Call, GenerateJob, Link, UpstreamResponse } from './adapter.ts'
 import { isBlind, refuse } from './pass-through.ts'
 import { encodeVllm } from './vllm/encode.ts'
 import { generateVllm } from './vllm/generate.ts'
@@ -7,6 +7,8 @@ import { Handoffs, type Choice } from './vllm/handoffs.ts'
 import { probeVllm } from './vllm/info.ts'
 import { Pins } from './vllm/pins.ts'
 import { prefillVllm, takeOver } from './vllm/prefill.ts'
+import { Receivers } from './vllm/push.ts'
+import { releasePushes } from './vllm/received.ts'
 import { Written } from './vllm/written.ts'
 
 export interface VllmOptions {
@@ -23,6 +25,8 @@ export function createVllm ({ secret, handoff = 'auto', embeds = 'refuse' }: Vll
   const pins = new Pins(secret)
   const written = new Written()
   const handoffs = new Handoffs(handoff)
+  const receivers = new Receivers()
+  const pushes = ({ ecZmqAddrs }: AdapterNode): boolean => ecZmqAddrs !== undefined
 
   async function generate (job: GenerateJob, call: Call): Promise<UpstreamResponse> {
     const { node, body, handoff } = job
@@ -41,15 +45,16 @@ export function createVllm ({ secret, handoff = 'auto', embeds = 'refuse' }: Vll
     link: async (a, b): Promise<Link> => ({
       from: a.id,
       to: b.id,
-      get transport () { return a.role === 'encoder' ? handoffs.between(a, b) : 'kv_transfer_params' },
-      get mixes () { return a.role === 'encoder' && handoffs.between(a, b) === 'raw' },
+      get transport () { return a.role === 'encoder' ? `${handoffs.between(a, b)}${pushes(b) ? ', pushed' : ''}` : 'kv_transfer_params' },
+      get mixes () { return a.role === 'encoder' && !pushes(b) && handoffs.between(a, b) === 'raw' },
       epochs: [undefined, undefined]
     }),
     encode: async (job, call) => {
       if (job.node.role !== 'encoder') return await refuse(job.node, `${job.node.id} encodes for no other node: its role is ${job.node.role}`)
       refuseForged(job.node, job.body, embeds)
-      // Rewritten, the features must be there: the encoder is asked each time, and says where.
-      const results = await encodeVllm(job, call, pins, handoffs.between(job.node, job.consumer) === 'raw' ? written : undefined)
+      // Rewritten or pushed, the features must be there: the encoder is asked each time, and says where.
+      const receiver = receivers.of(job.consumer, job.body)
+      const results = await encodeVllm(job, call, pins, receiver === undefined && handoffs.between(job.node, job.consumer) === 'raw' ? written : undefined, receiver)
       handoffs.encoded(job.node, results)
       return results
     },
@@ -60,11 +65,9 @@ export function createVllm ({ secret, handoff = 'auto', embeds = 'refuse' }: Vll
       return await prefillVllm(job, call, pins, handoffs)
     },
     generate,
-    release,
+    // Nothing else is held: files stay, and P frees its blocks after 30 s.
+    release: async (leases, call) => { await releasePushes(leases, call.log) },
     // A server stops a request when its connection closes.
     abort: async () => {}
   }
 }
-
-/** Nothing is held: files stay, and P frees its blocks after 30 s. */
-async function release (): Promise<void> {}

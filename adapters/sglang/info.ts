@@ -1,7 +1,7 @@
 /** What a probe finds out about an SGLang server. */
 import { AdapterError, type AdapterNode, type Call, type NodeInfo } from '../adapter.ts'
 import { requestJson, requestOk } from '../http/json.ts'
-import { health, models } from '../probes.ts'
+import { health, models, PROBE_CALL } from '../probes.ts'
 import { listOf, numberOf, objectOf, textOf, type Json } from '../wire/json.ts'
 
 /** An encoder pushes embeddings to a language server that asks for them through the gateway. */
@@ -11,10 +11,6 @@ export const VIRTUAL_PATH = '/sglang/v/'
 
 /** KV blocks between prefill and decode servers, which meet by `bootstrap_room`. */
 export const KV_FORMAT = 'kv:sglang'
-
-const TIMEOUT = 3_000
-/** An encoder answers /health with an encode of its own, in its turn. */
-const ENCODER_TIMEOUT = 10_000
 
 /** What a language server was started with, as far as the adapter cares. Kept in `NodeInfo.details`. */
 export interface SglangDetails {
@@ -38,9 +34,9 @@ export function detailsOf (node: AdapterNode): SglangDetails | undefined {
   return node.info?.details as SglangDetails | undefined
 }
 
-/** An encoder has /health and nothing else that describes it: neither models nor a version. */
+/** An encoder has /health and nothing else that describes it: neither models nor a version. It answers with an encode of its own, in its turn. */
 export async function encoderInfo (node: AdapterNode, call: Call): Promise<NodeInfo> {
-  const { statusCode } = await requestJson(node, { method: 'GET', path: '/health', timeout: ENCODER_TIMEOUT, idempotent: true }, call)
+  const { statusCode } = await requestJson(node, { method: 'GET', path: '/health', ...PROBE_CALL }, call)
   if (statusCode !== 200) throw new AdapterError('UNAVAILABLE', `${node.id} answered /health with ${statusCode}`, { node: node.id })
   return { status: 'healthy', models: [], role: 'encoder', backend: 'sglang encoder', produces: [PUSHED], accepts: [], vision: 'full' }
 }
@@ -70,7 +66,7 @@ export async function serverInfo (node: AdapterNode, call: Call): Promise<NodeIn
 
 /** Asked once per process: /server_info bothers the scheduler. */
 async function readDetails (node: AdapterNode, call: Call): Promise<SglangDetails> {
-  const ask = async (path: string): Promise<Json> => objectOf(await requestOk(node, { method: 'GET', path, timeout: TIMEOUT, idempotent: true }, call))
+  const ask = async (path: string): Promise<Json> => objectOf(await requestOk(node, { method: 'GET', path, ...PROBE_CALL }, call))
   const [args, model] = await Promise.all([ask('/server_info'), ask('/model_info')])
   const transfer = textOf(args.encoder_transfer_backend)
   return {

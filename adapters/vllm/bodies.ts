@@ -3,22 +3,25 @@ import { AdapterError, type BodyEdits, type Call, type EncoderResult, type Media
 import { codeOf } from '../http.ts'
 import type { Encoded } from './encode.ts'
 import { pinnedPart, type Pins } from './pins.ts'
+import { pushedParams } from './received.ts'
 
 /** Each encoded item under the name it has at its encoder: PD loads the features, or encodes where there are none. */
 export function pinned (body: RequestBody, features: readonly EncoderResult[], pins: Pins, tenant: string | undefined): BodyEdits {
   const salt = pins.salt(body, tenant)
   const mediaParts = new Array<MediaPart | undefined>(body.media.length).fill(undefined)
   for (const { item, wire } of features) mediaParts[item] = pinnedPart((wire as Encoded).pin)
-  return features.length === 0 ? salt : { ...salt, mediaParts }
+  if (features.length === 0) return salt
+  const pushed = pushedParams(features)
+  return pushed === undefined ? { ...salt, mediaParts } : { set: { ...salt.set, ec_transfer_params: JSON.stringify(pushed) }, mediaParts }
 }
 
-/** Sends the body with features in place of pixels, and with its pixels when the node lives and does not take these. */
-export async function rewrittenElseRaw<T> (rewritten: BodyEdits | undefined, raw: BodyEdits, call: Call, send: (edits: BodyEdits, rewritten: boolean) => Promise<T>): Promise<T> {
+/** Sends the body with features in place of pixels, and with its pixels when the node lives and does not take these. Features that were pushed can not be sent for twice: the core begins anew. */
+export async function rewrittenElseRaw<T> (rewritten: BodyEdits | undefined, raw: BodyEdits, pushed: boolean, call: Call, send: (edits: BodyEdits, rewritten: boolean) => Promise<T>): Promise<T> {
   if (rewritten === undefined) return await send(raw, false)
   try {
     return await send(rewritten, true)
   } catch (err) {
-    if (!AdapterError.is(err) || err.code !== 'FEATURES_GONE') throw err
+    if (pushed || !AdapterError.is(err) || err.code !== 'FEATURES_GONE') throw err
     call.log.warn({ err, node: err.node }, 'sending the request again with its pictures')
     return await send(raw, false)
   }

@@ -2,6 +2,7 @@ import { AdapterError, type AdapterNode, type BodyEdits, type EncoderResult, typ
 import type { FailureReader } from '../http.ts'
 import type { Encoded } from './encode.ts'
 import { isEngineDead } from './failures.ts'
+import { pushedParams } from './received.ts'
 
 /** How features reach PD. `auto`: rewritten where the encoder names where they lie, else raw. */
 export type Choice = 'auto' | 'raw' | 'rewrite'
@@ -49,15 +50,16 @@ export class Handoffs {
         params[wires[i]!.key!] = wires[i]!.entry
       }
     }
-    return Object.keys(params).length === 0 ? undefined : { ...pinned, mediaParts, set: { ...pinned.set, ec_transfer_params: JSON.stringify(params) } }
+    return Object.keys(params).length === 0 ? undefined : { ...pinned, mediaParts, set: { ...pinned.set, ec_transfer_params: JSON.stringify(pushedParams(features) ?? params) } }
   }
 
-  /** Of an answer to a rewritten body: FEATURES_GONE means that the client's own body may do. */
-  failuresOf ({ info }: AdapterNode, other: FailureReader): FailureReader {
+  /** Of an answer to a rewritten body: FEATURES_GONE means that the client's own body may do. With `pushed`, that the features have not arrived, or not in a form that the node takes. */
+  failuresOf ({ info }: AdapterNode, other: FailureReader, pushed: boolean): FailureReader {
     return failure => {
       const { node, statusCode, error } = failure
-      if (/--enable-mm-embeds/.test(error.message ?? '') && info !== undefined) this.#refusing.add(info)
-      if (statusCode === 400 || (statusCode === 500 && !isEngineDead(failure))) return new AdapterError('FEATURES_GONE', `${node.id} did not take the features: ${error.message ?? statusCode}`, { node: node.id })
+      const refuses = /--enable-mm-embeds/.test(error.message ?? '')
+      if (refuses && info !== undefined) this.#refusing.add(info)
+      if ((statusCode === 400 && (refuses || !pushed)) || (statusCode === 500 && !isEngineDead(failure))) return new AdapterError('FEATURES_GONE', `${node.id} did not take the features: ${error.message ?? statusCode}`, { node: node.id })
       return other(failure)
     }
   }

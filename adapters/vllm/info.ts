@@ -1,9 +1,7 @@
 import type { AdapterNode, Call, NodeInfo, Role } from '../adapter.ts'
 import { requestJson } from '../http/json.ts'
-import { health, models, startingInfo } from '../probes.ts'
+import { health, models, PROBE_CALL, startingInfo } from '../probes.ts'
 import { objectOf, textOf, type Json } from '../wire/json.ts'
-
-const TIMEOUT = 3000
 
 const FEATURES = 'features:vllm-ec/1'
 const KV = 'kv:vllm/1'
@@ -43,7 +41,8 @@ export async function probeVllm (node: AdapterNode, call: Call): Promise<NodeInf
     backend: version === undefined ? 'vllm' : `vllm ${version}`,
     version,
     ...TRANSFERS[node.role],
-    vision: node.vision ?? 'full',
+    // A consumer of pushed features waits for them, and encodes nothing itself.
+    vision: node.vision ?? (node.ecZmqAddrs === undefined ? 'full' : 'features'),
     maxPrefillTokens: node.maxPrefillTokens,
     fingerprint: version === undefined ? undefined : `vllm ${version}`,
     notes: [],
@@ -57,6 +56,6 @@ function steady ({ created: _created, permission: _permission, ...card }: Json):
 }
 
 async function versionOf (node: AdapterNode, call: Call): Promise<string | undefined> {
-  const { body } = await requestJson(node, { method: 'GET', path: '/version', timeout: TIMEOUT, idempotent: true }, call)
+  const { body } = await requestJson(node, { method: 'GET', path: '/version', ...PROBE_CALL }, call)
   return textOf(objectOf(body).version)
 }

@@ -8,6 +8,7 @@ import { CHAT } from './encode.ts'
 import { failuresOf, isEngineDead } from './failures.ts'
 import type { Handoffs } from './handoffs.ts'
 import type { Pins } from './pins.ts'
+import { atReplica, isPushed } from './received.ts'
 
 /** What P keeps for D; `Handoff.wire`. */
 interface Kept {
@@ -30,12 +31,13 @@ const HAND_ON = JSON.stringify({
 export async function prefillVllm ({ node, path = CHAT, body, features, tenant }: PrefillJob, call: Call, pins: Pins, handoffs: Handoffs): Promise<Handoff> {
   const edits = pinned(body, features, pins, tenant)
   const failures = failuresOf(body)
-  const answer = objectOf(await watchingFeatures(features, pins, rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, call, async (own, rewritten) => await requestOk(node, {
+  const pushed = isPushed(features)
+  const answer = objectOf(await watchingFeatures(features, pins, rewrittenElseRaw(handoffs.rewrite(node, body, features, edits), edits, pushed, call, async (own, rewritten) => await requestOk(node, {
     method: 'POST',
     path,
     slices: body.splice({ ...own, set: { ...own.set, ...oneToken(body), kv_transfer_params: HAND_ON }, remove: ['stream_options'] }),
     timeout: 0
-  }, call, rewritten ? handoffs.failuresOf(node, failures) : failures))))
+  }, atReplica(call, features), rewritten || pushed ? handoffs.failuresOf(node, failures, pushed) : failures))))
   const { kv_transfer_params: params, usage } = answer
   // When the first token ends the answer P keeps nothing.
   if (!isObject(params)) throw new AdapterError('KV_GONE', `${node.id} has no KV blocks to hand on`, { node: node.id, singleNode: true })

@@ -35,9 +35,6 @@ export interface FromVllmFlags {
 
 /** The configuration with what the flags say. Throws UsageError. */
 export function withVllmFlags (options: EpdOptions, flags: VllmFlags, env: NodeJS.ProcessEnv): FromVllmFlags {
-  for (const flag of ['ec-consumer-zmq-addrs', 'ec-consumer-dp-size'] as const) {
-    if (flags[flag] !== undefined && flags[flag] !== '') throw new UsageError(`--${flag} is not supported: ECMooncakeConnector was never tried with this gateway`)
-  }
   const registration = flags['dynamic-registration'] === true
   const nodes = nodesOf(flags)
   if (registration && nodes.length > 0) throw new UsageError('with --dynamic-registration servers register through /instances; leave the *-servers-urls out')
@@ -62,7 +59,18 @@ function nodesOf (flags: VllmFlags): NodeOptions[] {
   if (encode.length + prefill.length + decode.length === 0) return []
   if (encode.length === 0 || decode.length === 0) throw new UsageError('give both --encode-servers-urls and --decode-servers-urls')
   const as = (urls: readonly string[], role: NonNullable<NodeOptions['role']>): NodeOptions[] => urls.map(url => ({ url, role, adapter: 'vllm' }))
-  return [...as(encode, 'encoder'), ...as(prefill, 'prefill'), ...as(decode, prefill.length > 0 ? 'decode' : 'hybrid')]
+  return [...as(encode, 'encoder'), ...as(prefill, 'prefill'), ...withReceivers(as(decode, prefill.length > 0 ? 'decode' : 'hybrid'), flags)]
+}
+
+/** The decode servers with the addresses that encoders push features to: those of the first server's replicas, then the second's. */
+function withReceivers (servers: NodeOptions[], flags: VllmFlags): NodeOptions[] {
+  const addresses = (flags['ec-consumer-zmq-addrs'] ?? '').split(',').map(address => address.trim()).filter(address => address !== '')
+  if (addresses.length === 0) return servers
+  const replicas = number('ec-consumer-dp-size', flags['ec-consumer-dp-size'] ?? '1')
+  if (servers.some(server => server.role !== 'hybrid')) throw new UsageError('--ec-consumer-zmq-addrs is for decode servers that prefill, without --prefill-servers-urls')
+  if (!Number.isInteger(replicas) || replicas < 1) throw new UsageError('--ec-consumer-dp-size must be a whole number of at least 1')
+  if (addresses.length !== servers.length * replicas) throw new UsageError(`--ec-consumer-zmq-addrs must hold ${servers.length * replicas} addresses, one for each replica of each decode server, not ${addresses.length}`)
+  return servers.map((server, i) => ({ ...server, ecZmqAddrs: addresses.slice(i * replicas, (i + 1) * replicas) }))
 }
 
 function urlsOf (flag: 'encode-servers-urls' | 'prefill-servers-urls' | 'decode-servers-urls', flags: VllmFlags): string[] {

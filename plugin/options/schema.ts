@@ -53,6 +53,7 @@ const node = object({
   apiKey: Type.Optional(text("Bearer token for this node. The gateway never forwards a client's own.")),
   vision: Type.Optional(oneOf(['full', 'features', 'none'], { description: 'What the node does with media: encodes them, takes encoder results only, or neither. The probe finds out when absent.' })),
   maxPrefillTokens: Type.Optional(Type.Integer({ minimum: 1, description: 'Role prefill: the longest prompt it takes, in tokens. The probe finds out when absent.' })),
+  ecZmqAddrs: Type.Optional(Type.Unsafe<readonly string[]>(Type.Array(Type.String({ pattern: '^tcp://[^\\s/]+:[0-9]+$', expects: 'an address such as tcp://10.0.0.6:14579' }), { minItems: 1, description: 'vLLM with ECMooncakeConnector: where encoders push features to, one control address for each data-parallel replica.' }))),
   checkMedia: Type.Optional(Type.Boolean({ description: 'The gateway looks at the pictures of a request before the node gets it. Default: for nodes that a bad picture ends, which the probe finds out.' })),
   speed: Type.Optional(Type.Number({ exclusiveMinimum: 0, description: 'Relative capacity, for balancing.' }))
 })

@@ -85,8 +85,8 @@ export class NodeRecord {
 
   /** What adapters are called with. */
   forAdapter (role = this.role): AdapterNode {
-    const { apiKey, vision, maxPrefillTokens, peer } = this.options
-    return Object.freeze({ id: this.id, url: dialUrl(this.id, peer), role, apiKey, vision, maxPrefillTokens, info: this.info })
+    const { apiKey, vision, maxPrefillTokens, ecZmqAddrs, peer } = this.options
+    return Object.freeze({ id: this.id, url: dialUrl(this.id, peer), role, apiKey, vision, maxPrefillTokens, ecZmqAddrs, info: this.info })
   }
 
   /**

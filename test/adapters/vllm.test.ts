@@ -1,6 +1,7 @@
 import { createServer } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
+import { mock } from 'node:test'
 import t, { type Test } from 'tap'
 import { Client } from 'undici'
 import { adapters, createVllm, detectAdapter, vllm, type AdapterNode, type NodeInfo } from '../../adapters/index.ts'
@@ -180,6 +181,28 @@ t.test('vllm: an encoder that says where its features lie (ECCPUConnector with N
   // With members that shape a picture its key at PD would be another one.
   await send({ ...chat(picture()), media_io_kwargs: {} })
   t.match(JSON.stringify(pd.chats.at(-1)!.body), /base64/)
+})
+
+t.test('vllm: a busy server may take its time to answer a probe, as long as the option timeouts.probe gives it', async t => {
+  let asked = (): void => {}
+  let release = (): void => {}
+  const waiting = new Promise<void>(resolve => { asked = resolve })
+  const busy = new Promise<void>(resolve => { release = resolve })
+  const real = await FakeVllm.start(t, { server: 'pd' })
+  const server = createServer((req, res) => {
+    asked()
+    busy.then(async () => await fetch(real.url + req.url!)).then(async answer => { res.writeHead(answer.status, { 'content-type': 'application/json' }).end(await answer.text()) }, () => { res.destroy() })
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => { server.closeAllConnections(); server.close() })
+  mock.timers.enable({ apis: ['setTimeout'] })
+  t.teardown(() => { mock.timers.reset() })
+  const probe = vllm.probe(nodeAt(`http://127.0.0.1:${(server.address() as AddressInfo).port}`), callWith(dispatcherFor(t)))
+  await waiting
+  mock.timers.tick(14_000)
+  release()
+  t.match(await probe, { status: 'healthy' })
 })
 
 t.test('vllm: a handle that is older than its lease is thrown away before D sees it', async t => {

@@ -1,5 +1,6 @@
 /** What a fake vLLM makes of a request's pictures: keys, embeddings in a folder that servers share, and the ways they go wrong. */
 import { createHash } from 'node:crypto'
+import type { ReceivePool } from './fake-mooncake.ts'
 
 /** An embedding, or the picture it would be made of. */
 export interface Embedding {
@@ -30,7 +31,7 @@ export class SharedFolder {
 }
 
 /** Recorded answers that a request can meet in place of its own. `deadly`: 500, then the process ends. */
-export type Trouble = 'deadly' | 'bad-picture' | 'unreachable-picture' | 'local-file' | 'cache-miss' | 'mixed' | 'unknown-metadata' | 'embeds-refused'
+export type Trouble = 'deadly' | 'bad-picture' | 'unreachable-picture' | 'local-file' | 'cache-miss' | 'mixed' | 'unknown-metadata' | 'embeds-refused' | 'not-pushed'
 
 export type MediaPart = {
   readonly type: string
@@ -65,6 +66,24 @@ export async function encodeMedia (parts: readonly MediaPart[], { folder, cache 
     keyed.push({ ...one, ...known })
   }
   return keyed
+}
+
+interface TransferParams { readonly ec_items?: ReadonlyArray<{ readonly transfer_id?: string, readonly mm_hash?: string }> }
+
+/** As the consumer of pushed features: it has what has arrived under the names that the request gives, and makes nothing itself. */
+export async function receivePushed (parts: readonly MediaPart[], rules: MediaRules, pool: Pick<ReceivePool, 'take'>, { ec_items: items = [] }: TransferParams): Promise<Trouble | undefined> {
+  // Refused before anything is taken.
+  if (!rules.embeds && parts.some(part => part.type === 'image_embeds')) return undefined
+  for (const [i, part] of parts.entries()) {
+    const one = part.type === 'image_embeds' ? announced(part) : await looked(part, rules.cache)
+    if (typeof one === 'string') return one
+    const named = (item: { readonly mm_hash?: string } | undefined): boolean => item !== undefined && (item.mm_hash ?? one.key) === one.key
+    const item = named(items[i]) ? items[i] : items.find(named)
+    const embedding = item?.transfer_id === undefined ? undefined : pool.take(item.transfer_id)
+    if (embedding !== undefined) rules.cache.set(one.key, embedding)
+    if (!rules.cache.has(one.key)) return 'not-pushed'
+  }
+  return undefined
 }
 
 /** As a language model: takes embeddings from its cache, then the folder, then its own vision tower. */

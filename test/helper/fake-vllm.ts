@@ -12,7 +12,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import { jsonOf, plainBody, type Exchange } from '../vllm/exchange.ts'
-import { consumeMedia, encodeMedia, SharedFolder, tokensOf, type Embedding, type Keyed, type MediaPart, type MediaRules, type Trouble } from './fake-vllm-media.ts'
+import type { ReceivePool } from './fake-mooncake.ts'
+import { consumeMedia, encodeMedia, receivePushed, SharedFolder, tokensOf, type Embedding, type Keyed, type MediaPart, type MediaRules, type Trouble } from './fake-vllm-media.ts'
 import { freePort } from './free-port.ts'
 import { packageRoot } from './package-root.ts'
 
@@ -29,6 +30,8 @@ export interface FakeVllmOptions {
   readonly kv?: KvBlocks
   /** Started with --enable-mm-embeds; all but `plain` and `e` are, unless a test says otherwise. */
   readonly embeds?: boolean
+  /** With ECMooncakeConnector. Of E: where it can push to. Of PD: its own, by data-parallel rank. */
+  readonly pools?: readonly ReceivePool[]
   readonly port?: number
 }
 
@@ -51,7 +54,7 @@ export interface VllmBody {
   readonly stream_options?: { readonly include_usage?: boolean }
   readonly messages?: ReadonlyArray<{ readonly role: string, readonly content: string | ReadonlyArray<MediaPart & { readonly text?: string }> }>
   readonly kv_transfer_params?: Readonly<Record<string, unknown>> | null
-  readonly ec_transfer_params?: Readonly<Record<string, unknown>> | null
+  readonly ec_transfer_params?: { readonly consumer_zmq?: string, readonly ec_items?: ReadonlyArray<{ readonly transfer_id?: string, readonly mm_hash?: string }> } | null
   readonly mm_processor_kwargs?: object
 }
 
@@ -175,7 +178,10 @@ export class FakeVllm {
     if (fault === 'die') { this.#trouble(response, 'deadly', seen); return }
     const { body } = seen
     if (body.mm_processor_kwargs !== undefined) { this.#replay(response, 'encode-kwargs', seen); return }
-    const media = await (this.server === 'e' ? encodeMedia : consumeMedia)(mediaOf(body), this.#rules)
+    const { pools } = this.#options
+    const pool = this.server === 'e' ? undefined : pools?.[Number(seen.headers['x-data-parallel-rank'] ?? 0)]
+    const trouble = pool === undefined ? undefined : await receivePushed(mediaOf(body), this.#rules, pool, body.ec_transfer_params ?? {})
+    const media = trouble ?? await (this.server === 'e' ? encodeMedia : consumeMedia)(mediaOf(body), this.#rules)
     if (typeof media === 'string') this.#trouble(response, media, seen)
     else if (this.server === 'e') this.#encoded(response, seen, media)
     else this.#generate(response, seen, media, fault)
@@ -183,10 +189,16 @@ export class FakeVllm {
 
   #encoded (response: ServerResponse, seen: VllmRequest, media: readonly Keyed[]): void {
     if (seen.body.stream === true) { this.#replay(response, 'encode-stream', seen); return }
-    const params: Record<string, { item_indices: number[], metadata: object }> = {}
-    media.forEach(({ key, grid }, i) => {
-      if (params[key] === undefined) params[key] = { item_indices: [i], metadata: { image_grid_thw: grid } }
-      else params[key].item_indices.push(i)
+    const { consumer_zmq: consumer, ec_items: items = [] } = seen.body.ec_transfer_params ?? {}
+    const pool = this.#options.pools?.find(({ address }) => address === consumer)
+    const params: Record<string, { item_indices: number[], metadata: object, transfer_id?: string | undefined }> = {}
+    media.forEach(({ key, grid, content }, i) => {
+      const transfer = items[i]?.transfer_id
+      params[key] ??= { item_indices: [], metadata: { image_grid_thw: grid } }
+      params[key].item_indices.push(i)
+      if (transfer === undefined) return
+      params[key].transfer_id = transfer
+      pool?.push(transfer, { content, grid })
     })
     const one = recorded('e', 'encode')
     const answer = jsonOf(one)
@@ -272,6 +284,8 @@ export class FakeVllm {
   }
 
   #trouble (response: ServerResponse, trouble: Trouble, seen: VllmRequest): void {
+    // As a request of which the engine says that it may be sent again.
+    if (trouble === 'not-pushed') { this.#replay(response, seen.body.stream === true ? 'unknown-engine-stream' : 'unknown-engine', seen); return }
     if (trouble !== 'deadly') { this.#replay(response, trouble, seen); return }
     this.#replay(response, seen.body.stream === true ? 'deadly-stream' : 'deadly', seen)
     this.deaths++

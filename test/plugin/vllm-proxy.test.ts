@@ -28,7 +28,9 @@ t.test('mistakes in the flags name the flag', async t => {
     [{ 'encode-servers-urls': 'e:1', 'decode-servers-urls': 'http://d:1' }, /--encode-servers-urls must be an http/],
     [{ 'decode-retries': 'often' }, /--decode-retries must be a number/],
     [{ 'dynamic-registration': true }, /ADMIN_API_KEY/],
-    [{ 'ec-consumer-zmq-addrs': 'tcp://a:1' }, /--ec-consumer-zmq-addrs is not supported/]
+    [{ 'encode-servers-urls': 'http://e:1', 'decode-servers-urls': 'http://d:1', 'ec-consumer-zmq-addrs': 'tcp://d:1', 'ec-consumer-dp-size': '2' }, /--ec-consumer-zmq-addrs must hold 2 addresses, one for each replica of each decode server, not 1/],
+    [{ 'encode-servers-urls': 'http://e:1', 'decode-servers-urls': 'http://d:1', 'ec-consumer-zmq-addrs': 'tcp://d:1', 'ec-consumer-dp-size': '0.5' }, /--ec-consumer-dp-size must be a whole number/],
+    [{ 'encode-servers-urls': 'http://e:1', 'prefill-servers-urls': 'http://p:1', 'decode-servers-urls': 'http://d:1', 'ec-consumer-zmq-addrs': 'tcp://d:1' }, /without --prefill-servers-urls/]
   ]
   for (const [flags, message] of mistakes) t.throws(() => withVllmFlags({}, flags, {}), message)
   t.throws(() => withVllmFlags({}, { 'dynamic-registration': true, 'encode-servers-urls': 'http://e:1', 'decode-servers-urls': 'http://d:1' }, { ADMIN_API_KEY: 'k' }), { message: /leave the/ })
@@ -74,7 +76,8 @@ t.test('/instances: register, list, remove', async t => {
 
   t.match(await call('POST', '', { role: 'decode', url: pd.url }), [409, { detail: /changing its role/ }])
   t.match(await call('POST', '', { role: 'decode', url: 'http://d:1', ec_zmq_addrs: ['tcp://d:1'] }), [400, { detail: 'Only EC consumers accept Mooncake addresses' }])
-  t.match(await call('POST', '', { role: 'prefill_decode', url: 'http://d:1', ec_zmq_addrs: ['tcp://d:1'] }), [400, { detail: /not supported/ }])
+  t.match(await call('POST', '', { role: 'prefill_decode', url: 'http://d:1', ec_zmq_addrs: ['tcp://d:1'], dp_size: 2 }), [422, { detail: /one address per DP replica/ }])
+  t.match(await call('POST', '', { role: 'prefill_decode', url: 'http://d:1', ec_zmq_addrs: ['http://d:1'] }), [422, { detail: /ec_zmq_addrs/ }])
   t.match(await call('POST', '', { role: 'both', url: 'http://d:1' }), [422, { detail: /role/ }])
   t.match(await call('POST', '', { role: 'decode', url: 'ftp://d' }), [422, { detail: /url/ }])
   t.match(await call('DELETE', ''), [422, { detail: /url/ }])

@@ -5,16 +5,16 @@
 import { spawnSync } from 'node:child_process'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { bearsMalice, equalsPlain, losesOneToTruncatedFiles, sharesVisionWork, survivesConsumer, survivesEncoder, survivesPrefill, throwsOldHandlesAway } from './scenarios.ts'
 import { VllmServers } from './servers.ts'
 
-const HELP = `npm run test:vllm -- --model FOLDER [--only e-pd|e-p-d]
+const HELP = `npm run test:vllm -- --model FOLDER [--only e-pd|e-p-d|mooncake]
 
 Starts vLLM servers on loopback, at most four at a time, and tests the gateway in front of them: 10 to 30 minutes on a CPU.
 
   --model FOLDER  a vision-language model; a tiny one with random weights will do. Also EPD_VLLM_MODEL
-  --only NAME     one topology
+  --only NAME     one topology; mooncake, E -> PD with ECMooncakeConnector, runs only when it is named:  pip install mooncake-transfer-engine
   EPD_VLLM        the vllm command (default: vllm in PATH). It is installed by:  pip install vllm nixl
   EPD_VLLM_ARGS   arguments for every server, such as  --kv-cache-memory-bytes 64M  on a CPU
 `
@@ -41,31 +41,41 @@ const extra = (process.env.EPD_VLLM_ARGS ?? '').split(/\s+/).filter(word => word
 const servers = await VllmServers.prepare({ command, model, extra, patience: PATIENCE_MS })
 t.teardown(() => servers.close())
 t.comment(`vllm ${version.stdout.trim().split('\n').at(-1)}, logs in ${servers.logs}`)
-await servers.start('plain', 'e')
+/** A test that takes as long as the servers do. */
+const real = async (name: string, run: (t: Test) => Promise<void>): Promise<void> => { await t.test(name, { timeout: 0 }, run) }
+const only = (name: string): boolean => values.only === name
+const always = { routing: { disaggregate: 'always' } } as const
+await servers.start('plain', ...(only('mooncake') ? [] : ['e'] as const))
 
-if (values.only !== 'e-p-d') {
+if (values.only === undefined || only('e-pd')) {
   await servers.start('pd')
   const house = servers.house('e', 'pd')
-  const long = { timeout: 0 }
-  await t.test('E -> PD, raw: 40 pictures equal the plain server', long, async t => { await equalsPlain(t, house, { count: 40, seed: 1, plan: 'e-pd', options: { vllm: { handoff: 'raw' } } }) })
-  await t.test('E -> PD, rewritten: 40 pictures equal the plain server', long, async t => { await equalsPlain(t, house, { count: 40, seed: 2, plan: 'e-pd', options: { vllm: { handoff: 'rewrite' } } }) })
-  await t.test('no client harms E and PD', long, async t => { await bearsMalice(t, house, { vllm: { handoff: 'raw' } }) })
-  await t.test('no client harms E and PD, rewritten', long, async t => { await bearsMalice(t, house, { vllm: { handoff: 'rewrite' } }) })
-  await t.test('many requests at once: PD encodes what E was not given', long, async t => { await sharesVisionWork(t, house, 4) })
-  await t.test('E is killed', long, async t => { await survivesEncoder(t, house, 5) })
-  await t.test('PD is killed, and files are deleted', long, async t => { await survivesConsumer(t, house, 6) })
-  await t.test('files are truncated', long, async t => { await losesOneToTruncatedFiles(t, house, 8) })
+  await real('E -> PD, raw: 40 pictures equal the plain server', async t => { await equalsPlain(t, house, { count: 40, seed: 1, plan: 'e-pd', options: { vllm: { handoff: 'raw' } } }) })
+  await real('E -> PD, rewritten: 40 pictures equal the plain server', async t => { await equalsPlain(t, house, { count: 40, seed: 2, plan: 'e-pd', options: { vllm: { handoff: 'rewrite' } } }) })
+  await real('no client harms E and PD', async t => { await bearsMalice(t, house, { vllm: { handoff: 'raw' } }) })
+  await real('no client harms E and PD, rewritten', async t => { await bearsMalice(t, house, { vllm: { handoff: 'rewrite' } }) })
+  await real('many requests at once: PD encodes what E was not given', async t => { await sharesVisionWork(t, house, 4) })
+  await real('E is killed', async t => { await survivesEncoder(t, house, 5) })
+  await real('PD is killed, and files are deleted', async t => { await survivesConsumer(t, house, 6) })
+  await real('files are truncated', async t => { await losesOneToTruncatedFiles(t, house, 8) })
   await servers.stop('pd')
 }
 
-if (values.only !== 'e-pd') {
+if (values.only === undefined || only('e-p-d')) {
   await servers.start('p', 'd')
   const house = servers.house('e', 'p', 'd')
-  const always = { routing: { disaggregate: 'always' } } as const
-  const long = { timeout: 0 }
-  await t.test('E -> P -> D: 40 pictures equal the plain server', long, async t => { await equalsPlain(t, house, { count: 40, seed: 3, plan: 'e-p-d', options: always }) })
-  await t.test('no client harms E, P and D', long, async t => { await bearsMalice(t, house, always) })
-  await t.test('a handle is older than its lease', long, async t => { await throwsOldHandlesAway(t, house, 9, async handoff => { await delay(P_KEEPS_MS); return handoff }) })
-  await t.test('D is killed', long, async t => { await survivesConsumer(t, house, 10, always) })
-  await t.test('P is killed', long, async t => { await survivesPrefill(t, house, 7) })
+  await real('E -> P -> D: 40 pictures equal the plain server', async t => { await equalsPlain(t, house, { count: 40, seed: 3, plan: 'e-p-d', options: always }) })
+  await real('no client harms E, P and D', async t => { await bearsMalice(t, house, always) })
+  await real('a handle is older than its lease', async t => { await throwsOldHandlesAway(t, house, 9, async handoff => { await delay(P_KEEPS_MS); return handoff }) })
+  await real('D is killed', async t => { await survivesConsumer(t, house, 10, always) })
+  await real('P is killed', async t => { await survivesPrefill(t, house, 7) })
+}
+
+if (only('mooncake')) {
+  await servers.start('em', 'pdm')
+  const house = servers.house('em', 'pdm')
+  for (const [i, handoff] of (['auto', 'raw'] as const).entries()) {
+    await real(`features are pushed, ${handoff}: 40 pictures equal the plain server`, async t => { await equalsPlain(t, house, { count: 40, seed: 11 + i, plan: 'e-pd', options: { vllm: { handoff } } }) })
+  }
+  await real('no client harms E and PD', async t => { await bearsMalice(t, house, {}, /^(400|503)$/) })
 }

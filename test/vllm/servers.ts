@@ -18,9 +18,10 @@ export interface VllmCommand {
   readonly patience: number
 }
 
-type Name = 'plain' | 'e' | 'pd' | 'p' | 'd'
+/** `em` and `pdm`: E and PD with ECMooncakeConnector. */
+type Name = 'plain' | 'e' | 'pd' | 'p' | 'd' | 'em' | 'pdm'
 
-const ROLES = { plain: 'hybrid', e: 'encoder', pd: 'hybrid', p: 'prefill', d: 'decode' } as const
+const ROLES = { plain: 'hybrid', e: 'encoder', pd: 'hybrid', p: 'prefill', d: 'decode', em: 'encoder', pdm: 'hybrid' } as const
 
 /** Loopback only, nothing downloaded, nothing reported; several servers on one CPU. */
 const ENVIRONMENT = {
@@ -44,6 +45,8 @@ export class VllmServers {
   readonly #root: string
   readonly #running = new Map<Name, ChildProcess>()
   readonly #ports = new Map<Name, number>()
+  /** Of Mooncake's control sockets. */
+  readonly #controls = new Map<Name, number>()
 
   private constructor (command: VllmCommand, root: string) {
     this.#command = command
@@ -62,7 +65,11 @@ export class VllmServers {
   get #folder (): string { return join(this.#root, ...DEPTH) }
 
   async start (...names: readonly Name[]): Promise<void> {
-    for (const name of names) if (!this.#ports.has(name)) this.#ports.set(name, await freePort())
+    for (const name of names) {
+      if (this.#ports.has(name)) continue
+      this.#ports.set(name, await freePort())
+      this.#controls.set(name, await freePort())
+    }
     for (const name of names) this.#launch(name)
     await Promise.all(names.map(name => this.#ready(name)))
   }
@@ -88,9 +95,11 @@ export class VllmServers {
     return {
       plain: this.url('plain'),
       patience: this.#command.patience,
+      log: join(this.#root, 'gateway.log'),
       peers: names.map((name): Peer => ({
         url: this.url(name),
         role: ROLES[name],
+        ...(name === 'pdm' ? { ecZmqAddrs: [`tcp://127.0.0.1:${this.#controls.get(name)}`] } : {}),
         alive: async () => await answers(this.url(name)),
         kill: async () => { await this.stop(name) },
         start: async () => { await this.start(name) }
@@ -125,12 +134,24 @@ export class VllmServers {
   #arguments (name: Name, port: number): string[] {
     const ec = (role: string): string[] => ['--ec-transfer-config', JSON.stringify({ ec_connector: 'ECExampleConnector', ec_role: role, ec_connector_extra_config: { shared_storage_path: this.#folder } })]
     const kv = (role: string): string[] => ['--kv-transfer-config', JSON.stringify({ kv_connector: 'NixlConnector', kv_role: role, kv_buffer_device: 'cpu' })]
+    const mooncake = (role: string): string[] => ['--ec-transfer-config', JSON.stringify({
+      ec_connector: 'ECMooncakeConnector',
+      ec_role: role,
+      ec_ip: '127.0.0.1',
+      ec_port: this.#controls.get(name),
+      ec_buffer_device: 'cpu',
+      ec_buffer_size: 100_000_000,
+      ec_connector_extra_config: { mooncake_protocol: 'tcp' }
+    })]
+    const encoder = ['--no-enable-prefix-caching', '--max-num-batched-tokens', '65536']
     const own: Record<Name, string[]> = {
       plain: [],
-      e: ['--no-enable-prefix-caching', '--max-num-batched-tokens', '65536', ...ec('ec_producer')],
+      e: [...encoder, ...ec('ec_producer')],
       pd: ['--enable-mm-embeds', ...ec('ec_consumer')],
       p: ['--enable-mm-embeds', ...ec('ec_consumer'), ...kv('kv_producer')],
-      d: ['--enable-mm-embeds', ...kv('kv_consumer')]
+      d: ['--enable-mm-embeds', ...kv('kv_consumer')],
+      em: [...encoder, ...mooncake('ec_producer')],
+      pdm: ['--enable-mm-embeds', ...mooncake('ec_consumer')]
     }
     return [
       'serve', this.#command.model, '--served-model-name', 'tiny', '--host', '127.0.0.1', '--port', String(port),

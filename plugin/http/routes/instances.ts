@@ -24,7 +24,7 @@ const instance = {
   properties: {
     role: { enum: Object.keys(ROLES) },
     url,
-    ec_zmq_addrs: { type: 'array', items: { type: 'string' } },
+    ec_zmq_addrs: { type: 'array', maxItems: 1_024, items: { type: 'string', pattern: '^tcp://[^\\s/]+:[0-9]+$', maxLength: 2_048 } },
     dp_size: { type: 'integer', minimum: 1 }
   }
 } as const
@@ -53,10 +53,10 @@ export const instanceRoutes: FastifyPluginAsync<{ readonly gateway: Gateway }> =
     const { role, ec_zmq_addrs: addresses = [], dp_size: replicas = 1 } = request.body
     const id = bare(request.body.url)
     if (addresses.length > 0 && role !== 'prefill' && role !== 'prefill_decode') return refuse(reply, 400, 'Only EC consumers accept Mooncake addresses')
-    if (addresses.length > 0 || replicas > 1) return refuse(reply, 400, 'ec_zmq_addrs and dp_size are not supported: ECMooncakeConnector was never tried with this gateway')
+    if (addresses.length > 0 && addresses.length !== replicas) return refuse(reply, 422, 'ec_zmq_addrs must contain one address per DP replica')
     const known = registry.get(id)
     if (known !== undefined && known.role !== ROLES[role]) return refuse(reply, 409, 'Unregister the instance before changing its role')
-    registry.add({ url: id, role: ROLES[role], adapter: 'vllm' }, { peer: request.ip })
+    registry.add({ url: id, role: ROLES[role], adapter: 'vllm', ...(addresses.length === 0 ? {} : { ecZmqAddrs: addresses }) }, { peer: request.ip })
     return { registered: known === undefined }
   })
 
