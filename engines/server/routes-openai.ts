@@ -18,11 +18,12 @@ const ABORTED_GRACE_MS = 1_000
 
 type Serve = (call: ChatCall) => Promise<ChatAnswer>
 
-/** POST /v1/chat/completions and /v1/completions, GET /v1/models. */
+/** POST /v1/chat/completions, /v1/completions and /v1/responses, GET /v1/models. */
 export function openaiRoutes (app: FastifyInstance, state: ServerState, unreadTimeoutMs: number): void {
   const serving = { state, unreadTimeoutMs }
   app.post('/v1/chat/completions', (request, reply) => serve(serving, request, reply, 'chat', engine => call => engine.chat(call)))
-  app.post('/v1/completions', (request, reply) => serve(serving, request, reply, 'text_completion', completionsOf))
+  app.post('/v1/completions', (request, reply) => serve(serving, request, reply, 'text_completion', only('completions')))
+  app.post('/v1/responses', (request, reply) => serve(serving, request, reply, 'responses', only('responses')))
   app.get('/v1/models', async () => {
     const { model } = state.health.control()
     const entry = { id: model.name, object: 'model', created: CREATED, owned_by: 'fastify-epd', root: model.name, parent: null, permission: [] }
@@ -30,9 +31,9 @@ export function openaiRoutes (app: FastifyInstance, state: ServerState, unreadTi
   })
 }
 
-function completionsOf (engine: EngineService): Serve {
-  if (engine.completions === undefined) throw new EngineError('unsupported', `An engine with role ${engine.role} does not serve /v1/completions.`)
-  return call => engine.completions!(call)
+/** A route that encoders do not have. */
+function only (method: 'completions' | 'responses'): (engine: EngineService) => Serve {
+  return engine => call => engine[method]?.(call) ?? Promise.reject(new EngineError('unsupported', `An engine with role ${engine.role} does not serve /v1/${method}.`))
 }
 
 async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTimeoutMs: number }, request: FastifyRequest, reply: FastifyReply, operation: string, of: (engine: EngineService) => Serve): Promise<FastifyReply> {

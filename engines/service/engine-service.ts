@@ -126,6 +126,7 @@ export interface EngineService {
   chat (call: ChatCall): Promise<ChatAnswer>
   /** Absent: the route answers 400 `unsupported`. */
   completions? (call: ChatCall): Promise<ChatAnswer>
+  responses? (call: ChatCall): Promise<ChatAnswer>
   /** POST /abort_request by request id. False: unknown, or already ended. */
   abort (requestId: string): boolean
   /** POST /abort_request by LMDeploy's session id. */

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import OpenAI, { APIError, AuthenticationError, BadRequestError, NotFoundError } from 'openai'
+import type { ResponseInput } from 'openai/resources/responses/responses'
 import type { ChatCompletionContentPart, ChatCompletionMessageParam } from 'openai/resources/chat/completions'
 import t from 'tap'
 import { packageRoot } from '../helper/package-root.ts'
@@ -107,6 +108,30 @@ await t.test('a wrong model, a wrong picture and a wrong key are proper errors',
   t.equal((bad as APIError).param, 'messages[0].content[0]')
   const stranger = new OpenAI({ baseURL: `${gateway.url}/v1`, apiKey: 'wrong', maxRetries: 0 })
   t.ok(await failure(stranger, MODEL, ask('Hello')) instanceof AuthenticationError)
+})
+
+await t.test('responses: whole, streamed, of a picture and of a given form', async t => {
+  const input: ResponseInput = [{ role: 'user', content: [{ type: 'input_image', image_url: picture, detail: 'auto' }, { type: 'input_text', text: 'Describe the picture.' }] }]
+  const chat = await client.chat.completions.create({ model: MODEL, messages: [{ role: 'system', content: 'Answer.' }, ...ask('Describe the picture.', picture)], temperature: 0 })
+  const whole = await client.responses.create({ model: MODEL, instructions: 'Answer.', input, temperature: 0 })
+  t.match(whole, { object: 'response', status: 'completed', model: MODEL, instructions: 'Answer.' })
+  t.equal(whole.output_text, chat.choices[0]!.message.content, 'the same as a chat')
+  t.match(whole.usage, { input_tokens: chat.usage!.prompt_tokens, output_tokens: chat.usage!.completion_tokens, total_tokens: chat.usage!.total_tokens })
+
+  const stream = client.responses.stream({ model: MODEL, instructions: 'Answer.', input, temperature: 0 })
+  const types: string[] = []
+  for await (const event of stream) types.push(event.type)
+  const final = await stream.finalResponse()
+  t.same(types.filter((type, i) => type !== types[i - 1]), ['response.created', 'response.in_progress', 'response.output_item.added', 'response.content_part.added', 'response.output_text.delta', 'response.output_text.done', 'response.content_part.done', 'response.output_item.done', 'response.completed'])
+  t.equal(final.output_text, whole.output_text)
+  t.same(final.usage?.output_tokens, whole.usage?.output_tokens)
+
+  const short = await client.responses.create({ model: MODEL, input: 'How are you?', max_output_tokens: 2 })
+  t.match(short, { status: 'incomplete', incomplete_details: { reason: 'max_output_tokens' } })
+  const formed = await client.responses.create({ model: MODEL, input, text: { format: { type: 'json_schema', name: 'count', strict: true, schema: { type: 'object', properties: { count: { type: 'integer', minimum: 0, maximum: 9 } }, required: ['count'], additionalProperties: false } } } })
+  t.match(JSON.parse(formed.output_text), { count: Number })
+  const refused: unknown = await client.responses.create({ model: MODEL, input: 'Go on.', previous_response_id: 'resp_1' }).catch((err: unknown) => err)
+  t.match(refused, { status: 400, param: 'previous_response_id' })
 })
 
 await t.test('models are listed once', async t => {

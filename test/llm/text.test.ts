@@ -173,7 +173,6 @@ t.test('each parameter of a request reaches the sampler under its own name', asy
     includeStop: true,
     skipSpecial: false,
     stream: true,
-    includeUsage: true,
     sampling: {
       temperature: 0.5,
       topP: 0.25,

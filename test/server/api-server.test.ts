@@ -119,7 +119,7 @@ t.test('errors have the shape of OpenAI, and an internal fault reveals nothing',
   const internal = await post('/v1/chat/completions', MESSAGES)
   t.equal(internal.status, 500)
   t.notMatch(internal.text, /secret/)
-  t.match((await post('/v1/completions', { model: 'fake-vlm', prompt: 'x' })).json, { error: { code: 'unsupported' } })
+  for (const [path, body] of [['/v1/completions', { prompt: 'x' }], ['/v1/responses', { input: 'x' }]] as const) t.match((await post(path, { model: 'fake-vlm', ...body })).json, { error: { code: 'unsupported' } })
   t.match(await get('/nowhere'), { status: 404, json: { error: { code: 'not_found', message: /GET \/nowhere/ } } })
 })
 

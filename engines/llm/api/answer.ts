@@ -6,19 +6,18 @@ import type { Generation } from './generation.ts'
 import type { AnswerHead, AnswerShape } from './shape.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
 
+/** `prefix`: of the id. */
 export function answerHead (prefix: string, model: LoadedModel): AnswerHead {
   return {
-    id: `${prefix}-${randomUUID().replaceAll('-', '')}`,
+    id: `${prefix}${randomUUID().replaceAll('-', '')}`,
     created: Math.floor(Date.now() / 1000),
     model: model.name,
     system_fingerprint: `fp_${model.fingerprint.slice(0, 10)}`
   }
 }
 
-const DONE = 'data: [DONE]\n\n'
-
 /** Server-sent events; all events since the last read go out in one chunk. */
-async function * stream (generation: Generation, shape: AnswerShape, includeUsage: boolean): AsyncGenerator<Buffer> {
+async function * stream (generation: Generation, shape: AnswerShape): AsyncGenerator<Buffer> {
   const opened = new Set<number>()
   for await (const events of generation.events()) {
     let out = ''
@@ -32,7 +31,7 @@ async function * stream (generation: Generation, shape: AnswerShape, includeUsag
     }
     if (out !== '') yield Buffer.from(out)
   }
-  yield Buffer.from((includeUsage ? shape.usage(generation.usage()) : '') + DONE)
+  yield Buffer.from(shape.end(() => generation.usage()))
 }
 
 async function collect (generation: Generation, shape: AnswerShape): Promise<object> {
@@ -49,8 +48,8 @@ async function collect (generation: Generation, shape: AnswerShape): Promise<obj
 }
 
 /** The answer of submitted sequences. @throws what they fail with before the first token. */
-export async function answer (generation: Generation, shape: AnswerShape, options: { stream: boolean, includeUsage: boolean }): Promise<ChatAnswer> {
+export async function answer (generation: Generation, shape: AnswerShape, options: { stream: boolean }): Promise<ChatAnswer> {
   if (!options.stream) return { status: 200, json: await collect(generation, shape) }
   await generation.started()
-  return { status: 200, stream: stream(generation, shape, options.includeUsage) }
+  return { status: 200, stream: stream(generation, shape) }
 }

@@ -18,7 +18,8 @@ export function readMessages (body: Json): TemplateMessage[] {
   })
 }
 
-function readMessage (message: Json, param: string): TemplateMessage {
+/** `param`: its place in the body. */
+export function readMessage (message: Json, param: string): TemplateMessage {
   const { role, content } = message
   if (role === 'tool' || role === 'function') unsupported(`${param}.role`, 'tool messages are not supported by this engine')
   if (typeof role !== 'string' || !ROLES.has(role)) refuse(`${param}.role`, '"role" must be system, developer, user or assistant')

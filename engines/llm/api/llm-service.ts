@@ -10,13 +10,15 @@ import { EngineError } from '../../service/errors.ts'
 import { LeaseGrants } from '../../cache/lease-grants.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import type { P2PNode } from '../../p2p/node.ts'
+import type { Json } from './fields.ts'
 import { answer, answerHead } from './answer.ts'
 import type { LlmRole, RequestTarget } from './control-fields.ts'
 import { Handoff } from './handoff.ts'
-import { readCall, readChat, readCompletion, type ParsedRequest } from './request.ts'
+import { readCall, readChat, readCompletion, readResponse, type ParsedRequest } from './request.ts'
 import { Generation } from './generation.ts'
 import { buildPrompts } from './prompt-builder.ts'
-import { chatShape, completionShape } from './shape.ts'
+import { responseShape } from './response-shape.ts'
+import { chatShape, completionShape, type AnswerHead, type AnswerShape } from './shape.ts'
 import { Grammar } from '../grammar/constraint.ts'
 import type { Vocabulary } from '../grammar/vocabulary.ts'
 import type { BatchScheduler } from '../scheduler/batch-scheduler.ts'
@@ -65,6 +67,14 @@ export interface LlmServiceParts {
 interface OpenRequest {
   readonly stop: AbortController
   readonly sessionId: number | undefined
+}
+
+/** What differs between the APIs. */
+interface Api {
+  read (body: Json, target: RequestTarget): ParsedRequest
+  /** Of the answer's id. */
+  readonly prefix: string
+  shape (head: AnswerHead, tokenizer: Tokenizer, body: Json): AnswerShape
 }
 
 /** What links carry, by role, as `<kind of blocks>:<protocol>/<version>`. */
@@ -158,17 +168,21 @@ export class LlmService implements EngineService {
   }
 
   async chat (call: ChatCall): Promise<ChatAnswer> {
-    return await this.#serve(call, body => readChat(body, this.#target), 'chatcmpl')
+    return await this.#serve(call, { read: readChat, prefix: 'chatcmpl-', shape: chatShape })
   }
 
   async completions (call: ChatCall): Promise<ChatAnswer> {
-    return await this.#serve(call, body => readCompletion(body, this.#target), 'cmpl')
+    return await this.#serve(call, { read: readCompletion, prefix: 'cmpl-', shape: completionShape })
   }
 
-  async #serve (call: ChatCall, read: (body: Readonly<Record<string, unknown>>) => ParsedRequest, prefix: 'chatcmpl' | 'cmpl'): Promise<ChatAnswer> {
+  async responses (call: ChatCall): Promise<ChatAnswer> {
+    return await this.#serve(call, { read: readResponse, prefix: 'resp_', shape: responseShape })
+  }
+
+  async #serve (call: ChatCall, { read, prefix, shape: shapeOf }: Api): Promise<ChatAnswer> {
     if (this.#closing !== undefined) throw new EngineError('draining', 'the engine is shutting down')
     const { body, sessionId } = readCall(call.body, this.model)
-    const request = read(body)
+    const request = read(body, this.#target)
     const runtime = this.#runtime ?? await this.#parts.runtime
     const admitted = this.#admit(runtime, request)
     let stop: AbortController
@@ -198,7 +212,7 @@ export class LlmService implements EngineService {
     if (stop.signal.aborted) onAbort()
     else stop.signal.addEventListener('abort', onAbort, { once: true })
     const head = answerHead(prefix, this.model)
-    const shape = (prefix === 'cmpl' ? completionShape : chatShape)(head, runtime.tokenizer, request.params.includeUsage)
+    const shape = shapeOf(head, runtime.tokenizer, body)
     const answered = await answer(generation, shape, request.params)
     return handoff !== undefined && 'json' in answered ? { ...answered, json: { ...answered.json as object, ...handoff.answer() } } : answered
   }

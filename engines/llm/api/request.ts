@@ -9,6 +9,7 @@ import { readControl, type RequestTarget } from './control-fields.ts'
 import { matchEncoderResults } from './encoder-result.ts'
 import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, unsupported, type Json } from './fields.ts'
 import { countPrompts, readMessages } from './input.ts'
+import { asChat, inItsWords, readInput } from './response-request.ts'
 import { refuseUnsupported } from './unsupported.ts'
 import { readGeneration, type GenerationParams } from './sampling.ts'
 
@@ -39,7 +40,7 @@ export function readCall (value: unknown, model: LoadedModel): { body: Json, ses
 }
 
 /** @throws EngineError naming the field at fault. */
-export function readChat (body: Json, target: RequestTarget): ParsedRequest {
+export function readChat (body: Json, target: RequestTarget, messagesOf = readMessages): ParsedRequest {
   refuseUnsupported(body)
   const logprobs = readBoolean(body, 'logprobs', false)
   const top = readInteger(body, 'top_logprobs', { min: 0, max: 20, fallback: undefined })
@@ -54,9 +55,19 @@ export function readChat (body: Json, target: RequestTarget): ParsedRequest {
   if (target.role === 'decode' && items.length > 0) {
     throw new EngineError('unsupported', 'this engine has the role decode: pictures come to it only by the migration request of a prefill engine', { param: items[0]?.param })
   }
-  const messages = readMessages(body)
+  const messages = messagesOf(body)
   const kwargs = readObject(body.chat_template_kwargs ?? {}, 'chat_template_kwargs')
   return { params, texts: 1, form, preserve, input: { kind: 'chat', messages, kwargs, items, results: matchEncoderResults(body, items, target.model) } }
+}
+
+/** @throws EngineError naming the field at fault. */
+export function readResponse (body: Json, target: RequestTarget): ParsedRequest {
+  const chat = asChat(body)
+  try {
+    return readChat(chat, target, readInput)
+  } catch (err) {
+    throw inItsWords(err)
+  }
 }
 
 /** @throws EngineError naming the field at fault. */

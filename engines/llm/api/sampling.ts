@@ -14,7 +14,6 @@ export interface GenerationParams {
   readonly includeStop: boolean
   readonly skipSpecial: boolean
   readonly stream: boolean
-  readonly includeUsage: boolean
 }
 
 const MAX_CHOICES = 128
@@ -80,13 +79,15 @@ function readStops (body: Json): string[] {
   return stops
 }
 
-function readStreaming (body: Json): { stream: boolean, includeUsage: boolean } {
+/** `stream_options` are read where chunks are written. */
+function readStream (body: Json): boolean {
   const stream = readBoolean(body, 'stream', false)
   const options = body.stream_options ?? undefined
-  if (options === undefined) return { stream, includeUsage: false }
+  if (options === undefined) return stream
   if (!isObject(options)) refuse('stream_options', '"stream_options" must be an object')
   if (!stream) refuse('stream_options', '"stream_options" is only allowed when "stream" is true')
-  return { stream, includeUsage: readBoolean(options, 'include_usage', false) }
+  readBoolean(options, 'include_usage', false)
+  return stream
 }
 
 /**
@@ -105,6 +106,6 @@ export function readGeneration (body: Json, model: LoadedModel, topLogprobs: num
     stop: readStops(body),
     includeStop: readBoolean(body, 'include_stop_str_in_output', false),
     skipSpecial: readBoolean(body, 'skip_special_tokens', true),
-    ...readStreaming(body)
+    stream: readStream(body)
   }
 }

@@ -1,5 +1,6 @@
 import type { Outcome } from '../sequence/sequence.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
+import { isObject, type Json } from './fields.ts'
 import { finishReason } from './choice.ts'
 import type { Usage } from './generation.ts'
 import { chatLogprob, CompletionLogprobs, type ChatLogprob } from './logprobs.ts'
@@ -13,19 +14,24 @@ export interface AnswerHead {
   readonly system_fingerprint: string
 }
 
-/** The JSON of an answer; /v1/chat/completions and /v1/completions differ in nothing else. */
+/** The JSON of an answer: the APIs differ in nothing else. */
 export interface AnswerShape {
   /** First event of a choice, before any text, if the API has one. */
   opening (index: number): string | undefined
   /** An event with text or log probabilities; undefined when there is neither. */
   piece (index: number, text: string, token: SampledToken | undefined): string | undefined
   closing (index: number, outcome: Outcome): string
-  usage (usage: Usage): string
+  /** What ends a stream. */
+  end (usage: () => Usage): string
   /** The answer of a request that does not stream. */
   whole (choices: ReadonlyArray<{ text: string, tokens: readonly SampledToken[], outcome: Outcome }>, usage: Usage): object
 }
 
+const DONE = 'data: [DONE]\n\n'
+
 const event = (json: string): string => `data: ${json}\n\n`
+
+const asksForUsage = ({ stream_options: options }: Json): boolean => isObject(options) && options.include_usage === true
 
 /** The constant text around a chunk's choices: the hundreds of chunks of a stream differ in one short member. */
 function chunkParts (object: string, head: AnswerHead, withUsage: boolean): { before: string, after: string } {
@@ -33,7 +39,8 @@ function chunkParts (object: string, head: AnswerHead, withUsage: boolean): { be
   return { before: `${text.slice(0, -1)},"choices":[`, after: withUsage ? '],"usage":null}' : ']}' }
 }
 
-export function chatShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: boolean): AnswerShape {
+export function chatShape (head: AnswerHead, tokenizer: Tokenizer, body: Json): AnswerShape {
+  const withUsage = asksForUsage(body)
   const { before, after } = chunkParts('chat.completion.chunk', head, withUsage)
   const chunk = (index: number, delta: string, logprobs: string, reason: string): string =>
     event(`${before}{"index":${index},"delta":${delta},"logprobs":${logprobs},"finish_reason":${reason}}${after}`)
@@ -46,7 +53,7 @@ export function chatShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: bo
       return chunk(index, `{"content":${JSON.stringify(text)}}`, entry === undefined ? 'null' : JSON.stringify(logprobsOf([entry])), 'null')
     },
     closing: (index, outcome) => chunk(index, '{}', 'null', JSON.stringify(finishReason(outcome))),
-    usage: usage => event(`${before}],"usage":${JSON.stringify(usage)}}`),
+    end: usage => (withUsage ? event(`${before}],"usage":${JSON.stringify(usage())}}`) : '') + DONE,
     whole: (choices, usage) => ({
       id: head.id,
       object: 'chat.completion',
@@ -64,7 +71,8 @@ export function chatShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: bo
   }
 }
 
-export function completionShape (head: AnswerHead, tokenizer: Tokenizer, withUsage: boolean): AnswerShape {
+export function completionShape (head: AnswerHead, tokenizer: Tokenizer, body: Json): AnswerShape {
+  const withUsage = asksForUsage(body)
   const { before, after } = chunkParts('text_completion', head, withUsage)
   /** Where the next token of a choice begins: the text of the tokens before it, sent yet or held back. */
   const offsets = new Map<number, number>()
@@ -87,7 +95,7 @@ export function completionShape (head: AnswerHead, tokenizer: Tokenizer, withUsa
       return text === '' && logprobs === null ? undefined : chunk(index, text, logprobs, 'null')
     },
     closing: (index, outcome) => chunk(index, '', null, JSON.stringify(finishReason(outcome))),
-    usage: usage => event(`${before}],"usage":${JSON.stringify(usage)}}`),
+    end: usage => (withUsage ? event(`${before}],"usage":${JSON.stringify(usage())}}`) : '') + DONE,
     whole: (choices, usage) => ({
       id: head.id,
       object: 'text_completion',
