@@ -4,11 +4,13 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
+import { loadavg } from 'node:os'
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { machine, median, table, writeSection } from '../bench/report.ts'
 import { freePort } from '../helper/free-port.ts'
+import { tempFile } from '../helper/temp.ts'
 import { until } from '../helper/until.ts'
 import { ask, type Told } from './ask.ts'
 import { chat, dataUrl, imagePart, picture, textPart, type Part } from './pictures.ts'
@@ -169,13 +171,17 @@ async function outcomes (way: Way): Promise<string> {
 const doors = { e: await new Door(encoder).open(), pd: await new Door(hybrid).open() }
 const servers = ['--encode-servers-urls', doors.e.url, '--prefill-servers-urls', 'disable', '--decode-servers-urls', doors.pd.url]
 const cli = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
+const leaving: Array<() => unknown> = []
+const rewrite = await tempFile({ teardown: run => { leaving.push(run) } }, 'epd.config.json', JSON.stringify({ vllm: { handoff: 'rewrite' } }))
 const gateways = await Promise.all([
   started(process.execPath, [cli, 'serve', '--log-level', 'error', ...servers]),
+  started(process.execPath, [cli, 'serve', '--log-level', 'error', '--config', rewrite, ...servers]),
   started(python, [proxy, ...servers])
 ])
-const [ours, theirs] = ['fastify-epd', 'disagg_epd_proxy.py'].map((name, i): Way => ({ name, send: body => ask(gateways[i]!, body) })) as [Way, Way]
+const [ours, oursRewriting, theirs] = ['fastify-epd', 'fastify-epd, rewrite', 'disagg_epd_proxy.py'].map((name, i): Way => ({ name, send: body => ask(gateways[i]!, body) })) as [Way, Way, Way]
 
-const fast = rounds === 0 ? '(not measured)' : await latencies([byHand(doors.e.url, doors.pd.url), ours, theirs])
+const before = loadavg()[0]!
+const fast = rounds === 0 ? '(not measured)' : await latencies([byHand(doors.e.url, doors.pd.url), ours, oursRewriting, theirs])
 const failing: string[][] = []
 for (const [name, door] of [['E is away', doors.e], ['PD is away', doors.pd]] as const) {
   await door.close()
@@ -187,7 +193,7 @@ for (const [name, door] of [['E is away', doors.e], ['PD is away', doors.pd]] as
 const version = await fetch(`${hybrid}/version`).then(async answer => (await answer.json() as { version: string }).version)
 const markdown = `## vLLM
 
-Real vLLM ${version} servers on the CPU with a tiny Qwen2-VL of random weights, E and PD with the file connector, pictures of ${SIDE} x ${SIDE} and ${(picture(0, SIDE, SIDE, 0).length / 1e6).toFixed(1)} MB, 4 tokens, one request at a time, ${rounds} interleaved rounds, medians; in brackets what is added to the two calls by hand. The servers share the cores with what is measured.
+Real vLLM ${version} servers on the CPU with a tiny Qwen2-VL of random weights, E and PD with the file connector, pictures of ${SIDE} x ${SIDE} and ${(picture(0, SIDE, SIDE, 0).length / 1e6).toFixed(1)} MB, 4 tokens, one request at a time, ${rounds} interleaved rounds, medians; in brackets what is added to the two calls by hand. The servers share the cores with what is measured, and the machine did other things: load average ${before.toFixed(0)} at the start, ${loadavg()[0]!.toFixed(0)} at the end. The proxy, and the gateway with \`vllm.handoff\` \`rewrite\`, send PD no pictures; by default the gateway does, and PD reads them once more.
 
 ${fast}
 
@@ -199,4 +205,5 @@ Measured on: ${machine()}`
 console.log(markdown)
 if (values.write) writeSection('vllm', markdown)
 for (const door of Object.values(doors)) await door.close()
+for (const leave of leaving) await leave()
 process.exit(0)
