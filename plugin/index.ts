@@ -7,6 +7,7 @@ import { Gateway } from './gateway.ts'
 import { createHandle, type Handle, type RawBodies } from './http/handle.ts'
 import { resolveOptions, type EpdOptions } from './options/index.ts'
 import type { RegistryApi } from './registry/index.ts'
+import { Tenants } from './http/keys/tenants.ts'
 import { requireOperator } from './http/routes/guard.ts'
 import { instanceRoutes } from './http/routes/instances.ts'
 import { nodeRoutes } from './http/routes/nodes.ts'
@@ -58,12 +59,14 @@ const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, r
 
   app.decorate('epd', epd)
   attachRoutes(app, { gateway, handle, rawBodies })
-  await mountRoutes(app, epd, prometheus)
+  const tenants = new Tenants(gateway, prometheus?.meter)
+  app.addHook('onClose', async () => { await tenants.close() })
+  await mountRoutes(app, epd, tenants, prometheus)
   lifeCycle(app, gateway, embedded, prometheus)
 }
 
 /** Plain plugins, not fastify-plugin's: prefix, parsers and error shape stay inside, and the application's hooks apply. */
-async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prometheus: Prometheus | undefined): Promise<void> {
+async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, tenants: Tenants, prometheus: Prometheus | undefined): Promise<void> {
   const { prefix, routes, logLevel } = gateway.options
   const mount = { prefix, ...(logLevel === undefined ? {} : { logLevel }) }
   if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics: prometheus })
@@ -75,7 +78,7 @@ async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, prom
     await app.register(spanRoutes, { ...mount, gateway })
   }
   if (gateway.options.ui) await app.register(uiRoutes, { ...mount, gateway })
-  if (routes.openai) await app.register(openaiRoutes, { ...mount, gateway, handle })
+  if (routes.openai) await app.register(openaiRoutes, { ...mount, gateway, handle, tenants })
 }
 
 function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedControl | undefined, prometheus: Prometheus | undefined): void {

@@ -24,6 +24,7 @@ const LIVE: Readonly<Partial<Record<Name, true | readonly string[]>>> = {
   media: true,
   admission: true,
   apiKeys: true,
+  keys: true,
   adminKey: true,
   allowedNetworks: true,
   headers: true,

@@ -2,19 +2,19 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { isEpdError } from '../errors.ts'
 import { onClosed } from '../http/client.ts'
-import { kWatches, type Watch, type Watched } from '../http/handle.ts'
+import { kHolder, kWatches, type Held, type Watch, type Watched } from '../http/handle.ts'
 import type { Served } from '../pipeline/index.ts'
 
 /** Call it before the plugin is registered, so that requests which its hooks refuse are logged too. */
 export function logAccess (app: FastifyInstance, prefix: string): void {
   const below = `${prefix}/v1/`
   app.addHook('onRequest', (request, reply, done) => {
-    if (request.url.startsWith(below)) follow(request as FastifyRequest & Watched, reply)
+    if (request.url.startsWith(below)) follow(request, reply)
     done()
   })
 }
 
-function follow (request: FastifyRequest & Watched, reply: FastifyReply): void {
+function follow (request: FastifyRequest & Watched & Held, reply: FastifyReply): void {
   const arrived = performance.now()
   let closed = false
   // With the core, whose end comes after that of a client that leaves.
@@ -22,7 +22,7 @@ function follow (request: FastifyRequest & Watched, reply: FastifyReply): void {
   let facts: object = {}
   const write = (): void => {
     if (!closed || inside) return
-    request.log.info({ method: request.method, path: request.url.split('?', 1)[0], status: reply.raw.headersSent ? reply.statusCode : undefined, ...facts, duration_ms: Math.round(performance.now() - arrived) }, 'request')
+    request.log.info({ key: request[kHolder]?.name, method: request.method, path: request.url.split('?', 1)[0], status: reply.raw.headersSent ? reply.statusCode : undefined, ...facts, duration_ms: Math.round(performance.now() - arrived) }, 'request')
   }
   const watch: Watch = {
     began ({ model }) {

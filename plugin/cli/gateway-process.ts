@@ -63,7 +63,7 @@ export async function startGateway ({ options, logLevel, load, onProgress }: Gat
     if (resolved.server.stateFile !== undefined) app.addHook('onClose', keepNodes(resolved.server.stateFile, app.epd.gateway))
     if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
     const url = await app.listen({ host, port })
-    if (!isLoopback(host) && resolved.apiKeys.length === 0 && tls?.clientCa === undefined) onProgress(`warning: ${host} is reached from other machines, and there are no apiKeys: whoever reaches it may use the models`)
+    if (!isLoopback(host) && resolved.apiKeys.length + resolved.keys.length === 0 && tls?.clientCa === undefined) onProgress(`warning: ${host} is reached from other machines, and there are no keys: whoever reaches it may use the models`)
     await embeddedReady(app.epd.embedded, onProgress)
     const base = url + resolved.prefix
     return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close: async () => { await app.close() } }

@@ -4,7 +4,7 @@ import { parseBody, parseBodyValue, type Body } from '../body/index.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import type { Bypass } from '../options/index.ts'
-import { serve, type Served } from '../pipeline/index.ts'
+import { serve, type KeyHolder, type Served } from '../pipeline/index.ts'
 import { deliver, onClientGone } from './client.ts'
 import { sendError } from './error-answer.ts'
 
@@ -37,12 +37,16 @@ export type RawBodies = WeakMap<FastifyRequest, Buffer>
 export const kArrivedAt = Symbol('fastify-epd.arrivedAt')
 export interface Arriving { [kArrivedAt]?: number }
 
+/** On a request with a named key: whose it is, for fairness between callers, and which models it may use. */
+export const kHolder = Symbol('fastify-epd.holder')
+export interface Held { [kHolder]?: KeyHolder & { readonly models?: readonly string[] | undefined } }
+
 /** On a request whose end others want to know: the access log, a key's usage. */
 export const kWatches = Symbol('fastify-epd.watches')
 export interface Watched { [kWatches]?: Watch[] }
 export interface Watch {
-  /** The core has it: `ended` will be called. */
-  began? (body: Body): void
+  /** The core will have it, unless this throws; `ended` will be called in any case. */
+  began? (body: Body): void | Promise<void>
   ended (served: Served, body: Body): void
 }
 
@@ -69,8 +73,8 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
       return sendError(request, reply, err)
     }
     const watches = (request as Watched)[kWatches]
-    if (watches !== undefined) for (const watch of watches) watch.began?.(body)
-    const served = await serve(gateway, {
+    const refused = watches === undefined ? undefined : await begin(watches, body)
+    const served = refused ?? await serve(gateway, {
       body,
       path,
       id: callId(request.id),
@@ -78,12 +82,23 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
       onClientGone: listener => { onClientGone(reply.raw, listener) },
       arrivedAt: (request as Arriving)[kArrivedAt],
       log: request.log,
+      holder: (request as Held)[kHolder],
       tenant: overrides.tenant ?? tenantOf(request, options.tenant),
       bypass: overrides.bypass
     }, (answer, headers) => { deliver(answer, reply, options.headers ? headers : {}) })
     if (watches !== undefined) for (const watch of watches) watch.ended(served, body)
     if (served.delivery !== undefined) return reply
     return sendError(request, reply, served.error, options.headers ? served.headers : {}, served.traceId)
+  }
+}
+
+/** @returns what the request has come to, where one of the watches refuses it */
+async function begin (watches: readonly Watch[], body: Body): Promise<Served | undefined> {
+  try {
+    for (const watch of watches) await watch.began?.(body)
+    return undefined
+  } catch (error) {
+    return { error, headers: {} }
   }
 }
 

@@ -4,17 +4,18 @@ import { OptionsError, type OptionsProblem } from '../errors.ts'
 import { checkUrl, sameNode } from '../registry/node-url.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
-  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RoutingOptions, type ServerOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
+  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RateOptions, type RoutingOptions, type ServerOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
 } from './schema.ts'
 
 export { OptionsError, type OptionsProblem }
-export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type MediaOptions, type NodeOptions, type RoutingOptions, type TlsOptions } from './schema.ts'
+export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type KeyOptions, type MediaOptions, type NodeOptions, type RateOptions, type RoutingOptions, type TlsOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
-interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
+interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
   readonly routing: RoutingOptions
   readonly sse: SseOptions
   readonly server: ServerOptions
+  readonly rates: RateOptions
   readonly timeouts: TimeoutOptions
   readonly limits: LimitOptions
   readonly media: MediaOptions
@@ -62,7 +63,7 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   if (!fill(options)) throw new OptionsError(problemsOf(fill.errors ?? []))
   const { $schema: _, embedded, routes, telemetry, ...rest } = options
   const engines = embeddedOf(embedded, options.nodes)
-  const mistakes = [...nodeMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
+  const mistakes = [...nodeMistakes(options), ...keyMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
   if (mistakes.length > 0) throw new OptionsError(mistakes)
   return {
     ...rest,
@@ -92,6 +93,14 @@ function nodeMistakes ({ nodes, adapters }: Filled): OptionsProblem[] {
       ...(adapter === undefined || known.has(adapter) ? [] : [problem(`/nodes/${i}/adapter`, `must be one of ${names}, not ${shown(adapter)}`)]),
       ...(first === i ? [] : [problem(`/nodes/${i}/url`, `must not be that of nodes[${first}]`)])
     ]
+  })
+}
+
+function keyMistakes ({ keys }: Filled): OptionsProblem[] {
+  return keys.flatMap(({ name, hash }, i) => {
+    const same = (one: (typeof keys)[number]): boolean => one.name === name || one.hash.toLowerCase() === hash.toLowerCase()
+    const first = keys.findIndex(same)
+    return first === i ? [] : [problem(`/keys/${i}/${keys[first]!.name === name ? 'name' : 'hash'}`, `must not be that of keys[${first}]`)]
   })
 }
 

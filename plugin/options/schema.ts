@@ -127,6 +127,25 @@ const admission = section({
   retryAfter: Type.Integer({ minimum: 1, maximum: 3_600, default: 1, description: 'Seconds in Retry-After of a refused request.' })
 }, 'Bounds the vision work in flight through this gateway.')
 
+const rate = (description: string) => Type.Optional(Type.Integer({ minimum: 0, description }))
+
+const key = object({
+  name: Type.String({ pattern: '^[\\w.@-]{1,64}$', expects: 'letters, digits, _ . @ and -, at most 64', description: 'Stands in the log, in metrics and in Redis.' }),
+  hash: Type.String({ pattern: '^sha256:[0-9a-fA-F]{64}$', expects: '"sha256:" and 64 hexadecimal digits', description: 'SHA-256 of the key: printf %s KEY | sha256sum.' }),
+  models: Type.Optional(Type.Unsafe<readonly string[]>(Type.Array(text('Model name.'), { description: 'The only models that it may use.' }))),
+  requests: rate('Requests a minute.'),
+  tokens: rate('Tokens a minute, of prompts and answers.'),
+  visionTokens: rate('Vision tokens a minute.'),
+  concurrency: rate('Requests at once, at one gateway.'),
+  priority: Type.Optional(Type.Integer({ minimum: -100, maximum: 100, description: 'Of its requests where they wait; higher goes first. Default 0.' }))
+})
+
+const rates = section({
+  redis: Type.Optional(Type.String({ pattern: '^rediss?://', expects: 'a redis:// or rediss:// URL', description: 'Redis or Valkey that counts for several gateways; none: each counts for itself. Needs the package ioredis.' })),
+  whenAway: oneOf(['open', 'closed'], { default: 'open', description: 'While Redis does not answer: each gateway counts for itself (open), or requests of keys with bounds are refused with 503 (closed).' }),
+  redisTimeout: milliseconds(250, 'How long Redis may take to answer.')
+}, 'Where the rates of keys are counted.')
+
 const telemetry = Type.Partial(object({
   traces: switchOr(object({ max: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000 })) }),
     { default: true, expects: 'true, false or { "max": number of traces kept }', description: 'Keeps traces in memory for GET /epd/traces, and how many.' }),
@@ -176,6 +195,8 @@ export const optionsSchema = Type.Partial(object({
   media,
   admission,
   apiKeys: list(text('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
+  keys: list(key, 'Named keys for the OpenAI routes, with what each may use.'),
+  rates,
   cors: list(Type.String({ pattern: '^(\\*|https?://[^\\s/]+)$', expects: '"*" or an origin such as https://app.example.com' }), 'Origins whose pages may use the OpenAI routes; "*": any.'),
   adminKey: text('Bearer token with which the routes of operators answer from anywhere.'),
   allowedNetworks: list(Type.String({ pattern: '^[0-9a-fA-F.:]+(/[0-9]{1,3})?$', expects: 'an IP address or a network such as 10.0.0.0/8' }), 'Where the routes of operators answer without a key, beside loopback.'),
@@ -195,6 +216,8 @@ export type RoutingOptions = Required<Static<typeof routing>>
 export type TimeoutOptions = Required<Static<typeof timeouts>>
 export type ServerOptions = Required<Omit<Static<typeof server>, 'tls' | 'stateFile'>> & Pick<Static<typeof server>, 'tls' | 'stateFile'>
 export type TlsOptions = Static<typeof tls>
+export interface KeyOptions extends Static<typeof key> {}
+export type RateOptions = Required<Omit<Static<typeof rates>, 'redis'>> & Pick<Static<typeof rates>, 'redis'>
 export type SseOptions = Required<Static<typeof sse>>
 export type LimitOptions = Required<Static<typeof limits>>
 export type MediaOptions = Required<Static<typeof media>>

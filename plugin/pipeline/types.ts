@@ -31,6 +31,13 @@ export interface Core {
   via (headers: IncomingHttpHeaders): string
 }
 
+/** Who asks, where keys have names. */
+export interface KeyHolder {
+  readonly name: string
+  /** Higher goes first. */
+  readonly priority: number
+}
+
 /** One request for the gateway's core. */
 export interface GatewayRequest {
   readonly body: Body
@@ -47,6 +54,7 @@ export interface GatewayRequest {
   readonly log: Log
   /** Separates encoder caches of different customers. */
   readonly tenant?: string | undefined
+  readonly holder?: KeyHolder | undefined
   /** Overrides the option. */
   readonly bypass?: Bypass | undefined
 }

@@ -66,7 +66,7 @@ t.test('the access log can be off, and serve warns beyond loopback without keys'
   await post(quiet.url + CHAT, TEXT)
   t.equal(await quiet.stop(), 0)
   t.same(lines(quiet), [])
-  t.match(quiet.stderr(), /^warning: 0\.0\.0\.0 is reached from other machines, and there are no apiKeys/m)
+  t.match(quiet.stderr(), /^warning: 0\.0\.0\.0 is reached from other machines, and there are no keys/m)
   const keyed = await serve(t, { embedded: false, apiKeys: ['k'] }, '--host', '0.0.0.0')
   t.equal(await keyed.stop(), 0)
   t.notMatch(keyed.stderr(), /warning/)

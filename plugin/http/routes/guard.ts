@@ -25,13 +25,19 @@ function current<T> (guarded: Guarded, make: (options: Access) => T): () => T {
 export function createKeyCheck (keys: readonly string[]): (request: FastifyRequest) => boolean {
   const hashes = keys.map(digest)
   return request => {
-    const token = /^Bearer +(\S+) *$/i.exec(request.headers.authorization ?? '')?.[1]
+    const token = tokenOf(request)
     if (token === undefined) return false
     const hash = digest(token)
     let found = false
     for (const one of hashes) found = timingSafeEqual(one, hash) || found
     return found
   }
+}
+
+/** A client's key: the bearer token or, as Anthropic's libraries send it, `x-api-key`. */
+export function tokenOf ({ headers }: FastifyRequest): string | undefined {
+  const { authorization, 'x-api-key': key } = headers
+  return /^Bearer +(\S+) *$/i.exec(authorization ?? '')?.[1] ?? (typeof key === 'string' ? key : undefined)
 }
 
 export function digest (text: string): Buffer {

@@ -4,13 +4,15 @@ import { readBody } from '../../body/index.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import { onRouteError } from '../error-answer.ts'
-import { CHAT_PATH, kArrivedAt, type Arriving, type Handle } from '../handle.ts'
+import { CHAT_PATH, kArrivedAt, kHolder, type Arriving, type Held, type Handle } from '../handle.ts'
+import type { Tenants } from '../keys/tenants.ts'
 import { checkKey } from './guard.ts'
 import { otherRoutes } from './other.ts'
 
 export interface OpenAiRoutesOptions {
   readonly gateway: Gateway
   readonly handle: Handle
+  readonly tenants: Tenants
 }
 
 const STARTED = Math.floor(Date.now() / 1_000)
@@ -19,13 +21,17 @@ const STARTED = Math.floor(Date.now() / 1_000)
  * The routes of an OpenAI-compatible server. Register it without fastify-plugin: prefix, content type parsers and error
  * shape are meant to stay inside, and the application's own hooks apply.
  */
-export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async function openaiRoutes (app, { gateway, handle }) {
+export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async function openaiRoutes (app, { gateway, handle, tenants }) {
   const { cors, limits } = gateway.options
   keepBytes(app, limits.body)
   app.setErrorHandler(onRouteError)
   if (cors.length > 0) (await import('./cors.ts')).allowOrigins(app, cors)
-  app.addHook('onRequest', (request, _reply, done) => {
-    const { apiKeys } = gateway.options
+  app.addHook('onRequest', (request, reply, done) => {
+    const { apiKeys, keys } = gateway.options
+    if (keys.length > 0) {
+      tenants.admit(request, reply).then(() => { done() }, done)
+      return
+    }
     if (apiKeys.length > 0) checkKey(request, apiKeys)
     done()
   })
@@ -58,13 +64,17 @@ function modelRoutes (app: FastifyInstance, gateway: Gateway): void {
       done(err as Error)
     }
   }
-  const list = (): object => ({ object: 'list', data: gateway.registry.snapshot().models.map(id => cardOf(gateway, id)) })
-  app.get('/v1/models', { onRequest }, async () => list())
+  const modelsFor = (request: FastifyRequest & Held): readonly string[] => {
+    const { models } = gateway.registry.snapshot()
+    return models.filter(id => request[kHolder]?.models?.includes(id) !== false)
+  }
+  const list = (request: FastifyRequest): object => ({ object: 'list', data: modelsFor(request).map(id => cardOf(gateway, id)) })
+  app.get('/v1/models', { onRequest }, async request => list(request))
   // Ids have slashes: `org/model`.
   app.get<{ Params: { '*': string } }>('/v1/models/*', { onRequest }, async request => {
     const id = request.params['*']
-    if (id === '') return list()
-    if (!gateway.registry.snapshot().models.includes(id)) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [id], { param: 'model' })
+    if (id === '') return list(request)
+    if (!modelsFor(request).includes(id)) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [id], { param: 'model' })
     return cardOf(gateway, id)
   })
 }

@@ -15,7 +15,7 @@ import { usableOf, type NodeSnapshot } from '../../registry/index.ts'
 import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
 import { deliver, onClientGone } from '../client.ts'
 import { sendError } from '../error-answer.ts'
-import { callId, upstreamPath, type Handle } from '../handle.ts'
+import { callId, kHolder, upstreamPath, type Held, type Handle } from '../handle.ts'
 import { formField } from './form.ts'
 
 export interface OtherRoutesOptions {
@@ -66,6 +66,7 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
   let via: string
   try {
     via = gateway.via(request.headers)
+    checkModel(request, model)
     node = nodeFor(gateway, model)
   } catch (err) {
     return sendError(request, reply, err)
@@ -95,6 +96,14 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
     limit.clear()
     gateway.requests.delete(inFlight)
   }
+}
+
+/** A key that has a list of models names one of them in what it sends. @throws EPD_ERR_MODEL_NOT_FOUND, EPD_ERR_MISSING_VALUE */
+function checkModel (request: FastifyRequest & Held, model: string | undefined): void {
+  const models = request[kHolder]?.models
+  if (models === undefined || request.method !== 'POST') return
+  if (model === undefined) throw epdError('EPD_ERR_MISSING_VALUE', ['model'], { param: 'model' })
+  if (!models.includes(model)) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [model], { param: 'model' })
 }
 
 /** @throws EPD_ERR_MODEL_NOT_FOUND, EPD_ERR_NO_NODE */

@@ -1,0 +1,162 @@
+/** Named keys: who asks, what they may use, and what they have used. */
+import { metrics, type Counter, type Meter } from '@opentelemetry/api'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { VERSION } from '../../../adapters/wire/version.ts'
+import { TRACER_NAME } from '../../../adapters/wire/semconv.ts'
+import type { Body } from '../../body/index.ts'
+import { epdError, isEpdError } from '../../errors.ts'
+import type { Gateway } from '../../gateway.ts'
+import type { KeyOptions } from '../../options/index.ts'
+import { visionTokens } from '../../pipeline/generate.ts'
+import type { Served } from '../../pipeline/index.ts'
+import { promptTokens } from '../../planning/index.ts'
+import { onClosed } from '../client.ts'
+import { kHolder, kWatches, type Held, type Watch, type Watched } from '../handle.ts'
+import { createKeyCheck, digest, tokenOf } from '../routes/guard.ts'
+import type { Kind, Rate, Rates } from './rates.ts'
+
+/** As in the headers of OpenAI's API: `x-ratelimit-limit-requests`. */
+const HEADERS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision-tokens' }
+const WORDS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision tokens' }
+
+interface Used { readonly requests: Counter, readonly tokens: Counter }
+
+export class Tenants {
+  readonly #gateway: Gateway
+  readonly #meters: readonly Meter[]
+  readonly #inFlight = new Map<string, number>()
+  /** By the hash of the key: the time of a look-up by hash gives nothing away. */
+  #byHash = new Map<string, KeyOptions>()
+  #keys: readonly KeyOptions[] | undefined
+  #rates: Promise<Rates> | undefined
+  #used: readonly Used[] | undefined
+
+  constructor (gateway: Gateway, meter: Meter | undefined) {
+    this.#gateway = gateway
+    this.#meters = [...(meter === undefined ? [] : [meter]), metrics.getMeter(TRACER_NAME, VERSION)]
+  }
+
+  /**
+   * Lets a request in, or refuses it. Whoever asks with a named key is on the request from here on, and its models, tokens
+   * and end are watched.
+   */
+  async admit (request: FastifyRequest & Watched & Held, reply: FastifyReply): Promise<void> {
+    const key = this.#keyOf(request)
+    if (key === undefined) {
+      const { apiKeys } = this.#gateway.options
+      if (apiKeys.length > 0 && createKeyCheck(apiKeys)(request)) return
+      throw epdError('EPD_ERR_UNAUTHORIZED')
+    }
+    const { name, priority = 0, models } = key
+    request[kHolder] = { name, priority, models }
+    if (request.method !== 'POST') return
+    this.#enter(key, reply)
+    const watch: Watch = {
+      began: async body => { await this.#charge(key, body, reply) },
+      ended: (served, body) => { this.#settle(key, served, body) }
+    }
+    request[kWatches] = [...request[kWatches] ?? [], watch]
+    await this.#take(key, 'requests', 1, reply)
+  }
+
+  async close (): Promise<void> {
+    (await this.#rates)?.close()
+  }
+
+  #keyOf (request: FastifyRequest): KeyOptions | undefined {
+    const { keys } = this.#gateway.options
+    if (keys !== this.#keys) {
+      this.#keys = keys
+      this.#byHash = new Map(keys.map(key => [key.hash.toLowerCase(), key]))
+    }
+    const token = tokenOf(request)
+    return token === undefined ? undefined : this.#byHash.get(`sha256:${digest(token).toString('hex')}`)
+  }
+
+  /** Bounds how many requests of a key this gateway serves at once. */
+  #enter ({ name, concurrency }: KeyOptions, reply: FastifyReply): void {
+    const busy = this.#inFlight.get(name) ?? 0
+    if (concurrency !== undefined && busy >= concurrency) {
+      this.#count(name, 'refused')
+      throw epdError('EPD_ERR_RATE', [name, `${concurrency} requests at once`], { retryAfter: 1 })
+    }
+    this.#inFlight.set(name, busy + 1)
+    let left = false
+    onClosed(reply.raw, () => {
+      if (left) return
+      left = true
+      this.#inFlight.set(name, this.#inFlight.get(name)! - 1)
+    })
+  }
+
+  /** What a request will use is known when its body is there; of its answer's tokens, nothing. */
+  async #charge (key: KeyOptions, body: Body, reply: FastifyReply): Promise<void> {
+    // As for a model that is not there: who may not use it need not know of it.
+    if (key.models?.includes(body.model) === false) throw epdError('EPD_ERR_MODEL_NOT_FOUND', [body.model], { param: 'model' })
+    const [vision, tokens] = [visionTokens(body), promptTokens(body)]
+    if (vision > 0) await this.#take(key, 'visionTokens', vision, reply)
+    try {
+      await this.#take(key, 'tokens', tokens, reply)
+    } catch (err) {
+      if (vision > 0) await this.#giveBack(key, 'visionTokens', vision)
+      throw err
+    }
+  }
+
+  async #take (key: KeyOptions, kind: Kind, amount: number, reply: FastifyReply): Promise<void> {
+    const rate = await this.#ratesThere(key, kind, amount)
+    if (rate === undefined) return
+    reply.headers(headersOf(kind, rate))
+    if (rate.fits) return
+    this.#count(key.name, 'refused')
+    // Requests that are refused count, as everywhere; tokens that are not used do not.
+    if (kind !== 'requests') await this.#giveBack(key, kind, amount)
+    throw epdError('EPD_ERR_RATE', [key.name, `${rate.limit} ${WORDS[kind]} a minute`], { retryAfter: Math.max(1, Math.ceil(rate.resetMs / 1_000)) })
+  }
+
+  async #giveBack (key: KeyOptions, kind: Kind, amount: number): Promise<void> {
+    // Redis may be away by now: then there is nothing to give it back to.
+    await this.#ratesThere(key, kind, -amount).catch(() => undefined)
+  }
+
+  async #ratesThere (key: KeyOptions, kind: Kind, amount: number): Promise<Rate | undefined> {
+    if (key[kind] === undefined) return undefined
+    // Loaded where a key has a bound.
+    this.#rates ??= import('./rates.ts').then(({ Rates }) => new Rates(this.#gateway.options.rates, this.#gateway.log))
+    return await (await this.#rates).take(key, kind, amount)
+  }
+
+  /** The request is over: its estimate becomes what the answer says it has used. */
+  #settle (key: KeyOptions, { delivery, error }: Served, body: Body): void {
+    const usage = delivery?.closing().usage
+    const estimated = promptTokens(body)
+    const spent = usage === undefined ? undefined : (usage.promptTokens ?? estimated) + (usage.completionTokens ?? 0)
+    const refused = isEpdError(error) && error.code === 'EPD_ERR_RATE'
+    if (spent !== undefined && spent !== estimated) this.#gateway.requests.background(this.#ratesThere(key, 'tokens', spent - estimated))
+    if (!refused) this.#count(key.name, delivery?.outcome === 'complete' && delivery.statusCode < 400 ? 'ok' : delivery?.outcome === 'client_gone' ? 'aborted' : 'error')
+    if (delivery === undefined) return
+    for (const { tokens } of this.#counters()) {
+      tokens.add(usage?.promptTokens ?? estimated, { 'epd.key': key.name, 'gen_ai.token.type': 'input' })
+      if (usage?.completionTokens !== undefined) tokens.add(usage.completionTokens, { 'epd.key': key.name, 'gen_ai.token.type': 'output' })
+      const vision = visionTokens(body)
+      if (vision > 0) tokens.add(vision, { 'epd.key': key.name, 'gen_ai.token.type': 'vision' })
+    }
+  }
+
+  #count (name: string, outcome: 'ok' | 'refused' | 'aborted' | 'error'): void {
+    for (const { requests } of this.#counters()) requests.add(1, { 'epd.key': name, 'epd.outcome': outcome })
+  }
+
+  #counters (): readonly Used[] {
+    this.#used ??= this.#meters.map(meter => ({
+      requests: meter.createCounter('epd.key.requests', { description: 'Requests of a named key, by outcome.' }),
+      tokens: meter.createCounter('epd.key.tokens', { description: 'Tokens that a named key has used: input, output, and the vision tokens of the input.' })
+    }))
+    return this.#used
+  }
+}
+
+function headersOf (kind: Kind, { limit, remaining, resetMs }: Rate): Record<string, string> {
+  const name = HEADERS[kind]
+  return { [`x-ratelimit-limit-${name}`]: String(limit), [`x-ratelimit-remaining-${name}`]: String(remaining), [`x-ratelimit-reset-${name}`]: `${Math.ceil(resetMs / 1_000)}s` }
+}
