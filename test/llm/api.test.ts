@@ -180,8 +180,8 @@ t.test('an engine with vision', async t => {
     ]
     for (const [more, param] of bad) t.match(await failure(ask(engine, { ...hello, ...more })), { status: 400, code: 'invalid_request', param }, JSON.stringify(more).slice(0, 80))
     const unsupported: Array<[object, string]> = [
-      [{ tools: [{ type: 'function' }] }, 'tools'], [{ tool_choice: 'required' }, 'tool_choice'], [{ modalities: ['audio'] }, 'modalities'],
-      [{ audio: { voice: 'x' } }, 'audio'], [{ messages: [{ role: 'tool', content: 'x' }] }, 'messages[0].role'], [{ messages: [user([{ type: 'input_audio' }])] }, 'messages[0].content[0]'],
+      [{ tools: [{ type: 'function', function: { name: 'f' } }] }, 'tools'], [{ modalities: ['audio'] }, 'modalities'],
+      [{ audio: { voice: 'x' } }, 'audio'], [{ messages: [{ role: 'tool', content: 'x' }] }, 'messages[0]'], [{ messages: [user([{ type: 'input_audio' }])] }, 'messages[0].content[0]'],
       [{ migration_request: { protocol: 1 } }, 'migration_request'], [{ with_cache: true }, 'with_cache'], [{ return_token_ids: true }, 'return_token_ids'],
       [{ guided_json: { type: 'object' } }, 'guided_json'], [{ structured_outputs: { regex: 'a' } }, 'structured_outputs'], [{ best_of: 2 }, 'best_of'], [{ add_generation_prompt: false }, 'add_generation_prompt']
     ]

@@ -4,6 +4,7 @@ import type { LoadedModel } from '../../models/family.ts'
 import type { Outcome } from '../sequence/sequence.ts'
 import type { Generation } from './generation.ts'
 import type { AnswerHead, AnswerShape } from './shape.ts'
+import type { ToolCall } from '../text/tool-calls.ts'
 import type { SampledToken } from '../sequence/sampling.ts'
 
 /** `prefix`: of the id. */
@@ -26,7 +27,7 @@ async function * stream (generation: Generation, shape: AnswerShape): AsyncGener
         opened.add(event.index)
         out += shape.opening(event.index) ?? ''
       }
-      out += shape.piece(event.index, event.text, event.type === 'token' ? event.token : undefined) ?? ''
+      out += shape.piece(event.index, event.text, event.type === 'token' ? event.token : undefined, event.calls) ?? ''
       if (event.type === 'end') out += shape.closing(event.index, event.outcome)
     }
     if (out !== '') yield Buffer.from(out)
@@ -35,11 +36,12 @@ async function * stream (generation: Generation, shape: AnswerShape): AsyncGener
 }
 
 async function collect (generation: Generation, shape: AnswerShape): Promise<object> {
-  const choices = generation.choices.map(() => ({ text: '', tokens: [] as SampledToken[], outcome: undefined as unknown as Outcome }))
+  const choices = generation.choices.map(() => ({ text: '', calls: [] as ToolCall[], tokens: [] as SampledToken[], outcome: undefined as unknown as Outcome }))
   for await (const events of generation.events()) {
     for (const event of events) {
       const choice = choices[event.index] as typeof choices[number]
       choice.text += event.text
+      if (event.calls !== undefined) choice.calls.push(...event.calls)
       if (event.type === 'token') choice.tokens.push(event.token)
       else choice.outcome = event.outcome
     }

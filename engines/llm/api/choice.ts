@@ -1,18 +1,23 @@
 import type { SampledToken } from '../sequence/sampling.ts'
 import type { Outcome, Sequence, SequenceSink } from '../sequence/sequence.ts'
 import type { Detokenizer } from '../text/detokenizer.ts'
+import type { ToolCall, ToolCallParser } from '../text/tool-calls.ts'
 import { StopStrings } from '../text/stop-strings.ts'
 
 /** One step of a choice. `text` is empty while the token's character is incomplete, or may begin a stop string. */
 export type ChoiceEvent =
-  | { readonly type: 'token', readonly index: number, readonly text: string, readonly token: SampledToken }
-  | { readonly type: 'end', readonly index: number, readonly text: string, readonly outcome: Outcome }
+  | { readonly type: 'token', readonly index: number, readonly text: string, readonly token: SampledToken, readonly calls?: readonly ToolCall[] }
+  | { readonly type: 'end', readonly index: number, readonly text: string, readonly outcome: Outcome, readonly calls?: readonly ToolCall[] }
 
 export interface ChoiceOptions {
   readonly index: number
   readonly detokenizer: Detokenizer
   readonly stop: readonly string[]
   readonly includeStop: boolean
+  /** Finds the calls of tools in the text. */
+  readonly calls?: ToolCallParser | undefined
+  /** The answer ends with the first call. */
+  readonly oneCall?: boolean
   onEvent (event: ChoiceEvent): void
   /** The reader of its events is far behind. */
   isFull (): boolean
@@ -38,14 +43,19 @@ export class Choice implements SequenceSink {
 
   onToken (_sequence: Sequence, token: SampledToken): boolean {
     const text = this.#stops.push(this.#options.detokenizer.push(token.token))
-    this.#options.onEvent({ type: 'token', index: this.index, text, token })
-    return this.#stops.found
+    const { calls: parser, oneCall = false } = this.#options
+    const found = parser?.push(text)
+    this.#options.onEvent({ type: 'token', index: this.index, token, ...found ?? { text } })
+    return this.#stops.found || (oneCall && (parser?.calls ?? 0) > 0)
   }
 
   onEnd (_sequence: Sequence, outcome: Outcome): void {
     this.outcome = outcome
     const rest = this.#stops.push(this.#options.detokenizer.flush())
-    this.#options.onEvent({ type: 'end', index: this.index, text: rest + this.#stops.flush(), outcome })
+    const text = rest + this.#stops.flush()
+    const { calls: parser } = this.#options
+    const last = parser?.push(text)
+    this.#options.onEvent({ type: 'end', index: this.index, outcome, ...last === undefined || parser === undefined ? { text } : { text: last.text + parser.flush(), calls: last.calls } })
   }
 }
 

@@ -6,6 +6,8 @@ import type { Grammar } from '../grammar/constraint.ts'
 import type { Prompt } from '../sequence/prompt.ts'
 import type { SequenceInit } from '../sequence/sequence.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
+import { ToolCallParser } from '../text/tool-calls.ts'
+import type { Tools } from './tools.ts'
 import { Choice, EventQueue, type ChoiceEvent } from './choice.ts'
 import type { GenerationParams } from './sampling.ts'
 
@@ -15,6 +17,8 @@ export interface GenerationParts {
   readonly tokenizer: Tokenizer
   /** What the answers may be. */
   readonly grammar?: Grammar | undefined
+  /** What the model may call. */
+  readonly tools?: Tools | undefined
   /** Takes over the KV blocks of the only sequence; by default they are freed. */
   readonly keep?: SequenceInit['keep']
 }
@@ -57,10 +61,11 @@ export class Generation {
     for (const prompt of prompts) for (let i = 0; i < params.n; i++) this.#submit(parts, call, prompt, i)
   }
 
-  #submit ({ engine, tokenizer, grammar, keep }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
+  #submit ({ engine, tokenizer, grammar, tools, keep }: GenerationParts, call: ChatCall, prompt: Prompt, i: number): void {
     const { sampling, maxTokens, stop, includeStop, skipSpecial } = this.#params
+    const calls = tools === undefined ? undefined : new ToolCallParser(new Set(tools.tools.map(tool => tool.name)))
     const choice = new Choice({
-      index: this.choices.length, detokenizer: tokenizer.detokenizer(skipSpecial), stop, includeStop, onEvent: event => this.#take(event), isFull: () => this.#queue.full
+      index: this.choices.length, detokenizer: tokenizer.detokenizer(skipSpecial), stop, includeStop, onEvent: event => this.#take(event), isFull: () => this.#queue.full, calls, oneCall: tools?.parallel === false
     })
     this.choices.push(choice)
     const constraint = grammar?.constrain(error => { this.#onMask(choice, error) })

@@ -2,9 +2,10 @@
 import { textOf } from '../../../adapters/wire/json.ts'
 import { mediaType, TEXT_PARTS } from '../../../adapters/wire/media.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
-import { isObject, refuse, unsupported, type Json } from './fields.ts'
+import { isEmpty, isObject, readObject, refuse, unsupported, type Json } from './fields.ts'
+import { checkSize } from './tools.ts'
 
-const ROLES = new Set(['system', 'developer', 'user', 'assistant'])
+const ROLES = new Set(['system', 'developer', 'user', 'assistant', 'tool'])
 const MAX_PROMPTS = 128
 
 /** The messages as the chat template takes them. Call `collectMedia` first: it checks the media parts. */
@@ -21,14 +22,40 @@ export function readMessages (body: Json): TemplateMessage[] {
 /** `param`: its place in the body. */
 export function readMessage (message: Json, param: string): TemplateMessage {
   const { role, content } = message
-  if (role === 'tool' || role === 'function') unsupported(`${param}.role`, 'tool messages are not supported by this engine')
-  if (typeof role !== 'string' || !ROLES.has(role)) refuse(`${param}.role`, '"role" must be system, developer, user or assistant')
-  if (Array.isArray(message.tool_calls) && message.tool_calls.length > 0) unsupported(`${param}.tool_calls`, 'tool calls are not supported by this engine')
-  const known = role === 'developer' ? 'system' : role
-  if (typeof content === 'string') return { role: known, content }
-  if (content === undefined || content === null || (Array.isArray(content) && content.length === 0)) return { role: known, content: '' }
+  if (role === 'function') unsupported(`${param}.role`, 'messages of functions are not supported by this engine: tools have the role "tool"')
+  if (typeof role !== 'string' || !ROLES.has(role)) refuse(`${param}.role`, '"role" must be system, developer, user, assistant or tool')
+  const head = { role: role === 'developer' ? 'system' : role, ...role === 'tool' ? { tool_call_id: textOf(message.tool_call_id) ?? '' } : {}, ...callsOf(message, `${param}.tool_calls`) }
+  if (typeof content === 'string') return { ...head, content }
+  if (content === undefined || content === null || (Array.isArray(content) && content.length === 0)) return { ...head, content: '' }
   if (!Array.isArray(content)) refuse(`${param}.content`, '"content" must be a string or a list of parts')
-  return { role: known, content: (content as unknown[]).map((part, i) => readPart(part, `${param}.content[${i}]`)) }
+  return { ...head, content: (content as unknown[]).map((part, i) => readPart(part, `${param}.content[${i}]`)) }
+}
+
+/** The calls of an assistant, their arguments parsed: templates print them as JSON of their own. */
+function callsOf ({ role, tool_calls: calls }: Json, param: string): Pick<TemplateMessage, 'tool_calls'> {
+  if (isEmpty(calls)) return {}
+  if (role !== 'assistant' || !Array.isArray(calls)) refuse(param, '"tool_calls" must be a list, in a message of the assistant')
+  return {
+    tool_calls: (calls as unknown[]).map((call, i) => {
+      const at = `${param}[${i}]`
+      const { id, function: called } = readObject(call, at)
+      const { name, arguments: given = '{}' } = readObject(called, `${at}.function`)
+      if (typeof name !== 'string') refuse(`${at}.function.name`, '"name" must be a string')
+      if (typeof given !== 'string') refuse(`${at}.function.arguments`, '"arguments" must be a string')
+      const parsed = parseObject(given) ?? refuse(`${at}.function.arguments`, '"arguments" must be a JSON object')
+      checkSize(parsed, `${at}.function.arguments`)
+      return { type: 'function', id: textOf(id) ?? '', function: { name, arguments: parsed } }
+    })
+  }
+}
+
+function parseObject (text: string): Json | undefined {
+  try {
+    const value: unknown = JSON.parse(text)
+    return isObject(value) ? value : undefined
+  } catch {
+    return undefined
+  }
 }
 
 /** `collectMedia` has read media, and refused what is unknown. */

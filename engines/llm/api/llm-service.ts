@@ -11,6 +11,7 @@ import { LeaseGrants } from '../../cache/lease-grants.ts'
 import type { LoadedModel } from '../../models/family.ts'
 import type { P2PNode } from '../../p2p/node.ts'
 import type { Json } from './fields.ts'
+import { checkForm } from './answer-form.ts'
 import { answer, answerHead } from './answer.ts'
 import type { LlmRole, RequestTarget } from './control-fields.ts'
 import { Handoff } from './handoff.ts'
@@ -18,6 +19,7 @@ import { readCall, readChat, readCompletion, readResponse, type ParsedRequest } 
 import { Generation } from './generation.ts'
 import { buildPrompts } from './prompt-builder.ts'
 import { responseShape } from './response-shape.ts'
+import { checkMessages, toolForm } from './tools.ts'
 import { chatShape, completionShape, type AnswerHead, type AnswerShape } from './shape.ts'
 import { Grammar } from '../grammar/constraint.ts'
 import type { Vocabulary } from '../grammar/vocabulary.ts'
@@ -196,11 +198,15 @@ export class LlmService implements EngineService {
     let generation: Generation
     try {
       const { features, staging } = this.#parts
-      const grammar = request.form === undefined
+      const { toolFormat } = runtime.text
+      if (request.input.kind === 'chat') checkMessages(request.input.messages, toolFormat)
+      const form = request.form ?? (request.tools === undefined ? undefined : toolForm(request.tools, toolFormat))
+      checkForm(form, request.params)
+      const grammar = form === undefined
         ? undefined
-        : new Grammar(request.form, { vocabulary: await runtime.vocabulary(), tokenizer: runtime.tokenizer, eosIds: this.model.text.eosIds })
+        : new Grammar(form, { vocabulary: await runtime.vocabulary(), tokenizer: runtime.tokenizer, eosIds: this.model.text.eosIds })
       const prompts = await buildPrompts(request, { ...runtime, model: this.model, features, staging }, { signal: stop.signal, context: call.context, tenant: call.tenant })
-      const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, grammar, keep: handoff?.keep }
+      const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, grammar, tools: toolFormat === 'tagged' ? request.tools : undefined, keep: handoff?.keep }
       generation = new Generation(parts, call, prompts, request.params, () => this.#open.delete(call.requestId))
     } catch (err) {
       this.#open.delete(call.requestId)

@@ -4,12 +4,13 @@ import { EngineError } from '../../service/errors.ts'
 import type { Node } from '../grammar/automaton.ts'
 import type { MigrationRequest, RemoteMedia } from '../sequence/prompt.ts'
 import type { TemplateMessage } from '../text/chat-template.ts'
-import { checkForm, readForm } from './answer-form.ts'
+import { readForm } from './answer-form.ts'
 import { readControl, type RequestTarget } from './control-fields.ts'
 import { matchEncoderResults } from './encoder-result.ts'
 import { isEmpty, isObject, readBoolean, readInteger, readObject, refuse, unsupported, type Json } from './fields.ts'
 import { countPrompts, readMessages } from './input.ts'
 import { asChat, inItsWords, readInput } from './response-request.ts'
+import { checkSize, readTools, type Tools } from './tools.ts'
 import { refuseUnsupported } from './unsupported.ts'
 import { readGeneration, type GenerationParams } from './sampling.ts'
 
@@ -20,6 +21,8 @@ export interface ParsedRequest {
   readonly texts: number
   /** What the answer's text may be; undefined: any text. */
   readonly form: Node | undefined
+  /** What the model may call. */
+  readonly tools: Tools | undefined
   /** Put the KV blocks under a lease and answer a migration request. */
   readonly preserve: boolean
   readonly input:
@@ -48,16 +51,18 @@ export function readChat (body: Json, target: RequestTarget, messagesOf = readMe
   const { preserve, migration } = readControl(body, target, logprobs)
   const params = readParams(body, target, logprobs ? top ?? 0 : undefined)
   const form = readForm(body)
-  checkForm(form, params)
+  const tools = readTools(body)
   // P has read the client's messages and pictures.
-  if (migration !== undefined) return { params, texts: 1, form, preserve, input: { kind: 'migrated', migration } }
+  if (migration !== undefined) return { params, texts: 1, form, tools, preserve, input: { kind: 'migrated', migration } }
   const items = collectMedia(body)
   if (target.role === 'decode' && items.length > 0) {
     throw new EngineError('unsupported', 'this engine has the role decode: pictures come to it only by the migration request of a prefill engine', { param: items[0]?.param })
   }
   const messages = messagesOf(body)
-  const kwargs = readObject(body.chat_template_kwargs ?? {}, 'chat_template_kwargs')
-  return { params, texts: 1, form, preserve, input: { kind: 'chat', messages, kwargs, items, results: matchEncoderResults(body, items, target.model) } }
+  const given = readObject(body.chat_template_kwargs ?? {}, 'chat_template_kwargs')
+  checkSize(given, 'chat_template_kwargs')
+  const kwargs = tools === undefined ? given : { ...given, tools: tools.given }
+  return { params, texts: 1, form, tools, preserve, input: { kind: 'chat', messages, kwargs, items, results: matchEncoderResults(body, items, target.model) } }
 }
 
 /** @throws EngineError naming the field at fault. */
@@ -73,16 +78,16 @@ export function readResponse (body: Json, target: RequestTarget): ParsedRequest 
 /** @throws EngineError naming the field at fault. */
 export function readCompletion (body: Json, target: RequestTarget): ParsedRequest {
   refuseUnsupported(body)
+  if (!isEmpty(body.tools)) unsupported('tools', 'completions take no tools')
   const top = readInteger(body, 'logprobs', { min: 0, max: 5, fallback: undefined })
   const { preserve, migration } = readControl(body, target, top !== undefined)
   if (!isEmpty(body.encoder_result)) unsupported('encoder_result', 'completions take no media')
   const params = readParams(body, target, top)
   const form = readForm(body)
-  checkForm(form, params)
-  if (migration !== undefined) return { params, texts: 1, form, preserve, input: { kind: 'migrated', migration } }
+  if (migration !== undefined) return { params, texts: 1, form, tools: undefined, preserve, input: { kind: 'migrated', migration } }
   const texts = countPrompts(body)
   if (preserve && texts > 1) refuse('prompt', '"prompt" must be a single one with "preserve_cache"')
-  return { params, texts, form, preserve, input: { kind: 'completion', body } }
+  return { params, texts, form, tools: undefined, preserve, input: { kind: 'completion', body } }
 }
 
 /** A prefill engine stops after its first token, whatever the request says. */

@@ -13,6 +13,7 @@ const STATEFUL = ['previous_response_id', 'conversation', 'background', 'prompt'
 /** The request as a chat writes it, but for its input, which stays a list of that name. @throws EngineError naming the field */
 export function asChat (body: Json): Json {
   for (const key of STATEFUL) if (!isEmpty(body[key])) unsupported(key, `"${key}" is not supported by this engine, which keeps no responses`)
+  if (!isEmpty(body.tools)) unsupported('tools', 'tools are supported in /v1/chat/completions only')
   if ((body.n ?? 1) !== 1) refuse('n', '"n" must be 1 in /v1/responses')
   const { input, max_output_tokens: maxTokens, text, include, messages: _, stream_options: __, ...rest } = body
   if (typeof input !== 'string' && !Array.isArray(input)) refuse('input', '"input" must be a text or a list of items')

@@ -1,4 +1,5 @@
 import type { Outcome } from '../sequence/sequence.ts'
+import type { ToolCall } from '../text/tool-calls.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
 import { isObject, type Json } from './fields.ts'
 import { finishReason } from './choice.ts'
@@ -19,12 +20,12 @@ export interface AnswerShape {
   /** First event of a choice, before any text, if the API has one. */
   opening (index: number): string | undefined
   /** An event with text or log probabilities; undefined when there is neither. */
-  piece (index: number, text: string, token: SampledToken | undefined): string | undefined
+  piece (index: number, text: string, token: SampledToken | undefined, calls?: readonly ToolCall[]): string | undefined
   closing (index: number, outcome: Outcome): string
   /** What ends a stream. */
   end (usage: () => Usage): string
   /** The answer of a request that does not stream. */
-  whole (choices: ReadonlyArray<{ text: string, tokens: readonly SampledToken[], outcome: Outcome }>, usage: Usage): object
+  whole (choices: ReadonlyArray<{ text: string, calls: readonly ToolCall[], tokens: readonly SampledToken[], outcome: Outcome }>, usage: Usage): object
 }
 
 const DONE = 'data: [DONE]\n\n'
@@ -39,31 +40,46 @@ function chunkParts (object: string, head: AnswerHead, withUsage: boolean): { be
   return { before: `${text.slice(0, -1)},"choices":[`, after: withUsage ? '],"usage":null}' : ']}' }
 }
 
+const callOf = ({ id, name, arguments: given }: ToolCall): object => ({ id, type: 'function', function: { name, arguments: given } })
+
+/** An answer with calls waits for their results. */
+function reasonOf (outcome: Outcome, calls: number): string | undefined {
+  const reason = finishReason(outcome)
+  return reason === 'stop' && calls > 0 ? 'tool_calls' : reason
+}
+
 export function chatShape (head: AnswerHead, tokenizer: Tokenizer, body: Json): AnswerShape {
   const withUsage = asksForUsage(body)
   const { before, after } = chunkParts('chat.completion.chunk', head, withUsage)
   const chunk = (index: number, delta: string, logprobs: string, reason: string): string =>
     event(`${before}{"index":${index},"delta":${delta},"logprobs":${logprobs},"finish_reason":${reason}}${after}`)
+  /** Calls so far of each choice of a stream. */
+  const called = new Map<number, number>()
+  const deltaOf = (index: number, text: string, calls: readonly ToolCall[]): string => {
+    const before = called.get(index) ?? 0
+    called.set(index, before + calls.length)
+    return JSON.stringify({ ...text === '' ? {} : { content: text }, tool_calls: calls.map((call, i) => ({ index: before + i, ...callOf(call) })) })
+  }
   const logprobsOf = (content: readonly ChatLogprob[]): object | null => content.length === 0 ? null : { content, refusal: null }
   return {
     opening: index => chunk(index, '{"role":"assistant","content":"","refusal":null}', 'null', 'null'),
-    piece (index, text, token) {
+    piece (index, text, token, calls = []) {
       const entry = token === undefined ? undefined : chatLogprob(tokenizer, token)
-      if (text === '' && entry === undefined) return undefined
-      return chunk(index, `{"content":${JSON.stringify(text)}}`, entry === undefined ? 'null' : JSON.stringify(logprobsOf([entry])), 'null')
+      if (text === '' && entry === undefined && calls.length === 0) return undefined
+      return chunk(index, calls.length === 0 ? `{"content":${JSON.stringify(text)}}` : deltaOf(index, text, calls), entry === undefined ? 'null' : JSON.stringify(logprobsOf([entry])), 'null')
     },
-    closing: (index, outcome) => chunk(index, '{}', 'null', JSON.stringify(finishReason(outcome))),
+    closing: (index, outcome) => chunk(index, '{}', 'null', JSON.stringify(reasonOf(outcome, called.get(index) ?? 0))),
     end: usage => (withUsage ? event(`${before}],"usage":${JSON.stringify(usage())}}`) : '') + DONE,
     whole: (choices, usage) => ({
       id: head.id,
       object: 'chat.completion',
       created: head.created,
       model: head.model,
-      choices: choices.map(({ text, tokens, outcome }, index) => ({
+      choices: choices.map(({ text, calls, tokens, outcome }, index) => ({
         index,
-        message: { role: 'assistant', content: text, refusal: null },
+        message: { role: 'assistant', content: text === '' && calls.length > 0 ? null : text, refusal: null, ...calls.length > 0 ? { tool_calls: calls.map(callOf) } : {} },
         logprobs: logprobsOf(tokens.map(token => chatLogprob(tokenizer, token)).filter(entry => entry !== undefined)),
-        finish_reason: finishReason(outcome)
+        finish_reason: reasonOf(outcome, calls.length)
       })),
       usage,
       system_fingerprint: head.system_fingerprint

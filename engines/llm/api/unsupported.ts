@@ -6,7 +6,7 @@ import { isEmpty, unsupported, type Json } from './fields.ts'
 
 const UNSUPPORTED = [
   // OpenAI
-  'tools', 'functions', 'audio', 'web_search_options', 'echo', 'suffix',
+  'functions', 'audio', 'web_search_options', 'echo', 'suffix',
   // vLLM, SGLang and LMDeploy: the output's form
   'guided_json', 'guided_regex', 'guided_choice', 'guided_grammar', 'structured_outputs', 'json_schema', 'regex', 'ebnf', 'structural_tag',
   // how tokens are chosen
@@ -22,10 +22,8 @@ export function refuseUnsupported (body: Json): void {
   for (const key of UNSUPPORTED) {
     if (!isEmpty(body[key]) && body[key] !== '') unsupported(key, `"${key}" is not supported by this engine`)
   }
-  for (const key of ['tool_choice', 'function_call']) {
-    if (!isEmpty(body[key]) && body[key] !== 'none' && body[key] !== 'auto') unsupported(key, `"${key}" is not supported by this engine`)
-  }
-  const { modalities } = body
+  const { modalities, function_call: call } = body
+  if (!isEmpty(call) && call !== 'none' && call !== 'auto') unsupported('function_call', '"function_call" is not supported by this engine')
   if (!isEmpty(modalities) && !(Array.isArray(modalities) && modalities.every(m => m === 'text'))) unsupported('modalities', '"modalities" must be ["text"]')
   if (!isEmpty(body.best_of) && body.best_of !== (body.n ?? 1)) unsupported('best_of', '"best_of" must equal "n"')
   if (body.add_generation_prompt === false) unsupported('add_generation_prompt', '"add_generation_prompt" must be true')

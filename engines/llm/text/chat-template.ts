@@ -3,10 +3,15 @@ import { join } from 'node:path'
 import type { Template } from '@huggingface/jinja'
 import { EngineError } from '../../service/errors.ts'
 import { loadOptional } from '../../service/optional.ts'
+import { toolFormatOf, type ToolFormat } from './tool-calls.ts'
 
 /** A message as templates of vision-language models expect it. */
 export interface TemplateMessage {
   readonly role: string
+  /** Calls of an assistant, as templates print them: with their arguments parsed. */
+  readonly tool_calls?: ReadonlyArray<{ readonly type: 'function', readonly id: string, readonly function: { readonly name: string, readonly arguments: Readonly<Record<string, unknown>> } }>
+  /** The call that a tool's message answers. */
+  readonly tool_call_id?: string
   readonly content: string | ReadonlyArray<{ readonly type: 'text', readonly text: string } | { readonly type: 'image' }>
 }
 
@@ -29,17 +34,19 @@ async function source (dir: string, config: Record<string, unknown>): Promise<st
 /** A model's chat template, parsed once. */
 export class ChatTemplate {
   readonly #template: Template | undefined
+  readonly toolFormat: ToolFormat
   readonly #specialText: Readonly<Record<string, string>>
 
-  private constructor (template: Template | undefined, specialText: Readonly<Record<string, string>>) {
+  private constructor (template: Template | undefined, toolFormat: ToolFormat, specialText: Readonly<Record<string, string>>) {
     this.#template = template
+    this.toolFormat = toolFormat
     this.#specialText = specialText
   }
 
   static async load (dir: string, config: Record<string, unknown>, specialText: Readonly<Record<string, string>>): Promise<ChatTemplate> {
     const { Template } = await loadOptional('@huggingface/jinja')
     const text = await source(dir, config)
-    return new ChatTemplate(text === undefined ? undefined : new Template(text), specialText)
+    return new ChatTemplate(text === undefined ? undefined : new Template(text), toolFormatOf(text ?? ''), specialText)
   }
 
   /**

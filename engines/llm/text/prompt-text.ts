@@ -3,6 +3,7 @@ import type { EngineLog } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
 import type { ChatTemplate } from './chat-template.ts'
 import type { TextJob, TextMethods } from './text-program.ts'
+import type { ToolFormat } from './tool-calls.ts'
 import { encodeText, type Tokenizer } from './tokenizer.ts'
 
 /** What is rendered and tokenised on the spot, about 10 ms at most; the worker has the rest. */
@@ -28,6 +29,10 @@ export class PromptText {
 
   constructor (options: PromptTextOptions) {
     this.#options = options
+  }
+
+  get toolFormat (): ToolFormat {
+    return this.#options.template.toolFormat
   }
 
   /** @throws EngineError `context_length_exceeded`, or what the template throws */
@@ -79,8 +84,10 @@ function sizeOf (input: Job['input']): { characters: number, messages: number } 
   let [characters, messages] = [0, 0]
   // What a template makes of its arguments is unknown: many of them make a long prompt.
   if (hasMany(input.kwargs)) characters += SMALL_CHARACTERS
-  for (const { content } of input.messages) {
+  for (const { content, tool_calls: calls } of input.messages) {
     messages++
+    // Each has a name and arguments.
+    if (calls !== undefined) messages += calls.length
     if (typeof content === 'string') characters += content.length
     else {
       messages += content.length
