@@ -1,0 +1,58 @@
+/** What is in deploy/ says of the gateway what is true. Its own tools lint it: deploy/lint.sh. */
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { parse, parseAllDocuments } from 'yaml'
+import { loadConfig } from '../../plugin/cli/config.ts'
+import { buildGateway } from '../helper/fake-gateway.ts'
+import { packageRoot } from '../helper/package-root.ts'
+
+const folder = join(packageRoot(), 'deploy')
+const read = (file: string): string => readFileSync(join(folder, file), 'utf8')
+const yaml = (file: string): any => parse(read(file), { merge: true })
+
+t.test('the configurations fit the schema', async t => {
+  const dir = t.testdir({ 'api-key': 'k' })
+  for (const file of ['compose.config.yaml', 'kubernetes/epd.config.yaml']) {
+    const path = join(dir, file.replaceAll('/', '-'))
+    writeFileSync(path, read(file).replaceAll(/\$\{file:[^}]*\}/g, `\${file:${dir}/api-key}`))
+    const { raw } = await loadConfig(path)
+    t.equal(raw.server?.host, '0.0.0.0')
+    t.equal(raw.timeouts?.grace, 60_000)
+    t.ok((raw.apiKeys ?? []).length > 0, 'beyond loopback there are keys')
+  }
+})
+
+t.test('every manifest is listed, and selects what the Deployment labels', async t => {
+  const { resources, labels } = yaml('kubernetes/kustomization.yaml')
+  t.same([...resources].sort(), readdirSync(join(folder, 'kubernetes')).filter(file => !['kustomization.yaml', 'epd.config.yaml'].includes(file)).sort())
+  const label = labels[0].pairs
+  t.same(yaml('kubernetes/deployment.yaml').spec.selector.matchLabels, label)
+  t.same(yaml('kubernetes/service.yaml').spec.selector, label)
+  t.same(yaml('kubernetes/disruption.yaml').spec.selector.matchLabels, label)
+  t.same(yaml('kubernetes/network.yaml').spec.podSelector.matchLabels, label)
+  t.same(yaml('kubernetes/monitor.yaml').spec.selector.matchLabels, label)
+  for (const file of resources) t.same(parseAllDocuments(read(`kubernetes/${file}`)).flatMap(({ errors }) => errors), [], file)
+})
+
+t.test('probes, metrics and ports are those of the gateway', async t => {
+  const { url } = await buildGateway(t)
+  const { spec: { template: { spec } } } = yaml('kubernetes/deployment.yaml')
+  const [container] = spec.containers
+  for (const probe of ['startupProbe', 'livenessProbe', 'readinessProbe']) t.not((await fetch(url + container[probe].httpGet.path)).status, 404, probe)
+  const metrics = await (await fetch(url + yaml('kubernetes/monitor.yaml').spec.endpoints[0].path)).text()
+  const { metric } = yaml('kubernetes/autoscaling.yaml').spec.metrics[0].pods
+  t.match(metrics, new RegExp(`^${metric.name}(\\{| )`, 'm'))
+  const sleep = Number(container.lifecycle.preStop.exec.command[1])
+  t.ok(spec.terminationGracePeriodSeconds > sleep + 60, 'there is time for preStop and timeouts.grace')
+})
+
+t.test('nothing runs as root or writes to its image', async t => {
+  const { spec } = yaml('kubernetes/deployment.yaml').spec.template
+  t.match(spec, { securityContext: { runAsNonRoot: true }, containers: [{ securityContext: { readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: { drop: ['ALL'] } } }] })
+  t.match(yaml('compose.yaml').services.gateway, { read_only: true, cap_drop: ['ALL'] })
+  t.match(read('Dockerfile'), /^USER 1000$/m)
+  t.match(read('fastify-epd.service'), /^DynamicUser=yes$/m)
+  const grace = Number(/^TimeoutStopSec=(\d+)$/m.exec(read('fastify-epd.service'))?.[1])
+  t.ok(grace > 60)
+})
