@@ -14,7 +14,7 @@ const HELP = `npm run test:vllm -- --model FOLDER [--only e-pd|e-p-d|mooncake]
 Starts vLLM servers on loopback, at most four at a time, and tests the gateway in front of them: 10 to 30 minutes on a CPU.
 
   --model FOLDER  a vision-language model; a tiny one with random weights will do. Also EPD_VLLM_MODEL
-  --only NAME     one topology; mooncake, E -> PD with ECMooncakeConnector, runs only when it is named:  pip install mooncake-transfer-engine
+  --only NAME     one topology; mooncake, E -> PD with ECMooncakeConnector, runs only when it is named; on a CPU PD loads nothing (0.32.0):  pip install mooncake-transfer-engine
   EPD_VLLM        the vllm command (default: vllm in PATH). It is installed by:  pip install vllm nixl
   EPD_VLLM_ARGS   arguments for every server, such as  --kv-cache-memory-bytes 64M  on a CPU
 `

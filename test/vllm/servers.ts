@@ -124,7 +124,7 @@ export class VllmServers {
       // A group of its own: a server is several processes.
       detached: true,
       stdio: ['ignore', log, log],
-      env: { ...process.env, ...ENVIRONMENT, VLLM_NIXL_SIDE_CHANNEL_PORT: String(port + 10_000 > 65_535 ? port - 10_000 : port + 10_000) }
+      env: { ...process.env, ...ENVIRONMENT, ...(name === 'em' || name === 'pdm' ? { VLLM_HOST_IP: '127.0.0.1' } : {}), VLLM_NIXL_SIDE_CHANNEL_PORT: String(port + 10_000 > 65_535 ? port - 10_000 : port + 10_000) }
     })
     closeSync(log)
     child.on('error', error => { process.stderr.write(`${this.#command.command}: ${error.message}\n`) })
