@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { Context } from '@opentelemetry/api'
 import { CacheError, type FeatureCache, type FeatureEntry } from '../cache/index.ts'
 import type { EngineCounters, EngineLog } from '../service/engine-service.ts'
@@ -129,6 +130,8 @@ export class VisionRunner {
     this.#pending += items.length
     const stop = new AbortController()
     const either = AbortSignal.any([signal, stop.signal])
+    // Each picture listens.
+    setMaxListeners(0, either)
     let failure: { reason: unknown } | undefined
     const results = await Promise.all(items.map(item => this.#encodeItem(item, request, either).catch((reason: unknown) => {
       failure ??= { reason: signal.aborted ? signal.reason : toEngineError(reason, item.param) }

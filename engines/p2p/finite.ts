@@ -7,8 +7,8 @@ const EXPONENTS: Readonly<Record<Dtype, { readonly mask: number, readonly one: n
 }
 
 /**
- * Whether all numbers are finite, four words at a time without a branch: 8 MiB take 2.5 ms beside 3.1 ms for their checksum,
- * a loop that tests each number takes 6.6 ms. `bytes` begin at a whole word; a last half word is a float16.
+ * Whether all numbers are finite, four words at a time without a branch: 8 MiB take 4.2 ms beside 4.5 ms for their checksum,
+ * a loop that tests each number takes 6.2 ms (in turn, the fastest tenth of 350 rounds, on a machine with other work). `bytes` begin at a whole word; a last half word is a float16.
  */
 export function allFinite (bytes: Uint8Array, dtype: Dtype): boolean {
   const { mask, one, carry } = EXPONENTS[dtype]

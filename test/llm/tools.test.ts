@@ -117,7 +117,7 @@ t.test('an engine whose template has tools', async t => {
     const called = { role: 'assistant', content: null, tool_calls: [{ id: 'call_1', type: 'function', function: { name: 'count_shapes', arguments: '{"shape":"star","least":1}' } }] }
     t.ok(await call({ messages: [user('How many?'), called, { role: 'tool', tool_call_id: 'call_1', content: '3' }], tools: [count], max_tokens: 3 }))
     t.match(template.render([{ role: 'assistant', content: '', tool_calls: [{ type: 'function', id: 'a', function: { name: 'f', arguments: { a: 1 } } }] }]), '{"name": "f", "arguments": {"a": 1}}')
-    for (const [message, param] of [[{ ...called, tool_calls: [{}] }, 'messages[0].tool_calls[0].function'], [{ ...called, tool_calls: [{ function: { name: 'f', arguments: '{' } }] }, 'messages[0].tool_calls[0].function.arguments'], [{ ...called, role: 'user' }, 'messages[0].tool_calls'], [{ role: 'function', content: 'x' }, 'messages[0].role']] as const) {
+    for (const [message, param] of [[{ ...called, tool_calls: [{}] }, 'messages[0].tool_calls[0].function'], [{ ...called, tool_calls: [{ function: { name: 'f', arguments: '{' } }] }, 'messages[0].tool_calls[0].function.arguments'], [{ ...called, role: 'user' }, 'messages[0].tool_calls'], [{ role: 'function', content: 'x' }, 'messages[0].role'], [{ ...called, tool_calls: Array.from({ length: 2_000 }, () => called.tool_calls[0]) }, 'messages[0].tool_calls'], [{ ...called, tool_calls: [{ function: { name: 'f', arguments: `{"a":"${'x'.repeat(300_000)}"}` } }] }, 'messages[0].tool_calls[0].function.arguments']] as const) {
       t.match(await failure(call({ messages: [message, user('x')] })), { status: 400, param })
     }
   })

@@ -6,12 +6,17 @@ import { startApiServer } from '../../engines/server/index.ts'
 import { FakeEngine } from '../helper/fake-engine.ts'
 import { until } from '../helper/until.ts'
 
-interface Gateway { url: string, added: any[], spans: any[], tokens: Array<string | undefined>, state: { status: number, token: string }, close: () => Promise<void> }
+interface Resource { attributes: Array<{ key: string, value: { stringValue?: string } }> }
+
+/** What OTLP's JSON has of a span, with its resource. */
+interface Span { name: string, traceId: string, parentSpanId?: string, resource: Resource }
+
+interface Gateway { url: string, added: unknown[], spans: Span[], tokens: Array<string | undefined>, state: { status: number, token: string }, close: () => Promise<void> }
 
 /** The two routes of a gateway that engines call. */
 async function gateway (t: Test, port = 0): Promise<Gateway> {
   const app: FastifyInstance = Fastify({ forceCloseConnections: true })
-  const gateway = { url: '', added: [] as any[], spans: [] as any[], tokens: [] as Array<string | undefined>, state: { status: 200, token: 'token-1' }, close: () => app.close() }
+  const gateway: Gateway = { url: '', added: [], spans: [], tokens: [], state: { status: 200, token: 'token-1' }, close: () => app.close() }
   app.post('/nodes/add', async (request, reply) => {
     gateway.added.push(request.body)
     return reply.code(gateway.state.status).header('x-epd-node-token', gateway.state.token).send('"Added successfully"')
@@ -19,7 +24,8 @@ async function gateway (t: Test, port = 0): Promise<Gateway> {
   app.post('/epd/otlp/v1/traces', async (request, reply) => {
     gateway.tokens.push(request.headers.authorization)
     if (request.headers.authorization !== `Bearer ${gateway.state.token}`) return reply.code(401).send({})
-    for (const resource of (request.body as any).resourceSpans) for (const scope of resource.scopeSpans) gateway.spans.push(...scope.spans.map((span: any) => ({ ...span, resource: resource.resource })))
+    const { resourceSpans } = request.body as { resourceSpans: Array<{ resource: Resource, scopeSpans: Array<{ spans: Array<Omit<Span, 'resource'>> }> }> }
+    for (const { resource, scopeSpans } of resourceSpans) for (const scope of scopeSpans) gateway.spans.push(...scope.spans.map(span => ({ ...span, resource })))
     return {}
   })
   gateway.url = await app.listen({ host: '127.0.0.1', port })
@@ -70,7 +76,7 @@ t.test('an engine\'s spans reach the gateway with the caller\'s trace, and follo
   span()
   await until(() => proxy.spans.length === 1, 'the span came')
   t.match(proxy.spans[0], { traceId: '0af7651916cd43dd8448eb211c80319c', parentSpanId: 'b7ad6b7169203331', name: 'engine.encode' })
-  const resource = Object.fromEntries(proxy.spans[0].resource.attributes.map((one: any) => [one.key, one.value.stringValue]))
+  const resource = Object.fromEntries(proxy.spans[0]!.resource.attributes.map(one => [one.key, one.value.stringValue]))
   t.match(resource, { 'service.name': 'fastify-epd-engine', 'service.version': '1.2.3', 'service.instance.id': server.url, 'epd.role': 'encoder' })
   t.equal(context.active(), ROOT_CONTEXT, 'no context is followed through promises in an engine')
 

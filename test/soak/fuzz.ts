@@ -22,9 +22,15 @@ export interface FuzzReport {
   readonly answers: Readonly<Record<string, number>>
   /** What is wrong afterwards. */
   readonly problems: readonly string[]
-  /** Resident memory, MiB: after a tenth of the work, and at the end. */
-  readonly memory: readonly [number, number]
+  /** Resident memory, MiB: after a tenth of the frames, after a tenth of the results, and at the end. */
+  readonly memory: readonly number[]
 }
+
+/** Caches of their usual size touch new pages for hours before they are full: that would hide a leak. */
+const SMALL_POOLS = { kvBlocks: 512, featureBlocks: 128 }
+/** With fewer the memory of a young process says nothing. */
+const MANY_RESULTS = 10_000
+const FLAT = 1.1
 
 type Below = (below: number) => number
 
@@ -89,12 +95,12 @@ const mib = (): number => {
 export async function fuzz ({ frames, results, seed }: { frames: number, results: number, seed: number }): Promise<FuzzReport> {
   const below = seeded(seed)
   const log = { debug () {}, info () {}, warn () {}, error () {} }
-  const base = { backend: 'pytorch' as const, modelDir: shippedModel(), host: '127.0.0.1', device: 'cpu', threads: 1, media: { allowPrivate: false, allowedDomains: [] }, log }
+  const base = { backend: 'pytorch' as const, modelDir: shippedModel(), host: '127.0.0.1', device: 'cpu', threads: 1, media: { allowPrivate: false, allowedDomains: [] }, log, ...SMALL_POOLS }
   const encoder = await createEncoderEngine({ ...base, engineId: 'http://encoder', role: 'encoder', vision: true, leaseMs: 2_000 })
   const engine = await createLlmEngine({ ...base, engineId: 'http://engine', role: 'hybrid', vision: false })
   const problems: string[] = []
   const answers: Record<string, number> = {}
-  let early = 0
+  const memory: number[] = []
   try {
     await Promise.all([encoder.ready, engine.ready])
     const endpoint = encoder.p2p.endpoint as P2PEndpointInfo
@@ -124,7 +130,7 @@ export async function fuzz ({ frames, results, seed }: { frames: number, results
     const reading = (async () => { while (!socket.closed) await socket.receive().catch(() => { /* closed meanwhile */ }) })()
     for (let i = 0; i < frames; i++) {
       await socket.send(frameOf(templates, below))
-      if (i === Math.floor(frames / 10)) early = mib()
+      if (i === Math.floor(frames / 10)) memory.push(mib())
     }
     socket.close()
     await reading
@@ -137,6 +143,7 @@ export async function fuzz ({ frames, results, seed }: { frames: number, results
         answers[code] = (answers[code] ?? 0) + 1
       }))
       encoder.endSession(result.lease)
+      if (memory.length === 1 && i >= results / 10) memory.push(mib())
     }
     if (await textOf() !== before) problems.push('the answer to an honest request has changed')
     for (const one of [encoder, engine]) {
@@ -148,7 +155,10 @@ export async function fuzz ({ frames, results, seed }: { frames: number, results
       }
       if (gauges.epd_leases_open !== 0) problems.push(`${one.role}: ${gauges.epd_leases_open} leases are open`)
     }
-    return { refused: encoder.p2p.refused ?? {}, answers, problems, memory: [early, mib()] }
+    memory.push(mib())
+    const [warm, last] = memory.slice(-2) as [number, number]
+    if (results >= MANY_RESULTS && last > warm * FLAT) problems.push(`memory grew from ${warm} to ${last} MiB`)
+    return { refused: encoder.p2p.refused ?? {}, answers, problems, memory }
   } finally {
     await Promise.all([encoder.close(), engine.close()])
   }

@@ -1,5 +1,5 @@
 /**
- * The longest stall of an engine's event loop under large bodies: `node dist/test/soak/stall.js`. Each body is sent by another
+ * The longest stall of an engine's event loop under large bodies: `npm run stall`, or `npm run stall -- calls` for the bodies of that name. Each body is sent by another
  * process; every line has the answer's status, the time it took, the longest delay of the event loop, and on Linux the most
  * CPU time between two of its turns, which other processes on the machine do not change. All in milliseconds.
  */
@@ -15,6 +15,9 @@ import { dataUrl, makeScene, renderScene, seededRandom } from '../helper/picture
 const MIB = 1 << 20
 const LIMIT = 64 * MIB - 1024
 const fill = (before: string, unit: string, after: string): string => before + unit.repeat(Math.floor((LIMIT - before.length - after.length) / Buffer.byteLength(unit))) + after
+const form = (schema: string, n = 1): string => `{"messages":[{"role":"user","content":"a"}],"max_tokens":40,"temperature":2,"n":${n},"response_format":{"type":"json_schema","json_schema":{"name":"a","schema":${schema}}}}`
+/** Each level can be read in twice as many ways as the one around it. */
+const WAYS = { anyOf: ['p', 'q'].map(name => ({ type: 'object', properties: { x: { anyOf: [{ $ref: '#' }, { $ref: '#' }, { type: 'string' }] }, [name]: { type: 'integer' } }, required: ['x', name] })) }
 const chat = (content: string): string => `{"messages":[{"role":"user","content":${content}}],"max_tokens":1}`
 
 async function bodies (): Promise<Record<string, string>> {
@@ -36,6 +39,16 @@ async function bodies (): Promise<Record<string, string>> {
     '400 KiB of spaces as text': chat(JSON.stringify(' '.repeat(400 << 10))),
     '60 KiB of words as text': chat(JSON.stringify('several words and more '.repeat(2_700))),
     '60 KiB of one word': chat(JSON.stringify('x'.repeat(60 << 10))),
+    'a schema 5,000 deep': form(`${'{"type":"array","items":'.repeat(5_000)}{}${'}'.repeat(5_000)}`),
+    'a schema of 30,000 properties': form(`{"type":"object","properties":{${Array.from({ length: 30_000 }, (_, i) => `"p${i}":{}`).join()}}}`),
+    'a schema of 1,000 values': form(JSON.stringify({ enum: Array.from({ length: 1_000 }, (_, i) => `value ${i}`) })),
+    '99 optional properties': form(JSON.stringify({ type: 'object', properties: Object.fromEntries(Array.from({ length: 99 }, (_, i) => [`p${i}`, { type: 'string' }])) }), 16),
+    'one enum of 60 MiB': fill(form('{"enum":["|"]}').split('|')[0] as string, 'a', form('{"enum":["|"]}').split('|')[1] as string),
+    'a schema with many ways': form(JSON.stringify(WAYS), 16),
+    'any object, 128 times': '{"messages":[{"role":"user","content":"a"}],"max_tokens":20,"temperature":2,"n":128,"response_format":{"type":"json_object"}}',
+    'tools 5,000 deep': `{"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"__proto__","parameters":${'{"a":'.repeat(5_000)}1${'}'.repeat(5_000)}}}]}`,
+    'calls of 60 MiB': fill('{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{\\"a\\":[', '1,', '1]}"}}]}]}'),
+    '30,000 calls': `{"messages":[${Array.from({ length: 300 }, () => `{"role":"assistant","tool_calls":[${'{"function":{"name":"f"}},'.repeat(99)}{"function":{"name":"f"}}]}`).join()}]}`,
     '64 pictures': chat(`[${Array.from({ length: 64 }, () => `{"type":"image_url","image_url":{"url":"${picture}"}}`).join()},{"type":"text","text":"a"}]`),
     'one picture of 64 MiB': fill('{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,', 'iVBORw0KGgo', '"}},{"type":"text","text":"a"}]}]}'),
     '64 pictures of 1 MiB': chat(`[${Array.from({ length: 63 }, () => `{"type":"image_url","image_url":{"url":"data:image/png;base64,${'iVBORw0KGgo'.repeat(95_000)}"}}`).join()},{"type":"text","text":"a"}]`)
@@ -77,7 +90,8 @@ if (process.send !== undefined) {
   const [names] = await once(client, 'message') as [string[]]
   const delay = monitorEventLoopDelay({ resolution: 1 })
   let longest = 0
-  for (const name of ['1,300 messages', ...names]) {
+  const [only] = process.argv.slice(2)
+  for (const name of ['1,300 messages', ...names].filter(name => only === undefined || name.includes(only))) {
     delay.reset()
     delay.enable()
     const stop = watchTurns()

@@ -7,24 +7,33 @@ import { checkSize } from './tools.ts'
 
 const ROLES = new Set(['system', 'developer', 'user', 'assistant', 'tool'])
 const MAX_PROMPTS = 128
+const MAX_CALLS = 1_024
+const MAX_ARGUMENTS = 1 << 18
 
 /** The messages as the chat template takes them. Call `collectMedia` first: it checks the media parts. */
 export function readMessages (body: Json): TemplateMessage[] {
   const { messages } = body
   if (!Array.isArray(messages) || messages.length === 0) refuse('messages', '"messages" must be a non-empty list')
+  const room = { calls: MAX_CALLS, characters: MAX_ARGUMENTS }
   return (messages as unknown[]).map((message, i) => {
     const param = `messages[${i}]`
     if (!isObject(message)) refuse(param, 'a message must be an object')
-    return readMessage(message, param)
+    return readMessage(message, param, room)
   })
 }
 
+/** What is left for calls of tools in the messages of a request: their arguments are parsed here, on the main thread. */
+interface Room {
+  calls: number
+  characters: number
+}
+
 /** `param`: its place in the body. */
-export function readMessage (message: Json, param: string): TemplateMessage {
+export function readMessage (message: Json, param: string, room?: Room): TemplateMessage {
   const { role, content } = message
   if (role === 'function') unsupported(`${param}.role`, 'messages of functions are not supported by this engine: tools have the role "tool"')
   if (typeof role !== 'string' || !ROLES.has(role)) refuse(`${param}.role`, '"role" must be system, developer, user, assistant or tool')
-  const head = { role: role === 'developer' ? 'system' : role, ...role === 'tool' ? { tool_call_id: textOf(message.tool_call_id) ?? '' } : {}, ...callsOf(message, `${param}.tool_calls`) }
+  const head = { role: role === 'developer' ? 'system' : role, ...role === 'tool' ? { tool_call_id: textOf(message.tool_call_id) ?? '' } : {}, ...callsOf(message, `${param}.tool_calls`, room) }
   if (typeof content === 'string') return { ...head, content }
   if (content === undefined || content === null || (Array.isArray(content) && content.length === 0)) return { ...head, content: '' }
   if (!Array.isArray(content)) refuse(`${param}.content`, '"content" must be a string or a list of parts')
@@ -32,9 +41,11 @@ export function readMessage (message: Json, param: string): TemplateMessage {
 }
 
 /** The calls of an assistant, their arguments parsed: templates print them as JSON of their own. */
-function callsOf ({ role, tool_calls: calls }: Json, param: string): Pick<TemplateMessage, 'tool_calls'> {
+function callsOf ({ role, tool_calls: calls }: Json, param: string, room: Room = { calls: 0, characters: 0 }): Pick<TemplateMessage, 'tool_calls'> {
   if (isEmpty(calls)) return {}
   if (role !== 'assistant' || !Array.isArray(calls)) refuse(param, '"tool_calls" must be a list, in a message of the assistant')
+  room.calls -= calls.length
+  if (room.calls < 0) refuse(param, `the messages of a request may hold ${MAX_CALLS} calls`)
   return {
     tool_calls: (calls as unknown[]).map((call, i) => {
       const at = `${param}[${i}]`
@@ -42,6 +53,8 @@ function callsOf ({ role, tool_calls: calls }: Json, param: string): Pick<Templa
       const { name, arguments: given = '{}' } = readObject(called, `${at}.function`)
       if (typeof name !== 'string') refuse(`${at}.function.name`, '"name" must be a string')
       if (typeof given !== 'string') refuse(`${at}.function.arguments`, '"arguments" must be a string')
+      room.characters -= given.length
+      if (room.characters < 0) refuse(`${at}.function.arguments`, `the arguments of all calls may have ${MAX_ARGUMENTS} characters`)
       const parsed = parseObject(given) ?? refuse(`${at}.function.arguments`, '"arguments" must be a JSON object')
       checkSize(parsed, `${at}.function.arguments`)
       return { type: 'function', id: textOf(id) ?? '', function: { name, arguments: parsed } }

@@ -69,7 +69,9 @@ export function checkSize (value: unknown, param: string): void {
     const [one, depth] = next
     if (depth > MAX_DEPTH) refuse(param, `"${param}" is nested deeper than ${MAX_DEPTH}`)
     if (++count > MAX_VALUES) refuse(param, `"${param}" holds more than ${MAX_VALUES} values`)
-    if (typeof one === 'object' && one !== null) for (const member of Object.values(one)) left.push([member, depth + 1])
+    if (typeof one !== 'object' || one === null) continue
+    if (Array.isArray(one) && one.length > MAX_VALUES) refuse(param, `"${param}" holds more than ${MAX_VALUES} values`)
+    for (const member of Object.values(one)) left.push([member, depth + 1])
   }
 }
 
