@@ -1,5 +1,8 @@
-import Fastify, { LogController } from 'fastify'
+import { randomUUID } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
 import type { Server } from 'node:https'
+import Fastify, { LogController } from 'fastify'
+import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import epd from '../index.ts'
 import { logAccess } from './access-log.ts'
 import { reloading } from './reload.ts'
@@ -31,6 +34,12 @@ export interface GatewayProcess {
   close (): Promise<void>
 }
 
+/** The client's own, where it is fit for logs and headers: its logs and the gateway's can then be joined. */
+function requestId ({ headers }: Pick<IncomingMessage, 'headers'>): string {
+  const given = headers[REQUEST_ID_HEADER]
+  return typeof given === 'string' && /^[\w.:-]{1,64}$/.test(given) ? given : randomUUID()
+}
+
 function isLoopback (host: string): boolean {
   return host === 'localhost' || host === '::1' || host.startsWith('127.')
 }
@@ -47,6 +56,7 @@ export async function startGateway ({ options, logLevel, load, onProgress }: Gat
     ...(files === undefined ? {} : { https: files.secure }),
     // stdout has the URL only.
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
+    genReqId: requestId,
     logController: new LogController({ disableRequestLogging: true }),
     // While the gateway drains, the plugin answers with OpenAI's shape and Retry-After.
     return503OnClosing: false,
@@ -54,6 +64,10 @@ export async function startGateway ({ options, logLevel, load, onProgress }: Gat
     requestTimeout: resolved.timeouts.request,
     // Base URLs are pasted with a slash too many.
     routerOptions: { ignoreDuplicateSlashes: true }
+  })
+  app.addHook('onRequest', (request, reply, done) => {
+    reply.header(REQUEST_ID_HEADER, request.id)
+    done()
   })
   app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
   try {

@@ -59,6 +59,20 @@ t.test('each request has one line when it is over, however it ends', async t => 
   t.notMatch(gateway.stderr(), /warning/)
 })
 
+t.test('a request keeps the id that its client gave it, on all its ways', async t => {
+  const ids: unknown[] = []
+  const node = await modelServer(t, (request, response, body, server) => { ids.push(request.headers['x-request-id']); talks(request, response, body, server) })
+  const gateway = await serve(t, { nodes: [{ url: node.url, adapter: 'openai' }] })
+  const given = await post(gateway.url + CHAT, TEXT, { headers: { 'x-request-id': 'order-7:b' } })
+  t.equal(given.headers.get('x-request-id'), 'order-7:b')
+  t.match(String(ids[0]), /^order-7:b\./, 'the node gets it, made unique')
+  t.equal((await until(() => lines(gateway)[0], 'the line is there')).reqId, 'order-7:b')
+  const refused = await fetch(`${gateway.url}/nowhere`, { headers: { 'x-request-id': 'r1' } })
+  t.same([refused.status, refused.headers.get('x-request-id')], [404, 'r1'], 'errors have it too')
+  for (const odd of ['a b', 'x'.repeat(65), '"><']) t.match((await post(gateway.url + CHAT, TEXT, { headers: { 'x-request-id': odd } })).headers.get('x-request-id'), /^[0-9a-f-]{36}$/, odd)
+  t.match((await post(gateway.url + CHAT, TEXT)).headers.get('x-request-id'), /^[0-9a-f-]{36}$/)
+})
+
 t.test('the access log can be off, and serve warns beyond loopback without keys', async t => {
   const node = await modelServer(t, talks)
   const nodes = [{ url: node.url, adapter: 'openai' }]
