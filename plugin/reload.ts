@@ -23,6 +23,7 @@ const LIVE: Readonly<Partial<Record<Name, true | readonly string[]>>> = {
   sse: true,
   media: true,
   admission: true,
+  aliases: true,
   apiKeys: true,
   keys: true,
   adminKey: true,
@@ -47,7 +48,7 @@ export function reload (gateway: Gateway, next: ResolvedOptions): Reloaded {
         continue
       }
       changed.push(path)
-      merged[name] = member === undefined ? next[name] : { ...merged[name] as object, [member]: (next[name] as unknown as Record<string, unknown>)[member] }
+      merged[name] = member === undefined || live === true ? next[name] : { ...merged[name] as object, [member]: (next[name] as unknown as Record<string, unknown>)[member] }
     }
   }
   gateway.options = merged as unknown as ResolvedOptions

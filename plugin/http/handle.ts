@@ -5,6 +5,7 @@ import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import type { Bypass } from '../options/index.ts'
 import { serve, type KeyHolder, type Served } from '../pipeline/index.ts'
+import { modelFor } from './aliases.ts'
 import { deliver, onClientGone } from './client.ts'
 import { sendError } from './error-answer.ts'
 
@@ -69,6 +70,7 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
     try {
       path = overrides.path ?? pathOf(request.url)
       body = await readRequest(given ?? rawBodies.get(request) ?? request.body, overrides, options.limits.items)
+      if (Object.hasOwn(options.aliases, body.model)) body = await readRequest(body, { model: modelFor(gateway, body.model)! }, options.limits.items)
     } catch (err) {
       return sendError(request, reply, err)
     }

@@ -194,6 +194,12 @@ export const optionsSchema = Type.Partial(object({
   limits,
   media,
   admission,
+  aliases: Type.Unsafe<Readonly<Record<string, string | readonly string[]>>>({
+    type: 'object',
+    default: {},
+    additionalProperties: { anyOf: [{ type: 'string', minLength: 1 }, { type: 'array', minItems: 1, items: { type: 'string', minLength: 1 } }], expects: 'a model name or a list of them' },
+    description: 'Names that stand for models: each for the first of its list that a request would find a node for.'
+  }),
   apiKeys: list(text('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
   keys: list(key, 'Named keys for the OpenAI routes, with what each may use.'),
   rates,

@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import { readBody } from '../../body/index.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
+import { modelFor, servedNames } from '../aliases.ts'
 import { onRouteError } from '../error-answer.ts'
 import { CHAT_PATH, kArrivedAt, kHolder, type Arriving, type Held, type Handle } from '../handle.ts'
 import type { Tenants } from '../keys/tenants.ts'
@@ -64,10 +65,8 @@ function modelRoutes (app: FastifyInstance, gateway: Gateway): void {
       done(err as Error)
     }
   }
-  const modelsFor = (request: FastifyRequest & Held): readonly string[] => {
-    const { models } = gateway.registry.snapshot()
-    return models.filter(id => request[kHolder]?.models?.includes(id) !== false)
-  }
+  const modelsFor = (request: FastifyRequest & Held): readonly string[] =>
+    servedNames(gateway).filter(id => request[kHolder]?.models?.includes(modelFor(gateway, id) ?? id) !== false)
   const list = (request: FastifyRequest): object => ({ object: 'list', data: modelsFor(request).map(id => cardOf(gateway, id)) })
   app.get('/v1/models', { onRequest }, async request => list(request))
   // Ids have slashes: `org/model`.
@@ -81,6 +80,8 @@ function modelRoutes (app: FastifyInstance, gateway: Gateway): void {
 
 /** The card of the first healthy node that has one: clients size their context by its `max_model_len`. */
 function cardOf (gateway: Gateway, id: string): object {
+  const target = modelFor(gateway, id)
+  if (target !== undefined && target !== id) return { ...cardOf(gateway, target), id }
   for (const { state, role, info } of gateway.registry.snapshot().nodes) {
     const card = state === 'healthy' && role !== 'encoder' ? info?.cards?.find(card => card.id === id) : undefined
     if (card !== undefined) return card
