@@ -2,6 +2,9 @@
 import { randomUUID } from 'node:crypto'
 import type { AdapterNode, Log, RequestBody } from '../adapter.ts'
 
+/** An optional peer: a name that a bundler can't resolve stays out of the bundle. */
+const ZEROMQ: string = 'zeromq'
+
 /** One data-parallel replica of a consumer, by its control address. */
 export interface Receiver {
   readonly address: string
@@ -73,7 +76,7 @@ export async function cancelPushes (pushes: readonly Push[], { abandon }: { read
 /** Requests on one control socket, one after the other. */
 async function exchange<T> (address: string, requests: readonly object[]): Promise<T[]> {
   // Only gateways before this connector need it.
-  const { Request } = await import('zeromq')
+  const { Request } = await (import(ZEROMQ) as Promise<typeof import('zeromq')>)
   const socket = new Request({ linger: 0, immediate: true, sendTimeout: CONTROL_MS, receiveTimeout: CONTROL_MS })
   try {
     socket.connect(address)
