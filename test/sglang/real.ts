@@ -222,7 +222,7 @@ await t.test('an encoder is killed while requests go on: before, in and after an
   const stock = await lost(lm.url, await picturesOf(6), spare)
   // It sleeps 5 s before it ends.
   await delay(10_000)
-  rows.push(['of 12 requests, lost when an encoder is killed', stock.lost, died.lost])
+  rows.push(['of 12 requests, lost when an encoder is killed', String(stock.lost), String(died.lost)])
   rows.push(['the language server lives on', lm.exited ? 'no' : 'yes', 'yes'])
 })
 
