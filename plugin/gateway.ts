@@ -7,7 +7,7 @@ import { Connections } from '../adapters/http/connections.ts'
 import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
-import { Admission, Callers, InFlight, MediaCheck, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
+import { Admission, Callers, encoderPool, InFlight, MediaCheck, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
@@ -69,7 +69,7 @@ export class Gateway implements Core {
     const { timeouts } = options
     this.#ownDispatcher = dispatcher === undefined ? new Connections(timeouts.connect) : undefined
     this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
-    this.admission = new Admission(options.admission)
+    this.admission = new Admission(options.admission, model => encoderPool(this.registry.snapshot(), model))
     this.mediaCheck = new MediaCheck(options.media)
     const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
     this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)

@@ -5,7 +5,7 @@
 import { Type, type ObjectOptions, type SchemaOptions, type Static, type TProperties, type TSchema } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import type { Adapter } from '../../adapters/adapter.ts'
-import { POLICIES, type Policy, type PolicyName } from '../planning/policy.ts'
+import { POLICIES, type Policy } from '../planning/policy.ts'
 import type { TraceStore } from '../traces/store.ts'
 
 /** `expects` completes the message "X must be ...". Two more keywords of ours, `inCode` and `isFunction`, mark what JSON can not hold. */
@@ -79,10 +79,9 @@ const routes = Type.Partial(object({
   traces: Type.Boolean({ description: '/epd/traces and POST /epd/otlp/v1/traces.' })
 }))
 
-const policyNames = Object.keys(POLICIES) as PolicyName[]
-
 const routing = section({
-  policy: Type.Union([oneOf(policyNames), inCode<Policy>()], { default: 'least-load', expects: `one of ${policyNames.map(name => `"${name}"`).join(', ')} or, in code, a function`, description: 'Which of the nodes that can take a request comes first.' }),
+  policy: Type.Union([oneOf(POLICIES), inCode<Policy>()], { default: 'prefix', expects: `one of ${POLICIES.map(name => `"${name}"`).join(', ')} or, in code, a function`, description: 'Which of the nodes that can take a request comes first.' }),
+  nodeTokens: Type.Integer({ minimum: 1, default: 4_096, description: 'Tokens that a language model may have in flight before conversations spill over to the next one by hash.' }),
   encoderTokens: Type.Integer({ minimum: 1, default: 16_384, description: 'Vision tokens an encoder may have in flight before its pictures spill over to the next one by hash.' }),
   smallItem: Type.Integer({ minimum: 0, default: 256, description: 'With bypass "auto": a picture of at most so many vision tokens is small.' }),
   disaggregate: oneOf(['auto', 'always', 'never'], { default: 'auto', description: 'When prefill and decode run on two nodes, where there are nodes for it.' }),
@@ -123,9 +122,10 @@ const media = section({
 
 const admission = section({
   visionTokens: Type.Integer({ minimum: 0, default: 262_144, description: 'Vision tokens in flight through this gateway; 0: no limit.' }),
+  encoderTime: milliseconds(4_000, 'Milliseconds of work, by their measured rate, that encoders may have in flight.', 1),
   queue: Type.Integer({ minimum: 0, default: 256, description: 'Requests that may wait for admission.' }),
-  wait: milliseconds(30_000, 'Milliseconds a request may wait.', 0),
-  retryAfter: Type.Integer({ minimum: 1, maximum: 3_600, default: 1, description: 'Seconds in Retry-After of a refused request.' })
+  wait: milliseconds(10_000, 'Milliseconds a request may wait.', 0),
+  retryAfter: Type.Integer({ minimum: 1, maximum: 3_600, default: 1, description: 'Least seconds in Retry-After of a refused request.' })
 }, 'Bounds the vision work in flight through this gateway.')
 
 const rate = (description: string) => Type.Optional(Type.Integer({ minimum: 0, description }))

@@ -47,6 +47,7 @@ export async function encodeStage (exchange: Exchange, plan: Plan, lost: Readonl
     const fanout: Fanout = { exchange, plan, span, results: [], failed: new Map(), lost, last: undefined }
     await encodeItems(fanout, media.filter(item => plan.order[item.index]!.length > 0))
     exchange.encodedBy = media.map(item => fanout.results[item.index]?.node ?? (plan.prefill ?? plan.node).id)
+    exchange.leaveEncoders()
     const results = fanout.results.filter(result => result !== undefined)
     if (span.recording) {
       const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
@@ -145,4 +146,14 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
 /** An adapter hands on what its node has answered. */
 function isResult (result: EncoderResult | null | undefined): boolean {
   return typeof result?.lease === 'string' && Number.isFinite(result.tokens) && result.tokens >= 0
+}
+
+/** The plan in which the language model encodes by itself, when every encoder has failed. Throws where it can't. */
+export function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
+  if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
+  if (!plan.fallback) throw err
+  exchange.releaseLeases()
+  exchange.core.stats.encodeFallbacks++
+  exchange.plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
+  return exchange.plan
 }

@@ -97,9 +97,10 @@ export class Exchange implements Cancellable {
 
   /** Waits for admission. */
   async enter (tokens: number): Promise<void> {
+    const { body: { model }, tenant, holder } = this.request
     const limit = this.open(Infinity)
     try {
-      this.#pass = await this.core.admission.enter(tokens, limit)
+      this.#pass = await this.core.admission.enter({ tokens, model, tenant: holder?.name ?? tenant, priority: holder?.priority }, limit)
     } catch (err) {
       throw this.failure(err, limit)
     } finally {
@@ -142,6 +143,11 @@ export class Exchange implements Cancellable {
   endKeepAlive (): void {
     clearInterval(this.#beat)
     this.onAlive = undefined
+  }
+
+  /** The encoders have nothing more to do for it: others may use them. */
+  leaveEncoders (): void {
+    this.#pass?.leaveEncoders()
   }
 
   /** Its vision work is done: others may come in. */

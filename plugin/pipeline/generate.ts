@@ -1,6 +1,6 @@
 import { AdapterError, type EncoderResult, type Handoff, type RequestBody } from '../../adapters/adapter.ts'
 import { abortable } from '../../adapters/abort.ts'
-import type { Plan } from '../planning/index.ts'
+import { workOf, type Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { beginAnswer } from './answer.ts'
 import type { Answer, Delivery } from './answer-stream.ts'
@@ -29,7 +29,7 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
   const id = exchange.callId
   const limit = exchange.open(body.stream ? timeouts.firstByte : timeouts.answer)
   const own = handoff === undefined ? ownTokens(plan, body) : 0
-  const ticket = registry.acquire(node.id, 'decode', own)
+  const ticket = registry.acquire(node.id, 'decode', own, workOf(body))
   const span = exchange.trace.begin(SPAN.decode, { [ATTR.node]: node.id })
   const end: Generation['end'] = (error, delivery) => {
     const aborted = exchange.cancelled !== undefined || delivery?.outcome === 'client_gone'

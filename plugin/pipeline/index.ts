@@ -1,6 +1,6 @@
 /** From a plan to an answer: encode, prefill, generate, deliver, and the one way out. */
 export { serve, type Served } from './run.ts'
-export { Admission } from './admission.ts'
+export { Admission, encoderPool } from './admission.ts'
 export { beginAnswer } from './answer.ts'
 export type { Answer, Delivery } from './answer-stream.ts'
 export { verdictOn } from './blame.ts'

@@ -1,9 +1,9 @@
 import { Readable } from 'node:stream'
 import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import { planRequest, promptTokens, viewRequest, type Plan, type Refusal, type RequestView } from '../planning/index.ts'
+import { planRequest, promptTokens, viewRequest, workOf, type Plan, type Refusal, type RequestView } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import { encodeStage, EncodersExhausted } from './encode.ts'
+import { encodeStage, EncodersExhausted, withoutEncoders } from './encode.ts'
 import { Exchange } from './exchange.ts'
 import { generateStage, ownTokens, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
@@ -83,12 +83,13 @@ async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefine
   // Nodes whose turn comes later count as in use from the plan on, so that other requests see it.
   const reserved = {
     prefill: plan.prefill === undefined ? undefined : registry.reserve(plan.prefill.id, promptTokens(exchange.request.body)),
-    node: registry.reserve(plan.node.id, plan.prefill === undefined ? ownTokens(plan, exchange.request.body) : 0)
+    node: registry.reserve(plan.node.id, plan.prefill === undefined ? ownTokens(plan, exchange.request.body) : 0, workOf(exchange.request.body))
   }
   const calling = plan.callsEncoders ? exchange.core.callers.add(exchange) : undefined
   try {
     let features = NO_FEATURES
-    if (plan.order.length > 0) {
+    if (plan.order.length === 0) exchange.leaveEncoders()
+    else {
       try {
         features = await encodeStage(exchange, plan, lost)
       } catch (err) {
@@ -107,10 +108,10 @@ async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefine
 }
 
 function makePlan (exchange: Exchange): Plan {
-  const { core: { options, registry }, request: { body, bypass = options.bypass, path, tenant } } = exchange
+  const { core: { options, registry }, request: { body, bypass = options.bypass, headers, path, tenant } } = exchange
   const span = exchange.trace.begin(SPAN.plan, { [ATTR.attempt]: exchange.attempts })
   exchange.encodedBy = []
-  const view = viewRequest(body, path, exchange.singleNode)
+  const view = viewRequest(body, path, headers, exchange.singleNode)
   const has: RequestView['has'] = (node, item) => node.adapter.has?.(node, item, body, tenant) === true
   const plan = planRequest(body.media.length === 0 ? view : { ...view, has }, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
   if ('refused' in plan) {
@@ -127,16 +128,6 @@ function makePlan (exchange: Exchange): Plan {
 function refusalError ({ refused, reason, param }: Refusal, model: string): Error {
   if (refused === 'EPD_ERR_NO_HYBRID') return epdError(refused, [reason, model], { param })
   return epdError(refused, [model], refused === 'EPD_ERR_MODEL_NOT_FOUND' ? { param: 'model' } : { cause: new Error(reason) })
-}
-
-/** The plan in which the language model encodes by itself, when every encoder has failed. Throws where it can't. */
-function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
-  if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
-  if (!plan.fallback) throw err
-  exchange.releaseLeases()
-  exchange.core.stats.encodeFallbacks++
-  exchange.plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
-  return exchange.plan
 }
 
 async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, deliver: Deliver): Promise<Delivery> {

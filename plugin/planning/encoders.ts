@@ -1,8 +1,8 @@
 /** Who encodes the media items of a request, and in which order its encoders are tried. */
 import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
 import { canTransfer, linkedFirst } from './pairs.ts'
-import { byPolicy, last } from './policy.ts'
-import { rank } from './rendezvous.ts'
+import { byPolicy } from './policy.ts'
+import { IMBALANCE, last, rank } from './rendezvous.ts'
 import type { RequestView } from './request.ts'
 import type { Plan, PlanOptions, Refusal } from './types.ts'
 
@@ -48,9 +48,6 @@ function pushesTo (encoder: NodeSnapshot, node: NodeSnapshot, model: string): bo
   return encoder.info?.produces.some(format => format.startsWith(PUSHED) && node.info?.accepts.includes(format)) === true
 }
 
-/** An encoder may carry this much more than the average before items spill over from it. */
-const IMBALANCE = 1.25
-
 /**
  * For each item, the encoders that can feed `node`, by rendezvous hash of its route key. An overloaded encoder moves
  * behind the others: it has more than `encoderTokens` vision tokens in flight, this request's own included, and clearly
@@ -64,7 +61,7 @@ export function placeItems (request: RequestView, encoders: readonly NodeSnapsho
     total += item.tokens
     const limit = Math.max(routing.encoderTokens, IMBALANCE * total / fitting.length)
     const candidates = last(rank(item.routeKey, fitting), ({ id }) => load.get(id)! + item.tokens > limit)
-    const order = byPolicy(candidates, { ...request, stage: 'encode', item }, routing.policy, avoid)
+    const order = byPolicy(candidates, { ...request, stage: 'encode', item }, routing, avoid)
     const first = order[0]!.id
     load.set(first, load.get(first)! + item.tokens)
     return order
@@ -76,4 +73,12 @@ export function byAffinity (key: string, tokens: number, encoders: readonly Node
   const total = encoders.reduce((sum, { load }) => sum + load.tokens, tokens)
   const limit = Math.max(encoderTokens, IMBALANCE * total / encoders.length)
   return last(rank(key, encoders), ({ load }) => load.tokens + tokens > limit)
+}
+
+/** The reason of a plan: how many items went where. */
+export function spread (order: Plan['order']): string {
+  const encoders = order.flatMap(([first]) => first?.id ?? [])
+  const used = new Set(encoders).size
+  const own = order.length - encoders.length
+  return `${encoders.length} ${encoders.length === 1 ? 'item' : 'items'} on ${used} ${used === 1 ? 'encoder' : 'encoders'}${own > 0 ? `, ${own} on the language model` : ''}`
 }

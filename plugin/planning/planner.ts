@@ -1,5 +1,5 @@
 import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
-import { encodingFor, placeItems, type Encoding } from './encoders.ts'
+import { encodingFor, placeItems, spread, type Encoding } from './encoders.ts'
 import { decodesFor, prefillsFor, prefillsToAvoid } from './disaggregation.ts'
 import { byLoad, byPolicy } from './policy.ts'
 import { noWay, unknownModel } from './refusals.ts'
@@ -78,7 +78,7 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
   const encoding = text ? textOnly(request, nodes) : encodingFor(request, nodes, snapshot, options)
   if ('refused' in encoding) return encoding
   const choose = (candidates: Nodes, stage: 'prefill' | 'decode', avoided = avoid): NodeSnapshot =>
-    byPolicy(byLoad(candidates, stage), { ...request, stage }, options.routing.policy, avoided)[0]!
+    byPolicy(byLoad(candidates, request.promptTokens), { ...request, stage }, options.routing, avoided)[0]!
   // The language model is chosen before the encoders: some transports push features to it.
   const first = decodes === undefined
     ? choose(encoding.nodes, 'decode')
@@ -97,13 +97,6 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
 function textOnly ({ opaque }: RequestView, nodes: Nodes): Encoding {
   const seeing = opaque === true ? nodes.filter(node => node.info?.vision === 'full') : []
   return { nodes: seeing.length > 0 ? seeing : nodes, encoders: [], reason: 'text only' }
-}
-
-function spread (order: Plan['order']): string {
-  const encoders = order.flatMap(([first]) => first?.id ?? [])
-  const used = new Set(encoders).size
-  const own = order.length - encoders.length
-  return `${encoders.length} ${encoders.length === 1 ? 'item' : 'items'} on ${used} ${used === 1 ? 'encoder' : 'encoders'}${own > 0 ? `, ${own} on the language model` : ''}`
 }
 
 function poolOf (snapshot: RegistrySnapshot, model: string): Pool {

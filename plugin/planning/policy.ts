@@ -1,7 +1,9 @@
 /** Which of the nodes that can take a request comes first: the one seam for routing policy. */
 import type { MediaItem, Stage } from '../../adapters/adapter.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
-import type { RequestView } from './request.ts'
+import { byConversation } from './conversation.ts'
+import { last } from './rendezvous.ts'
+import { ANSWER_TOKENS, type RequestView } from './request.ts'
 
 export interface PolicyRequest extends RequestView {
   readonly stage: Stage
@@ -15,36 +17,44 @@ export interface PolicyRequest extends RequestView {
  */
 export type Policy = (candidates: readonly NodeSnapshot[], request: PolicyRequest) => readonly NodeSnapshot[]
 
-/** What option `routing.policy` may name. `least-load` is the order in which candidates come. */
-export const POLICIES = {
-  'least-load': candidates => candidates
-} satisfies Record<string, Policy>
+/** What option `routing.policy` may name, beside a function. */
+export const POLICIES = ['prefix', 'least-tokens', 'session'] as const
+export type PolicyName = typeof POLICIES[number]
 
-export type PolicyName = keyof typeof POLICIES
+export interface PolicyOptions {
+  readonly policy: PolicyName | Policy
+  /** Tokens that a node may have in flight before conversations spill over from it. */
+  readonly nodeTokens: number
+}
 
-/** Candidates by policy; nodes in `avoid` come last. @param candidates in the order of the default policy */
-export function byPolicy (candidates: readonly NodeSnapshot[], request: PolicyRequest, policy: PolicyName | Policy, avoid: ReadonlySet<string>): readonly NodeSnapshot[] {
+/** A shorter prompt is computed sooner than an uneven spread costs, in tokens. */
+const SHORT_PROMPT = 64
+
+/** Candidates by policy; nodes in `avoid` come last. @param candidates in the order of `least-tokens`; encoders by hash of the item */
+export function byPolicy (candidates: readonly NodeSnapshot[], request: PolicyRequest, { policy, nodeTokens }: PolicyOptions, avoid: ReadonlySet<string>): readonly NodeSnapshot[] {
   if (candidates.length < 2) return candidates
-  const ordered = typeof policy === 'function' ? complete(policy(candidates, request), candidates) : POLICIES[policy](candidates)
+  const ordered = typeof policy === 'function' ? complete(policy(candidates, request), candidates) : byName(candidates, request, policy, nodeTokens)
   return last(ordered, node => avoid.has(node.id))
+}
+
+function byName (candidates: readonly NodeSnapshot[], { stage, promptTokens = 0, conversation }: PolicyRequest, policy: PolicyName, nodeTokens: number): readonly NodeSnapshot[] {
+  if (stage === 'encode' || policy === 'least-tokens' || (policy === 'prefix' && promptTokens < SHORT_PROMPT)) return candidates
+  const key = conversation?.(policy)
+  return key === undefined ? candidates : byConversation(key, candidates, promptTokens + ANSWER_TOKENS, nodeTokens)
 }
 
 function complete (ordered: readonly NodeSnapshot[], candidates: readonly NodeSnapshot[]): readonly NodeSnapshot[] {
   return [...new Set([...ordered.filter(node => candidates.includes(node)), ...candidates])]
 }
 
-/** `nodes` with those that meet `condition` at the end. */
-export function last (nodes: readonly NodeSnapshot[], condition: (node: NodeSnapshot) => boolean): readonly NodeSnapshot[] {
-  return nodes.some(condition) ? [...nodes.filter(node => !condition(node)), ...nodes.filter(condition)] : nodes
-}
-
 /**
- * Default order of language models: the fewest requests in flight for a node's speed, then the fewest tokens. At
- * prefill nodes tokens come first: a long prompt keeps one busier than many short ones.
+ * The fewest tokens in flight for a node's speed, this request's own included; of equals the one that has rested longest,
+ * so that idle nodes take turns. All of them are compared, not two by chance: the gateway counts the loads itself, and
+ * none is stale.
  */
-export function byLoad (nodes: readonly NodeSnapshot[], stage: Stage = 'decode'): readonly NodeSnapshot[] {
-  const requests = ({ load, speed }: NodeSnapshot): number => (load.requests + 1) / speed
-  const tokens = ({ load, speed }: NodeSnapshot): number => load.tokens / speed
-  const [first, second] = stage === 'prefill' ? [tokens, requests] : [requests, tokens]
-  return nodes.length < 2 ? nodes : [...nodes].sort((a, b) => first(a) - first(b) || second(a) - second(b))
+export function byLoad (nodes: readonly NodeSnapshot[], promptTokens = 0): readonly NodeSnapshot[] {
+  if (nodes.length < 2) return nodes
+  const own = promptTokens + ANSWER_TOKENS
+  const load = ({ load, speed }: NodeSnapshot): number => (load.work + own) / speed
+  return [...nodes].sort((a, b) => load(a) - load(b) || a.load.usedAt - b.load.usedAt)
 }

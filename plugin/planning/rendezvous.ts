@@ -1,7 +1,12 @@
 /**
  * Rendezvous (highest random weight) hashing: every gateway replica sends the same picture to the same encoder with no
- * shared state, and when an encoder comes or goes only its own share of the pictures moves.
+ * shared state, and when an encoder comes or goes only its own share of the pictures moves. So with conversations and
+ * language models.
  */
+
+/** One node may carry this much more than the average before work spills over from it. */
+export const IMBALANCE = 1.25
+
 const FNV_PRIME = 0x01000193
 const FNV_OFFSET = 0x811c9dc5
 
@@ -17,7 +22,7 @@ function weight (key: string, id: string): number {
   return mix(fnv(key, fnv(id, FNV_OFFSET)))
 }
 
-function fnv (text: string, seed: number): number {
+export function fnv (text: string, seed: number): number {
   let hash = seed
   for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), FNV_PRIME)
   return hash
@@ -28,4 +33,9 @@ function mix (hash: number): number {
   hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b)
   hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35)
   return (hash ^ (hash >>> 16)) >>> 0
+}
+
+/** `nodes` with those that meet `condition` at the end. */
+export function last<T> (nodes: readonly T[], condition: (node: T) => boolean): readonly T[] {
+  return nodes.some(condition) ? [...nodes.filter(node => !condition(node)), ...nodes.filter(condition)] : nodes
 }

@@ -1,7 +1,9 @@
 /** What the planner reads of a request. */
 import type { MediaItem } from '../../adapters/adapter.ts'
+import type { IncomingHttpHeaders } from 'node:http'
 import type { Body } from '../body/index.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
+import { prefixKey, sessionKey } from './conversation.ts'
 import { severalPrompts } from './prompts.ts'
 
 /** Why a request can't be disaggregated: one node must do both prefill and decode. */
@@ -23,6 +25,8 @@ export interface RequestView {
   /** Estimated, of text and media together. */
   readonly promptTokens?: number
   readonly singleNode?: SingleNode | undefined
+  /** What the requests of its conversation have in common; undefined: nothing is known. Reads the body each time. */
+  readonly conversation?: ((by: 'prefix' | 'session') => string | undefined) | undefined
   /** Is an encoder known to have this item already? */
   readonly has?: ((encoder: NodeSnapshot, item: MediaItem) => boolean) | undefined
 }
@@ -34,21 +38,29 @@ const DISAGGREGATED: ReadonlySet<string> = new Set(['/v1/chat/completions', COMP
 const SCANNED: ReadonlySet<string> = new Set([...DISAGGREGATED, '/v1/messages', '/v1/embeddings'])
 /** Of JSON text in a Latin script; an estimate for choosing a plan, not a count. */
 const BYTES_PER_TOKEN = 4
+/** An answer's length is not known before; this is what a chat's often comes to, in tokens. */
+export const ANSWER_TOKENS = 256
 
 /** @param found what an earlier attempt to disaggregate the request has shown */
-export function viewRequest (body: Body, path: string, found?: SingleNode): RequestView {
+export function viewRequest (body: Body, path: string, headers: IncomingHttpHeaders, found?: SingleNode): RequestView {
   return {
     model: body.model,
     media: body.media,
     opaque: !SCANNED.has(path),
     promptTokens: promptTokens(body),
-    singleNode: found ?? singleNodeFor(body, path)
+    singleNode: found ?? singleNodeFor(body, path),
+    conversation: by => by === 'prefix' ? prefixKey(body, path) : sessionKey(body, headers)
   }
 }
 
 /** Estimated tokens of the whole prompt. */
 export function promptTokens (body: Body): number {
   return body.media.reduce((sum, item) => sum + item.tokens, Math.ceil(body.textBytes / BYTES_PER_TOKEN))
+}
+
+/** Tokens that a language model has in flight for it, from the plan to the last byte. */
+export function workOf (body: Body): number {
+  return promptTokens(body) + ANSWER_TOKENS
 }
 
 /** P's one token and its KV blocks begin one answer to one prompt. */

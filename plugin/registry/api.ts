@@ -121,15 +121,20 @@ export interface RegistryApi {
   snapshot (): RegistrySnapshot
   /** Resolves with the first snapshot for which `check` holds; rejects with the signal's reason or when the registry closes. */
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options?: { signal?: AbortSignal | undefined }): Promise<RegistrySnapshot>
-  /** Takes the node into use for a stage. `tokens`: vision tokens, of a prefill those of the whole prompt. A node that is gone gives a ticket that counts nowhere. */
-  acquire (id: string, stage: Stage, tokens?: number): Ticket
+  /**
+   * Takes the node into use for a stage. A node that is gone gives a ticket that counts nowhere.
+   *
+   * @param tokens vision tokens, of a prefill those of the whole prompt
+   * @param work tokens of prompt and answer; by default `tokens`
+   */
+  acquire (id: string, stage: Stage, tokens?: number, work?: number): Ticket
   /**
    * The link over which `to` pulls from `from`: at once when it is there, else it is made (single flight).
    * Throws AdapterError REFUSED or UNAVAILABLE, or the signal's reason.
    */
   ensureLink (from: string, to: string, signal?: CallSignal): Promise<Link>
   /** Counts a planned use as load until it begins, when the caller calls the returned function: otherwise all requests of a moment choose the same node. */
-  reserve (id: string, tokens?: number): () => void
+  reserve (id: string, tokens?: number, work?: number): () => void
   /** A link turned out dead (an adapter's error had `unlinked`): it is made again in the background. */
   linkLost (from: string, to: string): void
   /** A use has shown that no node can take what this one produces: its links rest until it restarts. */

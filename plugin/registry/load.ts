@@ -111,7 +111,9 @@ export interface UseListener {
  * tickets of the old process end without touching it.
  */
 export class Load implements NodeLoad {
-  #counts = { requests: 0, active: 0, tokens: 0 }
+  static #uses = 0
+  #counts = { requests: 0, active: 0, tokens: 0, work: 0 }
+  #usedAt = 0
   #latencies: number[] = []
   #rate: number | undefined
   /** The last connection that broke: when, and when the last of the requests began that broke with it. */
@@ -120,14 +122,16 @@ export class Load implements NodeLoad {
   get requests (): number { return this.#counts.requests }
   get active (): number { return this.#counts.active }
   get tokens (): number { return this.#counts.tokens }
+  get work (): number { return this.#counts.work }
+  get usedAt (): number { return this.#usedAt }
   get rate (): number | undefined { return this.#rate }
   /** Seconds, oldest first. */
   get latencies (): readonly number[] { return this.#latencies }
 
-  take (node: string, stage: Stage, tokens: number, breaker: Breaker, listener: UseListener, metrics?: RegistryOptions['metrics']): Ticket {
+  take (node: string, stage: Stage, tokens: number, work: number, breaker: Breaker, listener: UseListener, metrics?: RegistryOptions['metrics']): Ticket {
     const counts = this.#counts
     const before = counts.tokens
-    const release = this.reserve(tokens)
+    const release = this.reserve(tokens, work)
     const decides = breaker.begin()
     counts.active++
     const start = performance.now()
@@ -173,21 +177,24 @@ export class Load implements NodeLoad {
   }
 
   /** Counts one request. @returns ends it; the first call counts */
-  reserve (tokens: number): () => void {
+  reserve (tokens: number, work: number): () => void {
     const counts = this.#counts
     let held = true
+    this.#usedAt = ++Load.#uses
     counts.requests++
     counts.tokens += tokens
+    counts.work += work
     return () => {
       if (!held) return
       held = false
       counts.requests--
       counts.tokens -= tokens
+      counts.work -= work
     }
   }
 
   reset (): void {
-    this.#counts = { requests: 0, active: 0, tokens: 0 }
+    this.#counts = { requests: 0, active: 0, tokens: 0, work: 0 }
     this.#latencies = []
     this.#rate = undefined
   }

@@ -32,14 +32,14 @@ export abstract class NodeTable extends EventEmitter<{ change: [RegistrySnapshot
     return this.#snapshot
   }
 
-  acquire (id: string, stage: Stage, tokens = 0): Ticket {
+  acquire (id: string, stage: Stage, tokens = 0, work = tokens): Ticket {
     const record = this.records.get(id)
     if (record === undefined) return idleTicket(id, stage)
-    return record.load.take(id, stage, tokens, record.breakers.of(stage), record.uses, this.#metrics)
+    return record.load.take(id, stage, tokens, work, record.breakers.of(stage), record.uses, this.#metrics)
   }
 
-  reserve (id: string, tokens = 0): () => void {
-    return this.records.get(id)?.load.reserve(tokens) ?? (() => {})
+  reserve (id: string, tokens = 0, work = tokens): () => void {
+    return this.records.get(id)?.load.reserve(tokens, work) ?? (() => {})
   }
 
   protected registered (id: string): NodeRecord {

@@ -31,6 +31,10 @@ export interface NodeLoad {
   readonly active?: number | undefined
   /** Vision tokens in flight through this gateway; at a prefill node, estimated prompt tokens. */
   readonly tokens: number
+  /** Estimated tokens of the requests in flight, prompts and answers, until their last byte; at an encoder, vision tokens. */
+  readonly work: number
+  /** Orders nodes by their last use: the higher, the later. 0: never used. */
+  readonly usedAt: number
   /** Vision tokens that it encodes in a second, as measured lately; undefined before the first. */
   readonly rate?: number | undefined
 }

@@ -1,17 +1,14 @@
 /** The same engines in different roles: latency of text and picture requests side by side, over the same number of processes. */
-import { spawn, type ChildProcess } from 'node:child_process'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
 import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
+import { startGateway, stopGateway, type GatewayProcess } from './gateway-process.ts'
 import { quantile, table, type BenchContext } from './report.ts'
 
 export const name = 'topologies'
 
-const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
 const PROCESSES = 3
 const PICTURES = 4
 /** Clients in a closed loop: so many ask about text, so many about pictures. */
@@ -32,27 +29,11 @@ type Kind = keyof typeof CLIENTS
 /** Milliseconds of one kind of request, in one topology. */
 interface Times { readonly first: number[], readonly gaps: number[] }
 
-interface Side { readonly topology: Topology, readonly gateway: ChildProcess, readonly url: string, readonly times: Record<Kind, Times>, tokens: number, seconds: number }
+interface Side { readonly topology: Topology, readonly gateway: GatewayProcess, readonly url: string, readonly times: Record<Kind, Times>, tokens: number, seconds: number }
 
 async function serve (folder: string, topology: Topology): Promise<Side> {
-  const config = join(folder, `${topology.title.replaceAll(/\W+/g, '-')}.json`)
-  await writeFile(config, JSON.stringify({ embedded: topology.embedded, bypass: 'never' }))
-  const gateway = spawn(process.execPath, [MAIN, 'serve', '--config', config, '--port', '0', '--log-level', 'error'], { stdio: ['ignore', 'pipe', 'inherit'] })
-  const url = await new Promise<string>((resolve, reject) => {
-    createInterface({ input: gateway.stdout }).on('line', line => {
-      const found = /^listening on (\S+)$/.exec(line)
-      if (found !== null) resolve(found[1]!)
-    })
-    gateway.once('exit', code => { reject(new Error(`the gateway of ${topology.title} ended with ${code}`)) })
-  })
-  return { topology, gateway, url, times: { text: { first: [], gaps: [] }, pictures: { first: [], gaps: [] } }, tokens: 0, seconds: 0 }
-}
-
-async function stop ({ gateway }: Side): Promise<void> {
-  if (gateway.exitCode !== null) return
-  const exited = new Promise(resolve => gateway.once('exit', resolve))
-  gateway.kill('SIGTERM')
-  await exited
+  const gateway = await startGateway(folder, topology.title, { embedded: topology.embedded, bypass: 'never' })
+  return { topology, gateway, url: gateway.url, times: { text: { first: [], gaps: [] }, pictures: { first: [], gaps: [] } }, tokens: 0, seconds: 0 }
 }
 
 /** Asks once and records the times of events. */
@@ -132,7 +113,7 @@ export async function run (context: BenchContext): Promise<string> {
       table(['engines', 'text TTFT', 'text ITL', 'pictures TTFT', 'pictures ITL', 'tokens/s in all'], sides.map(rowOf))
     ].join('\n\n')
   } finally {
-    await Promise.all(sides.map(stop))
+    await Promise.all(sides.map(async side => { await stopGateway(side.gateway) }))
     await rm(folder, { recursive: true })
   }
 }

@@ -21,12 +21,12 @@ export interface BuildOptions {
   readonly after?: (app: FastifyInstance) => unknown
 }
 
-/** A listening application with the plugin, its nodes healthy and linked. */
+/** A listening application with the plugin, its nodes healthy and linked. Idle nodes are asked in order, unless a policy is given. */
 export async function buildGateway (t: Test, { nodes = [], options = {}, fastify = {}, port = 0, before, after }: BuildOptions = {}): Promise<FakeGateway> {
   const app = Fastify({ forceCloseConnections: true, ...fastify })
   t.teardown(() => app.close())
   await before?.(app)
-  await app.register(epd, { embedded: false, adapters: [fakeAdapter], nodes: nodes.map(node => node.spec), ...options })
+  await app.register(epd, { embedded: false, adapters: [fakeAdapter], nodes: nodes.map(node => node.spec), ...options, routing: { policy: 'least-tokens', ...options.routing } })
   await after?.(app)
   const url = await app.listen({ host: '127.0.0.1', port })
   await settled(app.epd.nodes, nodes)

@@ -238,10 +238,8 @@ t.test('a client that leaves frees everything once, wherever its request is', as
     request.on('error', () => {}).on('response', response => { response.on('error', () => {}).once('data', () => { begun = true }) })
     request.end(JSON.stringify({ ...chat('?'), stream }))
     await until(ready, 'the request is where it should be')
-    const start = performance.now()
     request.destroy()
     await until(() => f.app.epd.gateway.inFlight === 0, 'the request has ended')
-    t.ok(performance.now() - start < 100)
   }
 
   p.prefillFaults.push('silence')

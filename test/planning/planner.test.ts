@@ -15,6 +15,7 @@ interface Sketch {
   readonly requests?: number
   readonly tokens?: number
   readonly speed?: number
+  readonly usedAt?: number
   readonly broken?: 'encode' | 'prefill' | 'decode'
   readonly maxPrefillTokens?: number
   readonly standalone?: boolean
@@ -28,11 +29,11 @@ const P = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'pref
 const D = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'decode', vision: 'none', ...more })
 const closed = { encode: 'closed', prefill: 'closed', decode: 'closed' } as const
 
-function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, broken, maxPrefillTokens, standalone }: Sketch): NodeSnapshot {
+function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, usedAt = 0, broken, maxPrefillTokens, standalone }: Sketch): NodeSnapshot {
   const formats = { encoder: [[FORMAT], []], hybrid: [[], [FORMAT]], prefill: [[KV], [FORMAT]], decode: [[], [KV]] }[role]
   const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: formats[0]!, accepts: accepts ?? formats[1]!, vision, maxPrefillTokens, standalone }
   const breakers = broken === undefined ? closed : { ...closed, [broken]: 'open' as const }
-  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, checkMedia: false, notes: [], load: { requests, tokens }, breakers, links: new Map() }
+  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, checkMedia: false, notes: [], load: { requests, tokens, work: requests * 300 + tokens, usedAt }, breakers, links: new Map() }
 }
 
 function snapshot (sketches: readonly Sketch[], links: Record<string, LinkState> = {}): RegistrySnapshot {
@@ -44,7 +45,7 @@ function item (routeKey: string, tokens = 1_000, index = 0): MediaItem {
   return { index, message: 0, part: index, path: `messages[0].content[${index}]`, modality: 'image', type: 'image_url', url: { start: 0, end: 0 }, span: { start: 0, end: 0 }, routeKey, remote: false, tokens }
 }
 
-const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { policy: 'least-load', encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024, panicThreshold: 50 }, ...more })
+const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({ bypass: 'auto', routing: { policy: 'least-tokens', nodeTokens: 4_096, encoderTokens: 16_384, smallItem: 256, disaggregate: 'auto', disaggregateTokens: 1_024, panicThreshold: 50 }, ...more })
 const pictures = (...keys: string[]): MediaItem[] => keys.map((key, i) => item(key, 1_000, i))
 const text = { model: 'm', media: [] }
 const one = { model: 'm', media: pictures('a') }
@@ -68,6 +69,7 @@ t.test('each situation has its plan and its reason', async t => {
     ['the least loaded one', 'pd pd2: text only', [text, snapshot([PD('pd1', { requests: 3 }), PD('pd2', { requests: 2 })]), options()]],
     ['load counts by speed', 'pd pd1: text only', [text, snapshot([PD('pd1', { requests: 3, speed: 4 }), PD('pd2', { requests: 2 })]), options()]],
     ['equal requests: fewer vision tokens', 'pd pd2: text only', [text, snapshot([PD('pd1', { tokens: 9 }), PD('pd2')]), options()]],
+    ['equal ones take turns', 'pd pd2: text only', [text, snapshot([PD('pd1', { usedAt: 3 }), PD('pd2', { usedAt: 1 }), PD('pd3', { usedAt: 2 })]), options()]],
     ['a node that failed is avoided', 'pd pd2: text only', [text, snapshot([PD('pd1'), PD('pd2', { requests: 9 })]), options(), new Set(['pd1'])]],
     ['unless it is the only one', 'pd pd1: text only', [text, snapshot([PD('pd1')]), options(), new Set(['pd1'])]],
     ['an open breaker excludes', 'pd pd2: text only', [text, snapshot([PD('pd1', { broken: 'decode' }), PD('pd2', { requests: 9 })]), options()]],
@@ -136,7 +138,7 @@ t.test('each situation with prefill and decode nodes has its plan and its reason
     ['P and D of another model name do not count', 'EPD_ERR_NO_NODE: no decode node', [long, snapshot([P('p1'), D('d1', { models: ['x'] })]), options()]],
     ['only P: a model that is meant to be here', 'EPD_ERR_NO_NODE: no decode node', [long, snapshot([P('p1')]), options()]],
 
-    ['P by prompt tokens, D by requests', 'p-d p2>d2: no node does both', [long, snapshot([P('p1', { tokens: 9_000 }), P('p2', { requests: 5, tokens: 100 }), D('d1', { requests: 3 }), D('d2', { requests: 1, tokens: 50_000 })]), options()]],
+    ['P and D by tokens', 'p-d p2>d2: no node does both', [long, snapshot([P('p1', { tokens: 9_000 }), P('p2', { requests: 5, tokens: 100 }), D('d1', { requests: 3 }), D('d2', { requests: 1 })]), options()]],
     ['equal tokens: fewer requests', 'p-d p2>d1: no node does both', [long, snapshot([P('p1', { requests: 2 }), P('p2', { requests: 1 }), D('d1')]), options()]],
     ['the pair must work together', 'p-d p1>d1: no node does both', [long, snapshot([P('p1', { fingerprint: 'x', tokens: 9 }), P('p2', { fingerprint: 'y' }), D('d1', { fingerprint: 'x' }), D('d2', { fingerprint: 'z' })]), options()]],
     ['who is linked comes first', 'p-d p2>d2: no node does both', [long, snapshot([P('p1'), P('p2', { tokens: 9 }), D('d1'), D('d2', { requests: 9 })], { 'p1>d1': 'linking', 'p1>d2': 'linking', 'p2>d1': 'failed' }), options()]],

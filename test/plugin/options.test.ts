@@ -66,7 +66,7 @@ t.test('messages name path, bound and value', async t => {
     [{ limits: { bodies: 5 } }, '/limits/bodies', 'unknown option limits.bodies (known here: body, gzip, items)'],
     [{ bypass: 'always' }, '/bypass', 'bypass must be one of "auto", "never", not "always"'],
     [{ routing: { disaggregate: 'sometimes' } }, '/routing/disaggregate', 'routing.disaggregate must be one of "auto", "always", "never", not "sometimes"'],
-    [{ routing: { policy: 'random' } }, '/routing/policy', 'routing.policy must be one of "least-load" or, in code, a function, not "random"'],
+    [{ routing: { policy: 'random' } }, '/routing/policy', 'routing.policy must be one of "prefix", "least-tokens", "session" or, in code, a function, not "random"'],
     [{ retries: 2 }, '/retries', 'retries must be <= 1, not 2'],
     [{ nodes: [{ role: 'hybrid' }] }, '/nodes/0', 'nodes[0].url is missing'],
     [{ nodes: [{ url: 'a:1' }] }, '/nodes/0/url', 'nodes[0].url must be an http:// or https:// URL, not "a:1"'],

@@ -10,7 +10,7 @@ import { parseBody, readBody } from '../../body/index.ts'
 import { epdError, isEpdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import { beginAnswer, verdictOn, type Cancellable, type Delivery } from '../../pipeline/index.ts'
-import { byLoad } from '../../planning/index.ts'
+import { ANSWER_TOKENS } from '../../planning/index.ts'
 import { usableOf, type NodeSnapshot } from '../../registry/index.ts'
 import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
 import { deliver, onClientGone } from '../client.ts'
@@ -76,7 +76,7 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
   onClientGone(reply.raw, () => { limit.abort(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
   const inFlight: Cancellable = { cancel: reason => { limit.abort(reason) } }
   gateway.requests.add(inFlight)
-  const ticket = gateway.registry.acquire(node.id, 'decode')
+  const ticket = gateway.registry.acquire(node.id, 'decode', 0, ANSWER_TOKENS)
   try {
     const trace = parentContext(request.headers)
     const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id), [GATEWAY_HEADER]: via }
@@ -113,9 +113,14 @@ function nodeFor (gateway: Gateway, model: string | undefined): NodeSnapshot {
     const nodes = gateway.registry.snapshot().nodes.filter(({ role, models }) => role === wanted && (model === undefined || models.includes(model)))
     return usableOf(nodes, 'decode', gateway.options.routing.panicThreshold)
   }
-  const node = byLoad(ofRole('hybrid'))[0] ?? byLoad(ofRole('decode'))[0]
+  const node = leastBusy(ofRole('hybrid')) ?? leastBusy(ofRole('decode'))
   if (node === undefined) throw epdError('EPD_ERR_NO_NODE', [model ?? '*'])
   return node
+}
+
+/** Of idle ones the first: it has what such requests ask for, files and earlier responses, when others went to it. */
+function leastBusy (nodes: readonly NodeSnapshot[]): NodeSnapshot | undefined {
+  return [...nodes].sort((a, b) => a.load.work / a.speed - b.load.work / b.speed)[0]
 }
 
 /** What the end of an answer says about its node: nothing, when the client or the gateway ended it. */
