@@ -4,10 +4,10 @@ import { workOf, type Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { beginAnswer } from './answer.ts'
 import type { Answer, Delivery } from './answer-stream.ts'
-import { againAfter, verdictOn } from './blame.ts'
+import { verdictOn } from './blame.ts'
 import type { Exchange } from './exchange.ts'
 import { inquest } from './inquest.ts'
-import { avoidNode, blameProducer } from './setback.ts'
+import { noteFailure } from './setback.ts'
 
 const NO_FEATURES: readonly EncoderResult[] = []
 
@@ -71,16 +71,4 @@ export function ownTokens ({ topology, order }: Plan, { media }: RequestBody): n
 /** Vision tokens of all media items. */
 export function visionTokens ({ media }: RequestBody): number {
   return media.reduce((sum, item) => sum + item.tokens, 0)
-}
-
-function noteFailure (exchange: Exchange, { node, prefill }: Plan, features: readonly EncoderResult[], failure: AdapterError): void {
-  const { code, unlinked } = failure
-  const gone = code === 'FEATURES_GONE' || code === 'KV_GONE' || (code === 'REFUSED' && prefill === undefined)
-  if (!gone && againAfter(failure, 'decode') !== 'no') avoidNode(exchange, node.id, failure, 'decode')
-  blameProducer(exchange, failure, prefill === undefined ? 'encode' : 'prefill')
-  // Only P knows why its KV blocks are gone; it may be gone itself.
-  if (code === 'KV_GONE' && prefill !== undefined) exchange.avoided.add(prefill.id)
-  if (!unlinked) return
-  const producers = prefill === undefined ? features.map(feature => feature.node) : [prefill.id]
-  for (const producer of new Set(producers)) exchange.core.registry.linkLost(producer, node.id)
 }

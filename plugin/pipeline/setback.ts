@@ -1,6 +1,7 @@
 /** What a request does when a call to a node has failed. */
-import { AdapterError, type Stage } from '../../adapters/adapter.ts'
+import { AdapterError, type EncoderResult, type Stage } from '../../adapters/adapter.ts'
 import { epdError, isEpdError } from '../errors.ts'
+import type { Plan } from '../planning/index.ts'
 import { againAfter, clientsError, saysMore } from './blame.ts'
 import type { Delivery } from './answer-stream.ts'
 import type { EncodersExhausted } from './encode.ts'
@@ -63,4 +64,17 @@ export function finalError ({ answered, core: { registry }, request }: Exchange,
   if (!isEpdError(error) || error.retryAfter !== undefined) return error
   const rest = registry.restOf(request.body.model)
   return rest === undefined ? error : error.withRetryAfter(rest)
+}
+
+/** What the failure of a generate call says of the request's nodes. */
+export function noteFailure (exchange: Exchange, { node, prefill }: Plan, features: readonly EncoderResult[], failure: AdapterError): void {
+  const { code, unlinked } = failure
+  const gone = code === 'FEATURES_GONE' || code === 'KV_GONE' || (code === 'REFUSED' && prefill === undefined)
+  if (!gone && againAfter(failure, 'decode') !== 'no') avoidNode(exchange, node.id, failure, 'decode')
+  blameProducer(exchange, failure, prefill === undefined ? 'encode' : 'prefill')
+  // Only P knows why its KV blocks are gone; it may be gone itself.
+  if (code === 'KV_GONE' && prefill !== undefined) exchange.avoided.add(prefill.id)
+  if (!unlinked) return
+  const producers = prefill === undefined ? features.map(feature => feature.node) : [prefill.id]
+  for (const producer of new Set(producers)) exchange.core.registry.linkLost(producer, node.id)
 }
