@@ -8,13 +8,23 @@ import type { EncodersExhausted } from './encode.ts'
 import type { Exchange } from './exchange.ts'
 import type { LiveStream } from './live-stream.ts'
 
+/** However often nodes leave, a request is planned no more often. */
+const MAX_ATTEMPTS = 8
+
 /** May the request start again at the plan? @param before why two nodes could not share the request, where that was known when the attempt began. To find out is no failure, and costs no retry */
 export function mayStartAgain (exchange: Exchange, err: unknown, before: unknown): err is AdapterError {
   if (exchange.cancelled !== undefined || performance.now() >= exchange.deadline || !AdapterError.is(err)) return false
   if (err.singleNode && before === undefined) return true
-  if (exchange.attempts > exchange.core.options.retries) return false
+  const left = exchange.attempts < MAX_ATTEMPTS && nodesHaveLeft(exchange)
+  if (!left && exchange.attempts > exchange.core.options.retries) return false
   // Two nodes that can't work together are not planned together again.
-  return err.code === 'REFUSED' ? exchange.plan?.prefill !== undefined : againAfter(err, 'decode') !== 'no'
+  return err.code === 'REFUSED' ? left || exchange.plan?.prefill !== undefined : againAfter(err, 'decode') !== 'no'
+}
+
+/** Nodes that were taken out since the plan was made, and maybe put in again, have not failed the request: it costs no retry. */
+function nodesHaveLeft ({ plan, core: { registry } }: Exchange): boolean {
+  const { byId } = registry.snapshot()
+  return plan !== undefined && [plan.node, plan.prefill, ...plan.order.flat()].some(node => node !== undefined && byId.get(node.id)?.info === undefined)
 }
 
 /** The next plan avoids a node that has failed this request; one that has answered gets it no second time. */

@@ -184,7 +184,7 @@ t.test('P killed with -9 after prefill is kv_gone; D serves on, and the next P t
 
 t.test('without room P waits for leases to end, and D for sequences, but not for ever', async t => {
   const p = await startLlm(t, { role: 'prefill', kvBlocks: 70 })
-  const d = await startLlm(t, { role: 'decode', kvBlocks: 100 }, { roomTimeoutMs: 100 })
+  const d = await startLlm(t, { role: 'decode', kvBlocks: 100 }, { roomTimeoutMs: 500 })
   await link(d, p)
   const first = await prefill(p, prompt(800, 1))
   const second = prefill(p, prompt(800, 2))
@@ -197,7 +197,7 @@ t.test('without room P waits for leases to end, and D for sequences, but not for
   const waiting = failure(send(d, body, {}, 'completions'))
   await until(() => d.sequences().RUNNING_MIGRATION === 1, 'it waits for blocks')
   d.runtime?.engine.checkIntegrity()
-  t.match(await waiting, { status: 503, code: 'busy', message: /no KV blocks for 800 tokens within 100 ms/ })
+  t.match(await waiting, { status: 503, code: 'busy', message: /no KV blocks for 800 tokens within 500 ms/ })
   const again = send(d, body, {}, 'completions')
   await until(() => d.sequences().RUNNING_MIGRATION === 1, 'it waits once more')
   stop.abort()
