@@ -7,7 +7,7 @@ import type { Dispatcher } from 'undici'
 import type { AdapterNode, Call, CallSignal, UpstreamResponse } from './adapter.ts'
 import { checkedAnswer } from './http/answer-check.ts'
 import { anotherTry } from './http/connections.ts'
-import { secondFailure, unavailable, type FailureReader } from './http/failures.ts'
+import { nonsense, secondFailure, unavailable, type FailureReader } from './http/failures.ts'
 
 export type { FailureReader, UpstreamFailure } from './http/failures.ts'
 export type { UpstreamErrorObject } from './http/error-shape.ts'
@@ -132,6 +132,8 @@ class UpstreamBody extends Readable implements UpstreamResponse, Dispatcher.Disp
 
   onResponseStart (_controller: Controller, statusCode: number, headers: Record<string, string | string[]>): void {
     if (statusCode < 200) return
+    // No status is above, and no answer to a client can have it.
+    if (statusCode > 599) { this.destroy(nonsense(this.#node, `status ${statusCode}`)); return }
     this.statusCode = statusCode
     this.headers = headers
     this.#resolve(this)

@@ -2,7 +2,7 @@
 import { Readable } from 'node:stream'
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from '../adapter.ts'
 import { isErrorBody } from './error-shape.ts'
-import { brokenOff, failureError, failureOf, nonsense, readFailure, type FailureReader } from './failures.ts'
+import { brokenOff, codeOf, decode, failureError, failureOf, nonsense, readFailure, type FailureReader } from './failures.ts'
 
 /** Routes whose answers are known to be JSON, or events; others may answer with anything but a page. */
 const GENERATES = /^\/v1\/(chat\/completions|completions|responses|messages|embeddings)(\?|$)/
@@ -13,9 +13,12 @@ const PARSE_LIMIT = 64 * 1024
 const OPEN = 0x7b
 const CLOSE = 0x7d
 const SPACE = 0x20
+const BYTE_ORDER_MARK = Buffer.from('\ufeff')
 
 /** Longest answer that is held until all of it is there, in bytes. */
 const HELD_LIMIT = 1024 * 1024
+/** Longest that it may be when decoded. */
+const DECODED_LIMIT = 4 * HELD_LIMIT
 /** A first event longer than this is taken for a good one, in bytes. */
 const FIRST_EVENT_LIMIT = 64 * 1024
 
@@ -45,8 +48,7 @@ function textOf (header: string | string[] | undefined): string | undefined {
 
 async function beginBody (path: string, type: string | undefined, response: UpstreamResponse): Promise<[UpstreamResponse, Fault]> {
   const { body, headers } = response
-  const encoding = headers['content-encoding'] ?? 'identity'
-  if (encoding !== 'identity' || !(GENERATES.test(path) || isJson(type) || isPage(type))) {
+  if (!(GENERATES.test(path) || isJson(type) || isPage(type))) {
     const begun = body.readableLength > 0 || await peek(body, () => 0) !== undefined
     return [begun ? response : wholeResponse(response, Buffer.alloc(0)), undefined]
   }
@@ -55,9 +57,20 @@ async function beginBody (path: string, type: string | undefined, response: Upst
     if (ended) all = bytes
     return ended || bytes.length > HELD_LIMIT ? 0 : undefined
   })
-  if (begun !== undefined) return [response, checkBody(path, type, begun, false)]
+  const encoding = textOf(headers['content-encoding']) ?? 'identity'
+  if (begun !== undefined) return [response, encoding === 'identity' ? checkBody(path, type, begun, false) : undefined]
   const whole = all ?? Buffer.alloc(0)
-  return [wholeResponse(response, whole), checkBody(path, type, whole, true)]
+  return [wholeResponse(response, whole), encoding === 'identity' ? checkBody(path, type, whole, true) : checkEncoded(path, type, whole, encoding)]
+}
+
+/** The gateway asks for no encoding; a server that compresses all the same may do it well. */
+function checkEncoded (path: string, type: string | undefined, bytes: Buffer, encoding: string): Fault {
+  try {
+    const plain = decode(bytes, encoding, DECODED_LIMIT)
+    return plain === undefined ? undefined : checkBody(path, type, plain, true)
+  } catch (error) {
+    return codeOf(error) === 'ERR_BUFFER_TOO_LARGE' ? undefined : { why: `a body that is no ${encoding}` }
+  }
 }
 
 /** All of the body has been read: as an answer that came at once. */
@@ -72,11 +85,14 @@ function wholeResponse ({ statusCode, headers }: UpstreamResponse, bytes: Buffer
 /** What comes before the first event that says something is for the client at once. */
 async function beginStream (path: string, response: UpstreamResponse, { onAlive }: Call): Promise<[UpstreamResponse, Fault]> {
   let at = 0
+  let mark = 0
   let first: StreamEvent | undefined
   const begun = await peek(response.body, bytes => {
+    // A byte order mark is no part of the first line, and none of a client's stream, where it may not come first.
+    if (at === 0 && bytes.indexOf(BYTE_ORDER_MARK) === 0) at = mark = BYTE_ORDER_MARK.length
     for (;;) {
       const event = eventAt(bytes, at)
-      const passed = onAlive === undefined ? 0 : at
+      const passed = onAlive === undefined ? mark : at
       if (event === undefined) return bytes.length - at > FIRST_EVENT_LIMIT ? passed : undefined
       if (!isAlive(event)) {
         first = event

@@ -134,17 +134,21 @@ export function failureOf (node: AdapterNode, value: unknown, headers: UpstreamR
 }
 
 function decoded (bytes: Buffer, encoding: string): Buffer | undefined {
-  const limit = { maxOutputLength: ERROR_LIMIT }
   try {
-    switch (encoding.toLowerCase()) {
-      case 'identity': return bytes
-      case 'gzip': case 'x-gzip': return gunzipSync(bytes, limit)
-      case 'deflate': return inflateSync(bytes, limit)
-      case 'br': return brotliDecompressSync(bytes, limit)
-      default: return undefined
-    }
+    return decode(bytes, encoding, ERROR_LIMIT)
   } catch {
     return undefined
+  }
+}
+
+/** Undefined for an encoding that is not known here. Throws for bytes that are not of it, or too many. */
+export function decode (bytes: Buffer, encoding: string, maxOutputLength: number): Buffer | undefined {
+  switch (encoding.toLowerCase()) {
+    case 'identity': return bytes
+    case 'gzip': case 'x-gzip': return gunzipSync(bytes, { maxOutputLength })
+    case 'deflate': return inflateSync(bytes, { maxOutputLength })
+    case 'br': return brotliDecompressSync(bytes, { maxOutputLength })
+    default: return undefined
   }
 }
 

@@ -1,4 +1,5 @@
 /** A good status is no answer: what comes instead of one is the node's failure, before anything has reached the client. */
+import { brotliCompressSync, deflateSync, gzipSync } from 'node:zlib'
 import t from 'tap'
 import { ask, CHUNK, COMPLETION, gatewayFor, modelServer, well, type ModelServer, type Script, type TestGateway } from '../helper/model-server.ts'
 
@@ -64,6 +65,47 @@ t.test('a good answer passes byte for byte, however it comes', async t => {
   for (const [type, text] of [['audio/mpeg', 'ID3'], ['text/plain', 'ok'], ['application/json', '[]'], [undefined, '']] as const) {
     say(type, text)
     t.match(await alone.post({ model: 'm', input: 'x' }, '/v1/audio/speech'), { status: 200, text }, 'other routes answer as they like')
+  }
+})
+
+t.test('a compressed answer that is none moves the request as a plain one does', async t => {
+  let coded: Buffer = Buffer.alloc(0)
+  let encoding = ''
+  const ill = await modelServer(t, (_request, response) => { response.writeHead(200, { 'content-type': JSON_TYPE, 'content-encoding': encoding }).end(coded) })
+  const alone = await gatewayFor(t, [ill])
+  const good = Buffer.from(WHOLE)
+  for (const [name, encode] of [['gzip', gzipSync], ['deflate', deflateSync], ['br', brotliCompressSync]] as const) {
+    encoding = name
+    coded = encode(good)
+    t.equal((await alone.post(ask())).text, WHOLE, name)
+    for (const wrong of [encode(good).subarray(0, 40), encode('null'), encode('<html>'), encode(''), encode(good.subarray(0, 40)), good, Buffer.alloc(0)]) {
+      coded = wrong
+      const failed = await alone.post(ask())
+      t.match([failed.status, failed.body?.error.code], [503, 'upstream_failed'], `${name}, ${wrong.length} bytes`)
+    }
+    coded = encode('{"error":{"message":"why","code":429}}')
+    t.match(await alone.post(ask()), { status: 429, body: { error: { message: 'why' } } })
+  }
+})
+
+t.test('a byte order mark in front of a stream doubles no answer', async t => {
+  const { say, alone, both } = await house(t)
+  const text = `${CHUNK}data: [DONE]\n\n`
+  for (const before of ['', ': ping\n\n', '\n']) {
+    say(EVENTS, `\ufeff${before}${text}`)
+    for (const gateway of [alone, both]) t.equal((await gateway.post(ask({ stream: true }))).text.split('Hello').length, 2, JSON.stringify(before))
+  }
+  say(EVENTS, '\ufeffdata: {"error":{"message":"why","code":400}}\n\n')
+  t.match(await alone.post(ask({ stream: true })), { status: 400, body: { error: { message: 'why' } } })
+})
+
+t.test('a status that is none is no answer, on any route', async t => {
+  let status = 600
+  const ill = await modelServer(t, (_request, response) => { response.socket!.end(`HTTP/1.1 ${status} ?\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}`) })
+  const alone = await gatewayFor(t, [ill])
+  for (status of [600, 799, 999]) {
+    t.match(await alone.post(ask()), { status: 503, body: { error: { code: 'upstream_failed' } } })
+    t.match(await alone.post({}, '/v1/load_lora_adapter'), { status: 503, body: { error: { code: 'upstream_failed' } } })
   }
 })
 
