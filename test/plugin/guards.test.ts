@@ -97,6 +97,7 @@ t.test('no path steps out of /v1, however often a proxy in front of a node decod
   t.same(node.generations, [])
   for (const path of ['/v1/files/a%20b', '/v1/files/100%25', '/v1/files/a;b', '/v1/files/.well-known', '/v1/files/a...b']) {
     t.same(await ask('GET', path), [200, { path }])
+    t.same(await ask('GET', `http://elsewhere${path}`), [200, { path }], 'a whole URL, as proxies get it')
   }
 })
 

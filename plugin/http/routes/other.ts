@@ -37,10 +37,13 @@ interface Passed {
 /** Routes that may carry pictures: without a model none knows a node that sees them. */
 const INFERENCE = /^\/v1\/(responses|messages)\/?(\?|$)/
 
+/** Proxies' clients write the whole URL. */
+const ORIGIN = /^https?:\/\/[^/?#]*/i
+
 export const otherRoutes: FastifyPluginAsync<OtherRoutesOptions> = async function otherRoutes (app, { gateway, handle, below }) {
   const { limits } = gateway.options
   app.addContentTypeParser('multipart/form-data', { bodyLimit: limits.body }, async (_request: unknown, payload: IncomingMessage) => await readBody(payload, { limit: limits.body }))
-  const pathOf = (request: FastifyRequest): string => upstreamPath(request.url.slice(below))
+  const pathOf = (request: FastifyRequest): string => upstreamPath(request.url.replace(ORIGIN, '').slice(below))
 
   app.route({ method: ['GET', 'DELETE'], url: '/v1/*', handler: async (request, reply) => await forward(gateway, request, reply, { path: pathOf(request) }) })
 
