@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { parse, parseAllDocuments } from 'yaml'
 import { loadConfig } from '../../plugin/cli/config.ts'
+import { runCli } from '../helper/cli.ts'
 import { buildGateway } from '../helper/fake-gateway.ts'
 import { packageRoot } from '../helper/package-root.ts'
 
@@ -11,7 +12,7 @@ const folder = join(packageRoot(), 'deploy')
 const read = (file: string): string => readFileSync(join(folder, file), 'utf8')
 const yaml = (file: string): any => parse(read(file), { merge: true })
 
-t.test('the configurations fit the schema', async t => {
+t.test('the configurations pass serve --check', async t => {
   const dir = t.testdir({ 'api-key': 'k' })
   for (const file of ['compose.config.yaml', 'kubernetes/epd.config.yaml']) {
     const path = join(dir, file.replaceAll('/', '-'))
@@ -20,6 +21,21 @@ t.test('the configurations fit the schema', async t => {
     t.equal(raw.server?.host, '0.0.0.0')
     t.equal(raw.timeouts?.grace, 60_000)
     t.ok((raw.apiKeys ?? []).length > 0, 'beyond loopback there are keys')
+    t.match(await runCli(['serve', '--check', '--config', path]), { code: 0, stdout: /: ok, \d nodes\n/, stderr: '' })
+  }
+})
+
+t.test('the commands name flags that serve has', async t => {
+  const { stdout: help } = await runCli(['serve', '--help'])
+  const commands: Record<string, string[]> = {
+    Dockerfile: JSON.parse(/^CMD (.*)$/m.exec(read('Dockerfile'))?.[1] ?? '[]'),
+    Deployment: yaml('kubernetes/deployment.yaml').spec.template.spec.containers[0].args,
+    unit: /^ExecStart=.* fastify-epd (.*)$/m.exec(read('fastify-epd.service'))?.[1]?.split(' ') ?? []
+  }
+  for (const [name, [command, ...args]] of Object.entries(commands)) {
+    t.equal(command, 'serve', name)
+    const flags = args.filter(arg => arg.startsWith('--'))
+    t.ok(flags.length > 0 && flags.every(flag => new RegExp(`${flag}\\b`).test(help)), `${name}: ${flags.join(' ')}`)
   }
 })
 
@@ -43,6 +59,12 @@ t.test('probes, metrics and ports are those of the gateway', async t => {
   const metrics = await (await fetch(url + yaml('kubernetes/monitor.yaml').spec.endpoints[0].path)).text()
   const { metric } = yaml('kubernetes/autoscaling.yaml').spec.metrics[0].pods
   t.match(metrics, new RegExp(`^${metric.name}(\\{| )`, 'm'))
+  const { port } = yaml('kubernetes/epd.config.yaml').server
+  t.same(container.ports, [{ name: 'http', containerPort: port }])
+  t.equal(yaml('kubernetes/service.yaml').spec.ports[0].targetPort, 'http')
+  t.same(yaml('kubernetes/network.yaml').spec.ingress[0].ports, [{ port }])
+  t.equal(Number(/^EXPOSE (\d+)$/m.exec(read('Dockerfile'))?.[1]), port)
+  t.ok(read('Dockerfile').includes(`127.0.0.1:${port}/livez`), 'HEALTHCHECK')
   const sleep = Number(container.lifecycle.preStop.exec.command[1])
   t.ok(spec.terminationGracePeriodSeconds > sleep + 60, 'there is time for preStop and timeouts.grace')
 })

@@ -32,6 +32,12 @@ t.test('it has the page, the model, the schema and all that exports names, and n
   t.same(files.filter(file => /^dist\/(test|docs)|\.test\.|\.tsbuildinfo$|\.py$/.test(file)), [])
 })
 
+t.test('it has the files of deploy/ that docs/production.md links', async t => {
+  const links = [...(await read('docs/production.md')).matchAll(/\]\(\.\.\/(deploy\/[^)]*)\)/g)].map(([, link]) => link!)
+  t.ok(links.length > 0)
+  for (const link of links) t.ok(packed.has(link) || files.some(file => file.startsWith(`${link}/`)), link)
+})
+
 t.test('every source map has its sources', async t => {
   const maps = files.filter(file => file.endsWith('.map'))
   for (const file of maps) {
