@@ -20,6 +20,8 @@ interface Way {
 /** The last way comes into use only when the nodes of those before it have failed the request. */
 const FAILED = 'prefill nodes failed'
 const NO_NODES: ReadonlySet<string> = new Set()
+/** D gets all KV blocks from P: what it holds of a conversation saves nothing. */
+const NO_CONVERSATION = (): undefined => undefined
 
 /**
  * Decides which nodes serve a request, and why. A pure function: the same arguments give the same plan. Finds the ways
@@ -77,8 +79,8 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
   const text = request.media.length === 0
   const encoding = text ? textOnly(request, nodes) : encodingFor(request, nodes, snapshot, options)
   if ('refused' in encoding) return encoding
-  const choose = (candidates: Nodes, stage: 'prefill' | 'decode', avoided = avoid): NodeSnapshot =>
-    byPolicy(byLoad(candidates, request.promptTokens), { ...request, stage }, options.routing, avoided)[0]!
+  const choose = (candidates: Nodes, stage: 'prefill' | 'decode', avoided = avoid, conversation = request.conversation): NodeSnapshot =>
+    byPolicy(byLoad(candidates, request.promptTokens), { ...request, stage, conversation }, options.routing, avoided)[0]!
   // The language model is chosen before the encoders: some transports push features to it.
   const first = decodes === undefined
     ? choose(encoding.nodes, 'decode')
@@ -91,7 +93,7 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
   const reason = [order.length > 0 ? spread(order) : placed.length > 0 ? 'encoders busy' : encoding.reason, why].filter(part => part !== '').join(', ')
   const plan = { order, callsEncoders, fallback: order.length > 0 && first.info?.vision === 'full' }
   if (decodes === undefined) return { ...plan, topology: encoded ? 'e-pd' : text ? 'pd' : 'hybrid', reason, node: first }
-  return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode') }
+  return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode', avoid, NO_CONVERSATION) }
 }
 
 function textOnly ({ opaque }: RequestView, nodes: Nodes): Encoding {

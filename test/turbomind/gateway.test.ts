@@ -23,7 +23,7 @@ async function atRest (...urls: string[]): Promise<void> {
 t.test('E -> PyTorch-like and E -> TurboMind-like behind one gateway give the same answers', async t => {
   const app = Fastify({ forceCloseConnections: true })
   t.teardown(() => app.close())
-  await app.register(epd, { embedded: false, bypass: 'never' })
+  await app.register(epd, { embedded: false, bypass: 'never', routing: { policy: 'least-tokens' } })
   const gateway = await app.listen({ host: '127.0.0.1', port: 0 })
   const [encoder, pytorch, turbomind] = await Promise.all([
     startEngineFor(t, { role: 'encoder', proxyUrl: gateway }),
