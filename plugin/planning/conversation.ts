@@ -2,7 +2,7 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import { openingOf, type Body } from '../body/index.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
-import { fnv, IMBALANCE, last, rank } from './rendezvous.ts'
+import { FNV_PRIME, IMBALANCE, last, rank } from './rendezvous.ts'
 
 /** Names the session of a request, for policy `session`. */
 const SESSION_HEADER = 'x-session-id'
@@ -14,7 +14,7 @@ const PROMPT_BYTES = 256
 /** How far the end of the first message is looked for, in bytes. */
 const MAX_OPENING = 1 << 20
 /** Of a long opening its beginning and its end are hashed, so many bytes each. */
-const SAMPLE = 512
+const SAMPLE = 128
 
 /**
  * What all requests of one conversation, and few others, have in common: their messages up to the first that is not the
@@ -25,7 +25,7 @@ export function prefixKey (body: Body, path: string): string | undefined {
   const value = name === undefined ? undefined : body.json(name)
   if (value === undefined) return undefined
   const isList = value[0] === 0x5b
-  if (name === 'prompt' || !isList) return hash(value, name === 'prompt' ? PROMPT_BYTES : value.length)
+  if (name === 'prompt' || !isList) return hash(value, name === 'prompt' ? Math.min(PROMPT_BYTES, value.length) : value.length)
   const [picture] = body.media
   const start = picture === undefined ? value.length : picture.span.start - (value.byteOffset - body.bytes.byteOffset)
   const opening = picture?.message === 0 ? undefined : openingOf(value, Math.min(start, MAX_OPENING))
@@ -46,6 +46,10 @@ export function byConversation (key: string, candidates: readonly NodeSnapshot[]
 }
 
 function hash (bytes: Buffer, end: number): string {
-  const text = end <= 2 * SAMPLE ? bytes.toString('latin1', 0, end) : bytes.toString('latin1', 0, SAMPLE) + bytes.toString('latin1', end - SAMPLE, end)
-  return fnv(text, end).toString(36)
+  let hash = end
+  for (let i = 0; i < end; i++) {
+    if (i === SAMPLE && end > 2 * SAMPLE) i = end - SAMPLE
+    hash = Math.imul(hash ^ bytes[i]!, FNV_PRIME)
+  }
+  return (hash >>> 0).toString(36)
 }

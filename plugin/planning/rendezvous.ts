@@ -7,7 +7,7 @@
 /** One node may carry this much more than the average before work spills over from it. */
 export const IMBALANCE = 1.25
 
-const FNV_PRIME = 0x01000193
+export const FNV_PRIME = 0x01000193
 const FNV_OFFSET = 0x811c9dc5
 
 /** `nodes`, the heaviest for `key` first. Does not change `nodes`. */
@@ -22,7 +22,7 @@ function weight (key: string, id: string): number {
   return mix(fnv(key, fnv(id, FNV_OFFSET)))
 }
 
-export function fnv (text: string, seed: number): number {
+function fnv (text: string, seed: number): number {
   let hash = seed
   for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), FNV_PRIME)
   return hash

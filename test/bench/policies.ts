@@ -40,15 +40,18 @@ async function ask (url: string, messages: readonly object[], session: string, t
   return events.map(({ choices: [choice] }) => choice?.delta.content ?? '').join('')
 }
 
-async function converse (url: string, id: number, picture: string | undefined, side: Side): Promise<void> {
+/** One turn after the other: each call asks once. @returns whether there is another */
+function conversation (url: string, id: number, picture: string | undefined, side: Side): () => Promise<boolean> {
   const pick = seeded(id)
   const say = (count: number): string => Array.from({ length: count }, () => WORDS[pick(WORDS.length)]).join(' ')
   const messages: object[] = []
-  for (let turn = 0; turn < TURNS; turn++) {
+  let turn = 0
+  return async () => {
     const text = `${id}. ${say(turn === 0 ? 80 : 20)}?`
     const seen = turn === 0 && picture !== undefined
     messages.push({ role: 'user', content: seen ? [{ type: 'image_url', image_url: { url: picture } }, { type: 'text', text }] : text })
     messages.push({ role: 'assistant', content: await ask(url, messages, `conversation ${id}`, turn, side) })
+    return ++turn < TURNS
   }
 }
 
@@ -56,12 +59,10 @@ async function measure (folder: string, policy: PolicyName, pictures: readonly s
   const gateway = await startGateway(folder, policy, { embedded: { encoders: 0, engines: ENGINES }, routing: { policy } })
   const side: Side = { policy, prompt: 0, cached: 0, later: [] }
   try {
-    let next = 0
+    // Users read before they ask again: others ask in between. A turn right after the last would find the node that this one has freed.
+    const waiting = Array.from({ length: conversations }, (_, id) => conversation(gateway.url, id, id % PICTURES === 0 ? pictures[id / PICTURES] : undefined, side))
     await Promise.all(Array.from({ length: CLIENTS }, async () => {
-      while (next < conversations) {
-        const id = next++
-        await converse(gateway.url, id, id % PICTURES === 0 ? pictures[id / PICTURES] : undefined, side)
-      }
+      for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) if (await next()) waiting.push(next)
     }))
   } finally {
     await stopGateway(gateway)
@@ -83,7 +84,7 @@ export async function run (context: BenchContext): Promise<string> {
     const least = share(sides.find(({ policy }) => policy === 'least-tokens')!)
     return [
       '## Policies',
-      `${ENGINES} engines of the shipped model behind a gateway; ${CLIENTS} clients hold ${conversations} conversations of ${TURNS} turns one after the other, every ${PICTURES}th about a picture. Each policy has fresh engines. ` +
+      `${ENGINES} engines of the shipped model behind a gateway; ${conversations} conversations of ${TURNS} turns, every ${PICTURES}th about a picture, ${CLIENTS} requests at a time. Between two turns of a conversation the others have theirs. Each policy has fresh engines. ` +
         'Hits: the share of all prompt tokens that the engines found in their prefix caches. Time to first token of the turns after the first, the policies one after the other.',
       table(['policy', 'hits', 'vs least-tokens', 'TTFT p50 ms', 'TTFT p99 ms'],
         sides.map(side => [side.policy, `${(100 * share(side)).toFixed(1)} %`, `${(share(side) / least).toFixed(2)}x`, quantile(side.later, 0.5), quantile(side.later, 0.99)]))

@@ -15,7 +15,8 @@ const FREE_CACHE = '/distserve/free_cache'
 const timeouts = { encode: 5000, prefill: 3000, firstByte: 5000, answer: 15_000, idle: 10_000 }
 const flags = ['--max-queue', '256']
 const [gateway, e1, e2, p1, p2, d1, d2] = await Promise.all([
-  GatewayProcess.start(t, { timeouts }),
+  // Of idle nodes the one that was added first is asked first.
+  GatewayProcess.start(t, { timeouts, routing: { policy: 'least-tokens' } }),
   Engine.start(t, 'encoder', { flags }),
   Engine.start(t, 'encoder', { flags }),
   Engine.start(t, 'prefill', { flags: [...flags, '--no-vision'] }),
