@@ -133,6 +133,7 @@ t.test('a peer without the right key is refused, and soon', async (t) => {
   t.teardown(() => b.close())
   const { endpoint } = a.node
   await t.rejects(b.node.connect(endpoint), { code: 'REFUSED', message: /does not accept this engine's CURVE key/ })
+  await until(() => warnings.length > 0, 'the other side says why')
   t.match(warnings, [/unknown CURVE key/])
   await t.rejects(b.node.connect({ ...endpoint, curve: other.publicKey }), { code: 'REFUSED', message: /security mechanism, is another one/ })
   await t.rejects(b.node.connect({ ...endpoint, curve: unknown.publicKey }), { code: 'REFUSED', message: /not among the allowed peers/ })
