@@ -165,9 +165,13 @@ function looksWhole (bytes: Buffer, whole: boolean): boolean {
 }
 
 function checkValue (value: unknown, choices: boolean): Fault {
-  if (typeof value !== 'object' || value === null || Array.isArray(value) || Object.keys(value).length === 0) return { why: 'JSON that is no answer' }
+  if (!hasMembers(value)) return { why: 'JSON that is no answer' }
   if (isErrorBody(value)) return { error: value }
   return choices && !hasChoices(value) ? { why: 'an answer without choices' } : undefined
+}
+
+function hasMembers (value: unknown): value is { readonly choices?: unknown } {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) && Object.keys(value).length > 0
 }
 
 function hasChoices ({ choices }: { choices?: unknown }): boolean {
@@ -233,5 +237,8 @@ function checkEvent (path: string, { name, data = '' }: StreamEvent): Fault {
   }
   if (name === 'error') return { error: typeof value === 'object' && value !== null ? value : { error: String(value) } }
   if (isErrorBody(value)) return { error: value }
-  return !generates || (typeof value === 'object' && value !== null) ? undefined : { why: 'an event that is no object' }
+  if (!generates) return undefined
+  if (!hasMembers(value)) return { why: 'an event that is no part of an answer' }
+  // With an empty list it may have the usage, or what a filter says of the prompt.
+  return CHOICES.test(path) && !Array.isArray(value.choices) ? { why: 'an event without choices' } : undefined
 }

@@ -3,6 +3,7 @@ import { Agent, createServer, request, type IncomingMessage, type Server, type S
 import type { AddressInfo } from 'node:net'
 import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { FlakyProxy } from '../p2p/flaky-proxy.ts'
+import type { Spoil } from './garbage.ts'
 
 /** What happens to a POST below /v1/, or another path; everything else, health above all, passes as it is. */
 export type NodeFault =
@@ -20,6 +21,8 @@ export type NodeFault =
   | { readonly kind: 'cut', readonly after: number }
   /** Silence after so many chunks of the answer. */
   | { readonly kind: 'stall', readonly after: number }
+  /** The engine serves the request; its good answer is spoilt by what `choose` gives, if it gives anything. */
+  | { readonly kind: 'garbage', readonly choose: () => Spoil | undefined }
 
 /**
  * Stands in front of an engine under a URL of its own, which is the engine's id: what it does to requests is what a
@@ -117,6 +120,14 @@ export class FaultyNode {
   #answer (response: IncomingMessage, outgoing: ServerResponse, fault: NodeFault): void {
     if (fault.kind === 'hold') {
       response.resume().on('end', () => { this.answered++ })
+      return
+    }
+    const spoil = fault.kind === 'garbage' && response.statusCode === 200 ? fault.choose() : undefined
+    if (spoil !== undefined) {
+      response.toArray().then(chunks => {
+        const { type, body } = spoil(response.headers['content-type'] ?? '', Buffer.concat(chunks as Buffer[]))
+        outgoing.writeHead(200, { 'content-type': type }).end(body)
+      }, () => { outgoing.socket?.resetAndDestroy() })
       return
     }
     outgoing.writeHead(response.statusCode!, response.headers)

@@ -6,9 +6,10 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { Agent, fetch, type Response } from 'undici'
 import { rank } from '../../plugin/planning/index.ts'
-import { startCli, type CliServer } from '../helper/cli.ts'
+import { startCli, type CliServer, type Ending } from '../helper/cli.ts'
 import { freePort } from '../helper/free-port.ts'
 import { metric } from '../helper/metrics.ts'
+import { unrestOf } from '../helper/unrest.ts'
 import { until as poll } from '../helper/until.ts'
 import { FaultyNode } from './faulty-node.ts'
 
@@ -67,11 +68,11 @@ export class Engine {
   readonly role: Role
   readonly id: string
   readonly node: FaultyNode
-  readonly #t: Test
+  readonly #t: Ending
   readonly #flags: readonly string[]
   #server: CliServer
 
-  private constructor (t: Test, role: Role, flags: readonly string[], node: FaultyNode, server: CliServer) {
+  private constructor (t: Ending, role: Role, flags: readonly string[], node: FaultyNode, server: CliServer) {
     this.role = role
     this.id = node.url
     this.node = node
@@ -80,7 +81,7 @@ export class Engine {
     this.#server = server
   }
 
-  static async start (t: Test, role: Role, options: { flags?: readonly string[], flakyWire?: boolean } = {}): Promise<Engine> {
+  static async start (t: Ending, role: Role, options: { flags?: readonly string[], flakyWire?: boolean } = {}): Promise<Engine> {
     // With a public URL the engine prints that URL and not its port, and it must restart on the same port.
     const port = await freePort()
     const node = await FaultyNode.listen(port, options)
@@ -94,6 +95,11 @@ export class Engine {
   get #own (): string { return `http://127.0.0.1:${this.node.port}` }
 
   get dead (): boolean { return this.#server.child.exitCode !== null || this.#server.child.signalCode !== null }
+
+  /** Stops the process where it is (SIGSTOP), or lets it go on. */
+  freeze (frozen: boolean): void {
+    this.#server.child.kill(frozen ? 'SIGSTOP' : 'SIGCONT')
+  }
 
   async stop (signal: NodeJS.Signals): Promise<number | null> {
     return await this.#server.stop(signal)
@@ -128,14 +134,7 @@ export class Engine {
 
   /** Why the engine is not idle; undefined when it is. */
   async unrest (): Promise<string | undefined> {
-    const text = await this.metrics()
-    const value = (name: string): number => metric(text, name) ?? 0
-    if (value('epd_leases_open') !== 0) return `${value('epd_leases_open')} leases are open`
-    for (const pool of ['feature', 'kv']) {
-      const [total, free, cached] = ['capacity', 'free', 'cached'].map(what => value(`epd_${pool}_blocks_${what}`)) as [number, number, number]
-      if (free + cached !== total) return `${pool} blocks: ${free} free + ${cached} cached of ${total}`
-    }
-    return text.split('\n').find(line => line.startsWith('epd_sequences{') && !line.endsWith(' 0'))
+    return unrestOf(await this.metrics())
   }
 
   /** After clearing the cache: does it hold anything still? */
@@ -176,6 +175,8 @@ export class Stream {
   readonly headers: Response['headers']
   /** The JSON of each event; the text of one that is none, such as `[DONE]`. */
   readonly events: any[] = []
+  /** The JSON of an answer that is no stream, once it has ended. */
+  body: any
   /** Resolves when the answer has ended: true, or false when it broke off. */
   readonly ended: Promise<boolean>
 
@@ -195,6 +196,7 @@ export class Stream {
       rest = parts.pop()!
       for (const part of parts) if (part.startsWith('data: ')) this.events.push(part === 'data: [DONE]' ? '[DONE]' : JSON.parse(part.slice(6)))
     }
+    if (rest.startsWith('{')) this.body = JSON.parse(rest)
   }
 }
 
@@ -208,7 +210,7 @@ export class GatewayProcess {
     this.url = server.url
   }
 
-  static async start (t: Test, config: object = {}): Promise<GatewayProcess> {
+  static async start (t: Ending, config: object = {}): Promise<GatewayProcess> {
     const folder = await mkdtemp(join(tmpdir(), 'epd-chaos-'))
     t.teardown(() => rm(folder, { recursive: true }))
     const file = join(folder, 'epd.config.json')
@@ -262,6 +264,12 @@ export class GatewayProcess {
 
   async stream (question: Question = {}): Promise<Stream> {
     return new Stream(await post(`${this.url}/v1/chat/completions`, bodyOf({ ...question, more: { ...question.more, stream: true } }), question.signal))
+  }
+
+  /** Traces of requests that have not ended. */
+  async runningTraces (): Promise<number> {
+    const { traces } = await (await get(`${this.url}/epd/traces?limit=1000`)).json() as { traces: Array<{ partial: boolean }> }
+    return traces.filter(({ partial }) => partial).length
   }
 
   async unrest (): Promise<string | undefined> {

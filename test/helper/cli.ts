@@ -2,7 +2,6 @@ import { spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_p
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
-import type { Test } from 'tap'
 import { nodeCommand } from './node-command.ts'
 
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
@@ -16,6 +15,11 @@ const endChildren = (): void => { for (const child of children) child.kill('SIGK
 process.once('exit', endChildren)
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
   process.once(signal, () => { endChildren(); process.exit(1) })
+}
+
+/** What ends with whatever started it: a test, or a script. */
+export interface Ending {
+  teardown (end: () => unknown): unknown
 }
 
 export interface CliServer {
@@ -39,7 +43,7 @@ export interface CliProcess {
 }
 
 /** Starts `fastify-epd ...args`. Ended at the test's teardown. */
-export function spawnCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): CliProcess {
+export function spawnCli (t: Ending, args: readonly string[], env: NodeJS.ProcessEnv = {}): CliProcess {
   const command = nodeCommand([MAIN, ...args])
   const child = spawn(command.file, command.args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } })
   children.add(child)
@@ -64,7 +68,7 @@ export function spawnCli (t: Test, args: readonly string[], env: NodeJS.ProcessE
 }
 
 /** Starts `fastify-epd ...args` and resolves when it prints its URL. Ended at the test's teardown. */
-export async function startCli (t: Test, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliServer> {
+export async function startCli (t: Ending, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliServer> {
   const { process: child, stderr, ended, stop } = spawnCli(t, args, env)
   const url = await new Promise<string>((resolve, reject) => {
     createInterface({ input: child.stdout }).on('line', line => {

@@ -33,7 +33,7 @@ t.test('an answer that is none moves the request; without another node it is a 5
     [JSON_TYPE, ''], [JSON_TYPE, 'null'], [JSON_TYPE, '{}'], [JSON_TYPE, '[]'], [JSON_TYPE, '"Hello"'], [JSON_TYPE, '{"choices":[]}'], [JSON_TYPE, '{"choices":[null]}'], [JSON_TYPE, '{"choices":null}'],
     [JSON_TYPE, '<html>Sign in</html>'], ['text/html', '<html>Sign in</html>'], ['text/html', WHOLE], ['text/plain', WHOLE], [undefined, WHOLE], ['application/octet-stream', '\0\0'],
     ...Array.from({ length: 8 }, (_, i): [string, string] => [JSON_TYPE, WHOLE.slice(0, 1 + Math.floor(i * (WHOLE.length - 2) / 7))]),
-    [EVENTS, ''], [EVENTS, 'data: [DONE]\n\n'], [EVENTS, 'data: null\n\n'], [EVENTS, 'data: <html>\n\n'], [EVENTS, CHUNK.slice(0, 40)], [EVENTS, '<html>']
+    [EVENTS, ''], [EVENTS, 'data: [DONE]\n\n'], [EVENTS, 'data: null\n\n'], [EVENTS, 'data: {}\n\ndata: [DONE]\n\n'], [EVENTS, 'data: []\n\n'], [EVENTS, 'data: {"id":"a"}\n\n'], [EVENTS, 'data: {"choices":null}\n\n'], [EVENTS, 'data: <html>\n\n'], [EVENTS, CHUNK.slice(0, 40)], [EVENTS, '<html>']
   ]
   for (const [i, [type, text]] of wrong.entries()) {
     for (const stream of [true, false]) {

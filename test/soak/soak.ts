@@ -13,9 +13,9 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Agent, request } from 'undici'
 import { freePort } from '../helper/free-port.ts'
-import { metric } from '../helper/metrics.ts'
 import { seeded } from '../helper/random.ts'
 import { drawScene } from '../helper/scenes.ts'
+import { unrestOf } from '../helper/unrest.ts'
 
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
 const KILL_EVERY_MS = 20_000
@@ -108,14 +108,7 @@ async function ask (url: string, model: string, pictures: readonly string[]): Pr
 
 /** What an engine still holds; undefined at rest. */
 async function unrest (url: string): Promise<string | undefined> {
-  const metrics = await text(url + '/metrics').catch((err: unknown) => String(err))
-  const value = (name: string): number => metric(metrics, name) ?? 0
-  if (value('epd_leases_open') !== 0) return `${value('epd_leases_open')} leases are open`
-  for (const pool of ['feature', 'kv']) {
-    const [capacity, free, cached] = ['capacity', 'free', 'cached'].map(what => value(`epd_${pool}_blocks_${what}`)) as [number, number, number]
-    if (free + cached !== capacity) return `${pool} blocks: ${free} free + ${cached} cached of ${capacity}`
-  }
-  return metrics.split('\n').find(line => line.startsWith('epd_sequences{') && !line.endsWith(' 0'))
+  return unrestOf(await text(url + '/metrics').catch((err: unknown) => String(err)))
 }
 
 async function main (): Promise<void> {
