@@ -32,6 +32,12 @@ export class UsageReader {
     this.#next = (this.#next + 1) % CHUNKS
   }
 
+  /** Did a stream of choices come to its end? One that a node has cut in half may end in good order. */
+  get whole (): boolean {
+    const text = this.#text()
+    return !text.includes('"choices"') || text.includes('[DONE]') || text.includes('"error"') || readFinishReason(text) !== undefined
+  }
+
   read (): Closing {
     const text = this.#text()
     return { usage: readUsage(text), finishReason: readFinishReason(text) }

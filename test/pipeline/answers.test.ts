@@ -58,10 +58,19 @@ t.test('a good answer passes byte for byte, however it comes', async t => {
       t.ok(status === 200 && seen === text, `${text.length} bytes`)
     }
   }
-  for (const text of [CHUNK, `\r\n${CHUNK}`, CHUNK.replaceAll('\n', '\r\n'), CHUNK.replaceAll('\n', '\r') + 'data: [DONE]\r\r', `event: message\n${CHUNK}`, 'data: {"id":"error","choices":[]}\n\n']) {
+  for (const begun of [CHUNK, `\r\n${CHUNK}`, CHUNK.replaceAll('\n', '\r\n'), CHUNK.replaceAll('\n', '\r') + 'data: [DONE]\r\r', `event: message\n${CHUNK}`, 'data: {"id":"error","choices":[]}\n\n']) {
+    const text = begun.includes('[DONE]') ? begun : begun + 'data: [DONE]\n\n'
     say(EVENTS, text)
     t.equal((await alone.post(ask({ stream: true }))).text, text)
   }
+  // Neither [DONE] nor a finish_reason: a node has cut it in half and ended in good order.
+  say(EVENTS, CHUNK)
+  const cut = (await alone.post(ask({ stream: true }))).text
+  t.ok(cut.startsWith(CHUNK))
+  t.match(cut.slice(CHUNK.length), /^\s*data: \{"error":.*"upstream_broken"/)
+  const finished = CHUNK.replace('"finish_reason":null', '"finish_reason":"length"')
+  say(EVENTS, finished)
+  t.equal((await alone.post(ask({ stream: true }))).text, finished)
   for (const [type, text] of [['audio/mpeg', 'ID3'], ['text/plain', 'ok'], ['application/json', '[]'], [undefined, '']] as const) {
     say(type, text)
     t.match(await alone.post({ model: 'm', input: 'x' }, '/v1/audio/speech'), { status: 200, text }, 'other routes answer as they like')
