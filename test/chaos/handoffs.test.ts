@@ -16,7 +16,7 @@ const timeouts = { encode: 5000, prefill: 3000, firstByte: 5000, answer: 15_000,
 const flags = ['--max-queue', '256']
 const [gateway, e1, e2, p1, p2, d1, d2] = await Promise.all([
   // Of idle nodes the one that was added first is asked first.
-  GatewayProcess.start(t, { timeouts, routing: { policy: 'least-tokens' } }),
+  GatewayProcess.start(t, { timeouts }),
   Engine.start(t, 'encoder', { flags }),
   Engine.start(t, 'encoder', { flags }),
   Engine.start(t, 'prefill', { flags: [...flags, '--no-vision'] }),

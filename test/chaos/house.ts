@@ -210,11 +210,11 @@ export class GatewayProcess {
     this.url = server.url
   }
 
-  static async start (t: Ending, config: object = {}): Promise<GatewayProcess> {
+  static async start (t: Ending, { routing, ...config }: { routing?: object } & Record<string, unknown> = {}): Promise<GatewayProcess> {
     const folder = await mkdtemp(join(tmpdir(), 'epd-chaos-'))
     t.teardown(() => rm(folder, { recursive: true }))
     const file = join(folder, 'epd.config.json')
-    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', ...config }))
+    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', routing: { policy: 'least-tokens', ...routing }, ...config }))
     return new GatewayProcess(await startCli(t, ['serve', '--config', file, '--port', '0', '--log-level', 'error']))
   }
 
@@ -232,12 +232,13 @@ export class GatewayProcess {
   async use (...engines: readonly Engine[]): Promise<void> {
     const wanted = new Set(engines.map(engine => engine.id))
     for (const id of Object.keys(await this.status())) if (!wanted.has(id)) await post(`${this.url}/nodes/remove`, { url: id })
-    for (const engine of engines) await this.add(engine)
+    // Of idle ones the first is asked: a hair faster than the next.
+    for (const [i, engine] of engines.entries()) await this.add(engine, 1 - i / 1_000)
     await this.linked(...engines)
   }
 
-  async add ({ id, role }: Engine): Promise<void> {
-    await post(`${this.url}/nodes/add`, { url: id, status: { role: WIRE_ROLES[role], models: [MODEL] } })
+  async add ({ id, role }: Engine, speed = 1): Promise<void> {
+    await post(`${this.url}/nodes/add`, { url: id, status: { role: WIRE_ROLES[role], models: [MODEL], speed } })
   }
 
   /** Like `use`, with nodes that are new to the gateway: no failure is counted against them. */
