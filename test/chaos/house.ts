@@ -210,11 +210,11 @@ export class GatewayProcess {
     this.url = server.url
   }
 
-  static async start (t: Ending, { routing, ...config }: { routing?: object } & Record<string, unknown> = {}): Promise<GatewayProcess> {
+  static async start (t: Ending, { routing, admission, ...config }: { routing?: object, admission?: object } & Record<string, unknown> = {}): Promise<GatewayProcess> {
     const folder = await mkdtemp(join(tmpdir(), 'epd-chaos-'))
     t.teardown(() => rm(folder, { recursive: true }))
     const file = join(folder, 'epd.config.json')
-    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', routing: { policy: 'least-tokens', ...routing }, ...config }))
+    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', routing: { policy: 'least-tokens', ...routing }, admission: { encoderTime: 600_000, ...admission }, ...config }))
     return new GatewayProcess(await startCli(t, ['serve', '--config', file, '--port', '0', '--log-level', 'error']))
   }
 

@@ -22,11 +22,15 @@ export interface BuildOptions {
 }
 
 /** A listening application with the plugin, its nodes healthy and linked. Idle nodes are asked in order, unless a policy is given. */
+/** Neither random ports choose the node, nor does the load of the machine that runs the tests shed requests. */
+const forTests = ({ routing, admission }: EpdOptions): EpdOptions =>
+  ({ routing: { policy: 'least-tokens', ...routing }, admission: { encoderTime: 600_000, ...admission } })
+
 export async function buildGateway (t: Test, { nodes = [], options = {}, fastify = {}, port = 0, before, after }: BuildOptions = {}): Promise<FakeGateway> {
   const app = Fastify({ forceCloseConnections: true, ...fastify })
   t.teardown(() => app.close())
   await before?.(app)
-  await app.register(epd, { embedded: false, adapters: [fakeAdapter], nodes: nodes.map(node => node.spec), ...options, routing: { policy: 'least-tokens', ...options.routing } })
+  await app.register(epd, { embedded: false, adapters: [fakeAdapter], nodes: nodes.map(node => node.spec), ...options, ...forTests(options) })
   await after?.(app)
   const url = await app.listen({ host: '127.0.0.1', port })
   await settled(app.epd.nodes, nodes)

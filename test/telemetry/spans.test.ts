@@ -324,6 +324,9 @@ t.test('OTEL_TRACES_EXPORTER=otlp alone sends to where receivers listen by defau
 })
 
 /** Requests of all kinds, as the store shows them; ids, which differ, by the names of the spans that bear them. */
+/** Of two calls that begin in the same moment, either may come first in the store. */
+const inOrder = ({ name, attributes }: { name: string, attributes: Readonly<Record<string, unknown>> }): string => `${name} ${String(attributes[ATTR.node])}`
+
 async function shown (tracing: Tracing): Promise<object[]> {
   const failure = Object.assign(new Error('encoder is gone'), { code: 'UNAVAILABLE' })
   const headers = [{}, { traceparent: PARENT, tracestate: 'vendor=1' }, { traceparent: PARENT.replace(/1$/, '0') }, { traceparent: PARENT.replace(/^00-0af7/, '00-zzzz') }]
@@ -359,7 +362,7 @@ async function shown (tracing: Tracing): Promise<object[]> {
         traceId: undefined,
         start: undefined,
         durationMs: undefined,
-        spans: found?.spans.map(one => ({ ...one, traceId: one.traceId === chat.traceId, spanId: one.spanId.length, parentSpanId: names.get(one.parentSpanId ?? '') ?? one.parentSpanId, start: '', end: '', offsetMs: 0, durationMs: 0, service: '' })).sort((a, b) => a.name < b.name ? -1 : 1)
+        spans: found?.spans.map(one => ({ ...one, traceId: one.traceId === chat.traceId, spanId: one.spanId.length, parentSpanId: names.get(one.parentSpanId ?? '') ?? one.parentSpanId, start: '', end: '', offsetMs: 0, durationMs: 0, service: '' })).sort((a, b) => inOrder(a) < inOrder(b) ? -1 : 1)
       })
       tracing.store!.clear()
     }
