@@ -75,6 +75,8 @@ export const ATTR = {
   /** Plans tried after the first. */
   retries: 'epd.retries',
   requestId: 'epd.request.id',
+  /** Name of the client's key, where it has one. */
+  key: 'epd.key',
   /** Vision tokens of each item and whether its encoder had it already, in item order, beside `epd.encoders`. */
   itemTokens: 'epd.item.tokens',
   itemCached: 'epd.item.cached',

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import type { TraceSummary, TraceView } from '../traces/view.ts'
+import type { TraceSummary } from '../traces/summary.ts'
+import type { TraceView } from '../traces/view.ts'
 import { UnreachableError } from './trace-source.ts'
 
 export interface FollowOptions {

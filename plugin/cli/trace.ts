@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
-import type { TraceSummary, TraceView } from '../traces/view.ts'
+import type { TraceSummary } from '../traces/summary.ts'
+import type { TraceView } from '../traces/view.ts'
 import { follow } from './follow.ts'
 import { noTraces, read, type TraceSource } from './trace-source.ts'
 import { httpUrl, parseFlags, UsageError, withUsage } from './usage.ts'
@@ -35,7 +36,7 @@ const FLAGS = {
 } as const
 
 const DEFAULT_WIDTH = 120
-const STATUSES = ['ok', 'error', 'aborted']
+const STATUSES = ['ok', 'error', 'refused', 'aborted']
 /** Engines send their spans 200 ms after they end: a trace that has not grown for longer is complete. */
 const SETTLED_AFTER_MS = 450
 const POLL_MS = 50

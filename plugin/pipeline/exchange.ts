@@ -69,7 +69,7 @@ export class Exchange implements Cancellable {
       model: request.body.model,
       operation: this.operation,
       arrivedAt: request.arrivedAt,
-      attributes: { [ATTR.requestStream]: request.body.stream, [ATTR.requestId]: request.id, [ATTR.items]: request.body.media.length }
+      attributes: { [ATTR.requestStream]: request.body.stream, [ATTR.requestId]: request.id, [ATTR.items]: request.body.media.length, [ATTR.key]: request.holder?.name }
     })
     this.log = withTraceId(request.log, this.trace.traceId)
     if (this.trace.kept) core.thumbnails?.keep(this.trace.traceId!, request.body)

@@ -1,7 +1,7 @@
 /** What is recorded of a request when it has ended: counts, metrics, its span. */
 import type { Attributes } from '@opentelemetry/api'
 import { AdapterError } from '../../adapters/adapter.ts'
-import { epdError, isRefusal, toEpdError } from '../errors.ts'
+import { epdError, isRefusal, toEpdError, toReply } from '../errors.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
 import type { Exchange } from './exchange.ts'
 import type { Delivery } from './answer-stream.ts'
@@ -27,7 +27,7 @@ export function recordFailure (exchange: Exchange, error: unknown): void {
   const aborted = exchange.clientGone
   core.stats.count(plan?.topology ?? 'none', aborted ? 'aborted' : isRefusal(error) ? 'refused' : 'error')
   measure(exchange, aborted ? undefined : errorTypeOf(error))
-  if (trace.recording) trace.set(planAttributes(exchange))
+  if (trace.recording) trace.set({ ...planAttributes(exchange), [ATTR.statusCode]: aborted ? undefined : toReply(error).statusCode })
   trace.end(aborted ? { aborted } : { error })
 }
 

@@ -2,7 +2,8 @@ import { SpanStatusCode } from '@opentelemetry/api'
 import type { ReadableSpan, SpanProcessor } from '@opentelemetry/sdk-trace-node'
 import { ATTR, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import { SPAN_KINDS, type AttributeValue, type StoredSpan } from './span.ts'
-import { matches, summarise, viewTrace, type TraceFilter, type TraceSummary, type TraceView } from './view.ts'
+import { matches, summarise, type TraceFilter, type TraceSummary } from './summary.ts'
+import { viewTrace, type TraceView } from './view.ts'
 
 export interface TraceStoreOptions {
   /** @default 1000 */
@@ -23,8 +24,7 @@ const [MIN_BYTES, MAX_BYTES] = [64 * 1024, 1024 ** 3]
 const DEFAULT_LIMIT = 50
 /** A trace that grows beyond this belongs to a client that reuses one trace id for everything. */
 const MAX_SPANS_PER_TRACE = 512
-const MAX_TEXT = 1_024
-const MAX_ARRAY = 64
+const [MAX_TEXT, MAX_ARRAY] = [1_024, 64] as const
 /** Estimates of heap memory, measured on Node 20: a trace with its maps; a span without its attributes; an attribute without its text. */
 const [TRACE_BYTES, SPAN_BYTES, VALUE_BYTES] = [700, 500, 32] as const
 

@@ -1,7 +1,7 @@
 import type { Gateway, Health } from '../gateway.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StoredSpan } from '../traces/span.ts'
-import type { TraceSummary } from '../traces/view.ts'
+import type { TraceSummary } from '../traces/summary.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { Points, type Point } from './points.ts'
 

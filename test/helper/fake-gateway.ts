@@ -26,7 +26,7 @@ export interface BuildOptions {
 const forTests = ({ routing, admission }: EpdOptions): EpdOptions =>
   ({ routing: { policy: 'least-tokens', ...routing }, admission: { encoderTime: 600_000, ...admission } })
 
-export async function buildGateway (t: Test, { nodes = [], options = {}, fastify = {}, port = 0, before, after }: BuildOptions = {}): Promise<FakeGateway> {
+export async function buildGateway (t: Pick<Test, 'teardown'>, { nodes = [], options = {}, fastify = {}, port = 0, before, after }: BuildOptions = {}): Promise<FakeGateway> {
   const app = Fastify({ forceCloseConnections: true, ...fastify })
   t.teardown(() => app.close())
   await before?.(app)

@@ -50,7 +50,7 @@ export class FakeNode {
     this.options = options
   }
 
-  static async start (t: Test, options: FakeNodeOptions = {}): Promise<FakeNode> {
+  static async start (t: Pick<Test, 'teardown'>, options: FakeNodeOptions = {}): Promise<FakeNode> {
     const node = new FakeNode(options)
     await node.listen()
     t.teardown(() => node.close())

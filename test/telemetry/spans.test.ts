@@ -362,6 +362,9 @@ async function shown (tracing: Tracing): Promise<object[]> {
         traceId: undefined,
         start: undefined,
         durationMs: undefined,
+        firstTokenMs: undefined,
+        perTokenMs: undefined,
+        tokensPerSecond: undefined,
         spans: found?.spans.map(one => ({ ...one, traceId: one.traceId === chat.traceId, spanId: one.spanId.length, parentSpanId: names.get(one.parentSpanId ?? '') ?? one.parentSpanId, start: '', end: '', offsetMs: 0, durationMs: 0, service: '' })).sort((a, b) => inOrder(a) < inOrder(b) ? -1 : 1)
       })
       tracing.store!.clear()

@@ -215,7 +215,7 @@ t.test('the reading routes list, filter, show one, and let a guard decide who ma
   const get = async (url: string): Promise<any> => (await app.inject(url)).json()
   t.equal((await get('/epd/traces')).traces.length, 3)
   t.equal((await get('/epd/traces?limit=1&model=tiny&status=ok&plan=e-pd&min_duration_ms=4')).traces.length, 1)
-  t.match(await get('/epd/traces?status=weird'), { error: { code: 'invalid_request', message: 'status must be equal to one of the allowed values: ok, error, aborted' } })
+  t.match(await get('/epd/traces?status=weird'), { error: { code: 'invalid_request', message: 'status must be equal to one of the allowed values: ok, error, refused, aborted' } })
   t.match(await get('/epd/traces?limit=0'), { error: { code: 'invalid_request', message: 'limit must be >= 1' } })
   t.match(await get('/epd/traces?min_duration=5'), { error: { code: 'invalid_request', message: /^There is no parameter 'min_duration'; there are model, .*min_duration_ms/ } }, 'a misspelt filter is no filter')
   t.match(await get(`/epd/traces/${id(2, 32)}`), { traceId: id(2, 32), spans: [{ name: 'chat tiny' }] })

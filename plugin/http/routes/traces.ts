@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHa
 import { openAiError } from '../../../adapters/wire/openai-error.ts'
 import type { Gateway } from '../../gateway.ts'
 import { parseOtlpTraces } from '../../traces/otlp.ts'
-import type { TraceFilter, TraceStatus } from '../../traces/view.ts'
+import type { TraceFilter, TraceStatus } from '../../traces/summary.ts'
 
 export interface SpanRoutesOptions {
   readonly gateway: Pick<Gateway, 'noteSpan'> & TraceRoutesOptions['gateway'] & { readonly registry: Pick<Gateway['registry'], 'isNodeToken'> }
@@ -14,14 +14,15 @@ export interface TraceRoutesOptions {
   readonly guard: onRequestHookHandler
 }
 
-interface ListQuery { model?: string, plan?: string, status?: TraceStatus, min_duration_ms?: number, limit?: number }
+interface ListQuery { model?: string, plan?: string, status?: TraceStatus, min_duration_ms?: number, search?: string, limit?: number }
 
 const OTLP_BODY_LIMIT = 4 * 1024 * 1024
 const LIST_PARAMETERS = {
   model: { type: 'string', maxLength: 256 },
   plan: { type: 'string', maxLength: 32 },
-  status: { enum: ['ok', 'error', 'aborted'] },
+  status: { enum: ['ok', 'error', 'refused', 'aborted'] },
   min_duration_ms: { type: 'number', minimum: 0 },
+  search: { type: 'string', maxLength: 256 },
   limit: { type: 'integer', minimum: 1, maximum: 1_000 }
 } as const
 /** `additionalProperties: false` would make Fastify drop a misspelt filter, and show every trace. */
@@ -108,7 +109,7 @@ function queryError (problems: ReadonlyArray<{ readonly keyword: string, readonl
 }
 
 function filterOf (query: ListQuery): TraceFilter {
-  return { model: query.model, plan: query.plan, status: query.status, minDurationMs: query.min_duration_ms, limit: query.limit }
+  return { model: query.model, plan: query.plan, status: query.status, minDurationMs: query.min_duration_ms, search: query.search, limit: query.limit }
 }
 
 function sendError (reply: FastifyReply, status: number, message: string, code: string): FastifyReply {

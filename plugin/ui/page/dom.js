@@ -64,6 +64,11 @@ export function nameOf (id) {
   return names.get(id) ?? shortId(String(id))
 }
 
+/** A message in which the node's address is its short name. */
+export function named (message, node) {
+  return typeof message === 'string' && typeof node === 'string' && node !== '' ? message.replaceAll(node, nameOf(node)) : message
+}
+
 export function quantile (sorted, q) {
   if (sorted.length === 0) return undefined
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))]

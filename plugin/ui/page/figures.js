@@ -8,7 +8,7 @@ const history = []
 /** The row of figures at the top: now, and over the last minute. */
 export function showFigures (list, state) {
   const ended = state.requests.reduce((sum, one) => sum + one.count, 0)
-  const bad = state.requests.filter(one => one.outcome === 'error').reduce((sum, one) => sum + one.count, 0)
+  const [bad, refused] = ['error', 'refused'].map(outcome => state.requests.filter(one => one.outcome === outcome).reduce((sum, one) => sum + one.count, 0))
   const items = state.nodes.reduce((sum, node) => sum + node.encoded, 0)
   const cached = state.nodes.reduce((sum, node) => sum + node.cached, 0)
   // Counters that decrease belong to a gateway that restarted.
@@ -26,7 +26,7 @@ export function showFigures (list, state) {
     ...figure('Latency', times.length === 0 ? '–' : ms(quantile(times, 0.5)), times.length === 0 ? 'p95 –' : `p95 ${ms(quantile(times, 0.95))}`),
     ...figure('Encoder cache hits', recent > 0 ? percent(cached - first[3], recent) : percent(cached, items), items === 0 ? 'no pictures yet' : `${cached.toLocaleString('en')} of ${items.toLocaleString('en')} pictures`),
     ...figure('Vision tokens', state.admission.inFlight.toLocaleString('en'), 'in flight'),
-    ...figure('Errors', bad.toLocaleString('en'), `${state.retries} retried, ${state.admission.refused} refused`, bad > 0)
+    ...figure('Errors', bad.toLocaleString('en'), `${refused.toLocaleString('en')} refused, ${state.retries.toLocaleString('en')} retried`, bad > 0)
   )
 }
 

@@ -1,4 +1,4 @@
-import { count, el, ms, nameOf, quantile } from './dom.js'
+import { count, el, ms, named, nameOf, quantile } from './dom.js'
 
 /**
  * The list of requests as a listbox: one Tab stop; arrow, Home, End and Page keys move the selection. Rows are kept by
@@ -28,7 +28,7 @@ export class RequestList {
     const longest = Math.max(1, quantile(traces.map(trace => trace.durationMs).sort((a, b) => a - b), 0.9) ?? 1)
     for (const trace of traces) {
       const row = this.#rows.get(trace.traceId) ?? el('li', { role: 'option', id: `r${trace.traceId}`, data: { trace: trace.traceId } })
-      const key = `${trace.spans} ${trace.durationMs} ${trace.status} ${Math.round(200 * trace.durationMs / longest)}`
+      const key = `${trace.spans} ${trace.durationMs} ${trace.status} ${trace.failures.length} ${Math.round(200 * trace.durationMs / longest)}`
       if (row.dataset.key !== key) fill(row, trace, longest)
       row.dataset.key = key
       row.setAttribute('aria-selected', String(trace.traceId === this.selected))
@@ -68,9 +68,10 @@ export class RequestList {
 }
 
 function fill (row, trace, longest) {
-  const { plan, status, partial, encoders, inputTokens, outputTokens, durationMs, start, name } = trace
+  const { plan, status, partial, encoders, inputTokens, outputTokens, durationMs, start, name, retries } = trace
   const state = partial ? 'partial' : status
   const where = encoders.length === 0 ? '' : `encoded by ${[...new Set(encoders)].map(nameOf).join(', ')}`
+  const why = failureLine(trace)
   row.dataset.status = state
   row.replaceChildren(
     el('time', { datetime: start, title: start }, clock(start)),
@@ -78,9 +79,19 @@ function fill (row, trace, longest) {
     el('span', { class: 'media', title: where }, media(trace), encoders.length === 0 ? '' : el('small', {}, ` ${[...new Set(encoders)].map(nameOf).join(' ')}`)),
     el('span', { class: 'tokens' }, inputTokens === undefined ? '–' : `${inputTokens} → ${outputTokens ?? '?'}`),
     el('span', { class: 'took' }, el('i', { style: { 'inline-size': `${Math.min(100, Math.max(1, 100 * durationMs / longest)).toFixed(1)}%` } }), el('b', {}, ms(durationMs))),
-    el('span', { class: 'mark' }, state === 'ok' || state === 'partial' ? '' : state)
+    el('span', { class: 'mark' }, state === 'ok' || state === 'partial' ? (retries > 0 ? 'retried' : '') : state),
+    why === '' ? '' : el('span', { class: 'reason', title: why }, why)
   )
-  row.setAttribute('aria-label', `${name}, ${plan ?? 'no plan'}, ${state}, ${media(trace)}, ${ms(durationMs)}`)
+  row.setAttribute('aria-label', [name, plan ?? 'no plan', state, media(trace), ms(durationMs), why].filter(Boolean).join(', '))
+}
+
+/** Why it failed, and where; of a request that went well, what had failed before. */
+function failureLine ({ error, failures }) {
+  const last = failures.at(-1)
+  const where = last === undefined ? '' : `${last.stage} on ${nameOf(last.node)}, attempt ${last.attempt}`
+  const why = last === undefined ? '' : named(last.message, last.node)
+  if (error !== undefined) return [error.code, where, why || error.message].filter(Boolean).join(' · ')
+  return last === undefined ? '' : `${where}: ${last.code} · ${why}`
 }
 
 /** A running request has no figures yet. */

@@ -1,5 +1,6 @@
 /* global CSS */
 import { bytes, count, el, ms, nameOf } from './dom.js'
+import { failureOf } from './failure.js'
 
 const ROLE_OF = [
   ['engine.migrate', 'migrate'], ['engine.preprocess', 'encode'], ['engine.encode', 'encode'], ['epd.encode', 'encode'],
@@ -29,6 +30,7 @@ export function showWaterfall (box, trace, { capture }) {
   const scale = scaleOf(trace)
   box.replaceChildren(
     heading(trace),
+    ...failureOf(trace),
     ...pictures(trace, capture),
     legend(),
     el('div', { class: 'axis', aria: { hidden: 'true' } }, ...scale.ticks.map(tick => el('span', { style: { 'inset-inline-start': `${tick.at}%` } }, tick.label))),
@@ -37,12 +39,25 @@ export function showWaterfall (box, trace, { capture }) {
   if (focused !== undefined) box.querySelector(`details[data-span="${CSS.escape(focused)}"] summary`)?.focus()
 }
 
-function heading ({ name, traceId, plan, reason, status, durationMs, partial }) {
+function heading (trace) {
+  const { name, traceId, plan, reason, status, durationMs, partial } = trace
   const state = partial ? 'running' : status
   return el('div', { class: 'head' },
     el('h2', { id: 'detail-title' }, name, ' ', el('small', {}, ms(durationMs))),
     el('p', { class: 'why' }, el('span', { class: 'plan', data: { plan: plan ?? 'none' } }, plan ?? 'none'), el('span', { class: 'pill', data: { state } }, state), reason === undefined ? '' : el('span', {}, reason)),
-    el('p', { class: 'id' }, 'trace ', el('code', {}, traceId)))
+    el('p', { class: 'id' }, 'trace ', el('code', {}, traceId)),
+    el('dl', { class: 'sums' }, ...sums(trace).map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, value)))))
+}
+
+/** What the request was worth, in figures: those that are known. */
+function sums ({ firstTokenMs, perTokenMs, tokensPerSecond, inputTokens, outputTokens, key }) {
+  return [
+    ['first token', firstTokenMs === undefined ? undefined : ms(firstTokenMs)],
+    ['per token', perTokenMs === undefined ? undefined : ms(perTokenMs)],
+    ['rate', tokensPerSecond === undefined ? undefined : `${tokensPerSecond.toFixed(tokensPerSecond >= 10 ? 0 : 1)} tokens/s`],
+    ['tokens', inputTokens === undefined && outputTokens === undefined ? undefined : `${inputTokens ?? '?'} → ${outputTokens ?? '?'}`],
+    ['key', key]
+  ].filter(([, value]) => value !== undefined)
 }
 
 /** The encoder of each picture, and whether it was cached. */
@@ -111,7 +126,7 @@ function spanRow ({ span, depth }, { zero, total }, open) {
   const facts = factsOf(span)
   const row = el('details', { class: 'span', data: { span: span.spanId, role }, style: { '--depth': String(depth) } },
     el('summary', { aria: { label: `${span.name}, ${ms(span.durationMs)}, ${facts}` } },
-      el('span', { class: 'name' }, span.name),
+      el('span', { class: failed ? 'name failed' : 'name' }, span.name),
       el('span', { class: 'track' }, bar), el('span', { class: 'took' }, ms(span.durationMs)), el('span', { class: failed ? 'facts failed' : 'facts', title: facts }, facts)),
     attributes(span))
   row.open = open.has(span.spanId)

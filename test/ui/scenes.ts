@@ -1,0 +1,49 @@
+import type { Test } from 'tap'
+import { TraceStore } from '../../plugin/index.ts'
+import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
+import { startCli } from '../helper/cli.ts'
+import { FakeNode } from '../helper/fake-node.ts'
+import { tempFile } from '../helper/temp.ts'
+import { until } from '../helper/until.ts'
+import { startLoad } from './load.ts'
+
+const PATH = '/v1/chat/completions'
+
+type Scope = Pick<Test, 'teardown'>
+
+/** What a page shows, at the address of a gateway. */
+export interface Scene { readonly url: string, readonly hash?: string }
+export interface FakeScene extends Scene { readonly nodes: readonly FakeNode[], readonly store: TraceStore }
+
+/** Embedded engines under a load. */
+export async function normalScene (t: Scope): Promise<Scene> {
+  const config = await tempFile(t, 'epd.config.json', JSON.stringify({ embedded: { encoders: 2, engines: 1 }, telemetry: { captureContent: true } }))
+  const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn', '--config', config])
+  const load = await startLoad(gateway.url)
+  t.teardown(() => load.stop())
+  await until(() => load.sent > 8, 'some requests are through', 60_000)
+  return gateway
+}
+
+/** A gateway whose requests went well, went well in the end, failed at every node, and were refused by one. */
+export async function failingScene (t: Scope): Promise<FakeScene> {
+  const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t), FakeNode.start(t)])
+  const [e1, , pd1, pd2] = nodes as [FakeNode, FakeNode, FakeNode, FakeNode]
+  const store = new TraceStore()
+  const { url } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
+  const ask = async (...urls: string[]): Promise<number> => {
+    const answer = await post(url + PATH, chat('How many?', ...urls))
+    await answer.arrayBuffer()
+    return answer.status
+  }
+  for (let n = 0; n < 4; n++) await ask(pictureUrl(n))
+  for (const node of [pd1, pd2]) node.generateFaults.push('rejected')
+  await ask()
+  for (const node of [pd1, pd2]) node.generateFaults.length = 0
+  // Which encoder is asked first goes by their ports: until it is the one that fails.
+  e1.encodeFaults.push('failed')
+  for (let n = 0; e1.encodeFaults.length > 0; n++) await ask(pictureUrl(`moved ${n}`))
+  for (const node of [pd1, pd2]) node.generateFaults.push('failed')
+  await ask(pictureUrl('lost'))
+  return { url, nodes, store }
+}

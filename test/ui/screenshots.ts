@@ -1,0 +1,36 @@
+/** `npm run screenshots [FOLDER]`: pictures of the page in each of its states, narrow and wide, light and dark, for people to judge. */
+import { mkdir } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import type { Browser } from 'playwright-core'
+import { openBrowser } from '../helper/chromium.ts'
+import { open, SHOTS } from './browse.ts'
+import { failingScene, normalScene } from './scenes.ts'
+
+const SCENES = { normal: normalScene, error: failingScene }
+const WIDTHS = [1280, 390] as const
+
+const [folder = SHOTS, ...names] = process.argv.slice(2)
+const ends: Array<() => unknown> = []
+const scope = { teardown: (end: () => unknown) => { ends.unshift(end) } }
+
+const browser = await openBrowser()
+if ('missing' in browser) throw new Error(browser.missing)
+try {
+  await mkdir(folder, { recursive: true })
+  for (const [name, scene] of Object.entries(SCENES)) {
+    if (names.length > 0 && !names.includes(name)) continue
+    const { url, hash = '' } = await scene(scope)
+    for (const width of WIDTHS) for (const dark of [false, true]) await shoot(browser, `${url}/epd/${hash}`, join(resolve(folder), `${name}-${width}-${dark ? 'dark' : 'light'}.png`), width, dark)
+  }
+} finally {
+  await browser.close()
+  for (const end of ends) await end()
+}
+
+async function shoot (browser: Browser, address: string, path: string, width: number, dark: boolean): Promise<void> {
+  const { page } = await open(browser, { url: new URL(address).origin }, { width, height: 860, dark, hash: new URL(address).hash })
+  await page.waitForLoadState('load')
+  await page.screenshot({ path, fullPage: true })
+  process.stdout.write(`${path}\n`)
+  await page.context().close()
+}
