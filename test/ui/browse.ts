@@ -43,7 +43,7 @@ export async function shows (page: Page, trace: string | null): Promise<void> {
 }
 
 /** Opens the page and notes what goes wrong in it: errors, blocked loads, requests to anywhere else. */
-export async function open (browser: Browser, { url }: Pick<CliServer, 'url'>, { width, height, dark = false, hash = '' }: { width: number, height: number, dark?: boolean, hash?: string }): Promise<{ page: Page, problems: string[] }> {
+export async function open (browser: Browser, { url }: Pick<CliServer, 'url'>, { width, height, dark = false, hash = '', selected = true }: { width: number, height: number, dark?: boolean, hash?: string, selected?: boolean }): Promise<{ page: Page, problems: string[] }> {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? 'dark' : 'light' })
   const page = await context.newPage()
   const problems: string[] = []
@@ -51,6 +51,6 @@ export async function open (browser: Browser, { url }: Pick<CliServer, 'url'>, {
   page.on('console', message => { if (message.type() === 'error') problems.push(message.text()) })
   page.on('request', request => { if (!request.url().startsWith(url)) problems.push(request.url()) })
   await page.goto(`${url}/epd/${hash}`)
-  await page.waitForSelector('#requests [role=option][aria-selected=true]')
+  if (selected) await page.waitForSelector('#requests [role=option][aria-selected=true]')
   return { page, problems }
 }

@@ -2,7 +2,10 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Browser } from 'playwright-core'
 import t from 'tap'
+import { TraceStore } from '../../plugin/index.ts'
 import { openBrowser } from '../helper/chromium.ts'
+import { buildGateway } from '../helper/fake-gateway.ts'
+import { FakeNode } from '../helper/fake-node.ts'
 import { until } from '../helper/until.ts'
 import { open, OVERLAPS, SHOTS, shows } from './browse.ts'
 import { failingScene } from './scenes.ts'
@@ -52,9 +55,60 @@ async function suite (browser: Browser): Promise<void> {
     await until(async () => await page.locator('.failure[data-status=ok]').count() === 1, 'what failed on the way is shown')
     t.match(await page.locator('.failure').textContent(), /1 call failed on the way.*attempt 1encode on E\dfailed after .*Then encode on E\d, decode on PD\d answered\.$/)
 
+    await page.getByRole('link', { name: 'Errors' }).click()
+    await until(async () => await page.locator('#requests [role=option]').count() === 1, 'the figure leads to the list of them')
+    t.match(page.url(), /#.*status=error/)
+    t.equal(await page.locator('#found').textContent(), '1 found')
+
     await page.setViewportSize({ width: 390, height: 844 })
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     t.strictSame(problems, [])
     await page.context().close()
+  })
+
+  t.test('a link brings back request, filter and search after a reload and for others, whatever stands in it', async t => {
+    const store = new TraceStore()
+    const { url } = await buildGateway(t, { nodes: [await FakeNode.start(t)], options: { ui: true, telemetry: { store } } })
+    // More than the feed holds: only the gateway can search all.
+    for (let n = 1; n <= 200; n++) {
+      const failed = n === 3
+      store.add({ traceId: n.toString(16).padStart(32, '0'), spanId: n.toString(16).padStart(16, '0'), parentSpanId: undefined, name: 'chat vlm', kind: 'client', startTime: [1_800_000_000 + n, 0], endTime: [1_800_000_000 + n, 5e6], attributes: { 'gen_ai.operation.name': 'chat', 'gen_ai.request.model': n === 5 ? 'rare-model' : 'vlm', 'epd.key': n % 2 === 0 ? 'team-a' : 'team-b', ...(failed ? { 'error.type': 'EPD_ERR_DEADLINE' } : {}) }, status: failed ? 'error' : 'unset', message: failed ? 'too late' : undefined, service: 's' })
+    }
+    const { page, problems } = await open(browser, { url }, SIZE)
+    const rows = (): Promise<Array<string | null>> => page.locator('#requests [role=option]').evaluateAll(all => all.map(row => row.getAttribute('data-trace'))) as Promise<Array<string | null>>
+    const listed = async (...numbers: number[]): Promise<void> => {
+      const wanted = String(numbers.map(n => n.toString(16).padStart(32, '0')))
+      await until(async () => String(await rows()) === wanted, `the list has ${wanted}, not ${await rows()}`)
+    }
+    t.equal((await rows()).length, 60)
+    t.notMatch(page.url(), /#/, 'what the page has chosen by itself is not in the address')
+    await page.fill('#filter [name=search]', 'deadline team-b')
+    await listed(3)
+    await page.locator('#requests [role=option]').click()
+    t.equal(new URL(page.url()).hash, `#trace=${'3'.padStart(32, '0')}&search=deadline+team-b`)
+    await page.reload()
+    await listed(3)
+    t.equal(await page.inputValue('#filter [name=search]'), 'deadline team-b')
+    await shows(page, '3'.padStart(32, '0'))
+    for (const [text, n] of [['rare', 5], ['5'.padStart(32, '0'), 5], ['EPD_ERR_DEADLINE', 3]] as const) {
+      await page.fill('#filter [name=search]', text)
+      await listed(n)
+    }
+    await page.fill('#filter [name=search]', '<img src=x onerror=alert(1)>')
+    await page.waitForSelector('#requests .empty')
+    await page.fill('#filter [name=search]', '')
+    await until(async () => (await rows()).length === 60, 'the search is over')
+
+    const other = await open(browser, { url }, { ...SIZE, hash: `#trace=${'7'.padStart(32, '0')}`, selected: false })
+    await shows(other.page, '7'.padStart(32, '0'))
+    t.pass('a trace that is no longer in the list is shown')
+    for (const hash of ['#trace=<b>x</b>', '#trace=../../health&search=%00&plan=%F0%9F&min=NaN&range=9y', `#search=${'x'.repeat(5_000)}`, '#%', `#trace=${'f'.repeat(32)}`, '#requests', '#__proto__=1&constructor=2']) {
+      await other.page.evaluate(`location.hash = ${JSON.stringify(hash)}`)
+      if (hash.includes('<')) await other.page.reload()
+      await other.page.waitForSelector(hash.includes('fff') ? '#detail .empty' : '#requests [role=option], #requests .empty')
+    }
+    t.strictSame([...problems, ...other.problems].filter(problem => !problem.includes('404')), [])
+    await page.context().close()
+    await other.page.context().close()
   })
 }

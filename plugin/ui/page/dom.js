@@ -64,9 +64,17 @@ export function nameOf (id) {
   return names.get(id) ?? shortId(String(id))
 }
 
-/** A message in which the node's address is its short name. */
-export function named (message, node) {
-  return typeof message === 'string' && typeof node === 'string' && node !== '' ? message.replaceAll(node, nameOf(node)) : message
+/** The node that the page calls by this name, in any case; undefined when there is none. */
+export function idOf (name) {
+  for (const [id, one] of names) if (one.toLowerCase() === name.toLowerCase()) return id
+  return undefined
+}
+
+/** A message in which the addresses of nodes are their short names. */
+export function named (message) {
+  if (typeof message !== 'string') return message
+  // Long ones first: one address may be the beginning of another.
+  return [...names].sort(([one], [other]) => other.length - one.length).reduce((text, [id, name]) => text.replaceAll(id, name), message)
 }
 
 export function quantile (sorted, q) {

@@ -12,7 +12,7 @@ export function failureOf (trace) {
   const attempts = attemptsOf(trace.spans)
   return [el('section', { class: 'failure', data: { status: error === undefined ? 'ok' : status }, aria: { label: 'What went wrong' } },
     error === undefined ? el('p', {}, `${count(failures.length, 'call')} failed on the way.`) : el('p', {}, el('code', {}, error.code), statusCode === undefined ? '' : el('small', {}, ` status ${statusCode}`)),
-    error === undefined ? '' : el('p', {}, error.message),
+    error === undefined ? '' : el('p', { title: error.message }, named(error.message)),
     el('ol', { class: 'attempts' }, ...attempts.slice(0, MAX_CALLS).map(item)),
     attempts.length > MAX_CALLS ? el('p', {}, `and ${attempts.length - MAX_CALLS} more`) : '',
     el('p', { class: 'outcome' }, outcome(trace, attempts, partial)))]
@@ -30,7 +30,7 @@ function attemptsOf (spans) {
     if (stage === undefined) continue
     const end = failed ? 'failed' : span.attributes['epd.aborted'] === true ? 'aborted' : 'ok'
     const node = span.attributes['epd.node']
-    const why = failed ? [span.attributes['error.type'], named(span.status.message, node)].filter(Boolean).join(': ') : ''
+    const why = failed ? [span.attributes['error.type'], named(span.status.message)].filter(Boolean).join(': ') : ''
     steps.push({ attempt: Math.max(1, attempt), stage, node, end, why, took: span.durationMs })
   }
   return steps

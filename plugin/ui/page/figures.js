@@ -1,3 +1,4 @@
+import { addressWith } from './address.js'
 import { el, ms, percent, quantile } from './dom.js'
 
 const WINDOW_MS = 60_000
@@ -20,14 +21,12 @@ export function showFigures (list, state) {
   const perSecond = seconds >= YOUNG_S ? (ended - first[1]) / seconds : lately(state, ended)
   const times = state.stages.request.filter(([at]) => at > state.at - 2 * WINDOW_MS).map(point => point[1]).sort((a, b) => a - b)
   const recent = items - first[2]
-  list.replaceChildren(
-    ...figure('Requests', rate(perSecond), `${ended.toLocaleString('en')} in all`),
-    ...figure('In flight', String(state.inFlight), state.admission.waiting > 0 ? `${state.admission.waiting} waiting` : 'none waiting'),
-    ...figure('Latency', times.length === 0 ? '–' : ms(quantile(times, 0.5)), times.length === 0 ? 'p95 –' : `p95 ${ms(quantile(times, 0.95))}`),
-    ...figure('Encoder cache hits', recent > 0 ? percent(cached - first[3], recent) : percent(cached, items), items === 0 ? 'no pictures yet' : `${cached.toLocaleString('en')} of ${items.toLocaleString('en')} pictures`),
-    ...figure('Vision tokens', state.admission.inFlight.toLocaleString('en'), 'in flight'),
-    ...figure('Errors', bad.toLocaleString('en'), `${refused.toLocaleString('en')} refused, ${state.retries.toLocaleString('en')} retried`, bad > 0)
-  )
+  show(list, 'Requests', rate(perSecond), `${ended.toLocaleString('en')} in all`)
+  show(list, 'In flight', String(state.inFlight), state.admission.waiting > 0 ? `${state.admission.waiting} waiting` : 'none waiting')
+  show(list, 'Latency', times.length === 0 ? '–' : ms(quantile(times, 0.5)), times.length === 0 ? 'p95 –' : `p95 ${ms(quantile(times, 0.95))}`)
+  show(list, 'Encoder cache hits', recent > 0 ? percent(cached - first[3], recent) : percent(cached, items), items === 0 ? 'no pictures yet' : `${cached.toLocaleString('en')} of ${items.toLocaleString('en')} pictures`)
+  show(list, 'Vision tokens', state.admission.inFlight.toLocaleString('en'), 'in flight')
+  show(list, 'Errors', bad.toLocaleString('en'), `${refused.toLocaleString('en')} refused, ${state.retries.toLocaleString('en')} retried`, bad > 0 ? { status: 'error' } : undefined)
 }
 
 /** Requests a second, estimated from the newest ones for a page that has just been opened. */
@@ -39,8 +38,20 @@ function lately ({ traces, at }, ended) {
   return starts.length / (full ? Math.max(at - Math.min(...starts), 1) / 1_000 : YOUNG_S)
 }
 
-function figure (name, value, note, bad = false) {
-  return [el('div', { class: bad ? 'figure bad' : 'figure' }, el('dt', {}, name), el('dd', {}, el('b', {}, value), el('span', {}, note)))]
+/** Changed in place, so that a focused link keeps the focus. @param bad the filter that shows what is bad */
+function show (list, name, value, note, bad) {
+  let figure = list.querySelector(`[data-name="${name}"]`)
+  if (figure === null) {
+    figure = el('div', { class: 'figure', data: { name } }, el('dt', {}, name), el('dd', {}, el('b'), el('span')))
+    list.append(figure)
+  }
+  figure.classList.toggle('bad', bad !== undefined)
+  const title = figure.firstChild
+  if ((bad !== undefined) !== (title.firstElementChild !== null)) title.replaceChildren(bad === undefined ? name : el('a', {}, name))
+  if (bad !== undefined) title.firstElementChild.setAttribute('href', addressWith(bad))
+  const [number, beside] = figure.lastChild.children
+  number.textContent = value
+  beside.textContent = note
 }
 
 function rate (perSecond) {

@@ -1,6 +1,8 @@
-/* global EventSource, Option */
+/* global EventSource */
+import { onAddress, readAddress, writeAddress } from './address.js'
 import { el } from './dom.js'
 import { showFigures } from './figures.js'
+import { Filter } from './filter.js'
 import { RequestList } from './requests.js'
 import { showStages } from './stages.js'
 import { showTopology } from './topology.js'
@@ -11,17 +13,26 @@ const HEALTH = { healthy: 'healthy', no_healthy_node: 'no healthy node', drainin
 const RETRY_MS = 3_000
 /** A trace is complete a moment after its request: engines send their spans 0.2 s after they end. */
 const SETTLED_MS = 3_000
+/** Requests in the list. */
+const LISTED = 60
 
 let state
 let paused = false
+/** What the detail shows: the trace and how many spans it had. */
 let shown = ''
+/** When that trace ended, on the gateway's clock. */
+let shownEnd = 0
 let source
 let retry
 /** Number of the update that the list shows, and of the newest one: an answer that comes late is dropped. */
 let listed = 0
 let updates = 0
 
-const list = new RequestList($('requests'), id => { showTrace(id).catch(() => {}) })
+const filter = new Filter($('filter'), refresh)
+const list = new RequestList($('requests'), id => {
+  writeAddress({ trace: id })
+  showTrace(id).catch(() => {})
+})
 
 function connect () {
   disconnect()
@@ -48,6 +59,10 @@ function live (mark, text) {
   $('live').textContent = text
 }
 
+function refresh () {
+  if (state !== undefined) update().catch(() => {})
+}
+
 async function update () {
   const { status, nodes, models } = state.health
   $('version').textContent = state.version
@@ -56,16 +71,26 @@ async function update () {
   showFigures($('figures'), state)
   showTopology($('topology'), state)
   showStages($('stages'), state)
-  offer(models)
+  filter.offer(models)
   const turn = ++updates
   const traces = await wanted()
   if (turn < listed) return
   listed = turn
   list.show(traces, nothing())
-  if (list.selected === undefined && traces.some(trace => !trace.partial)) list.select((traces.find(trace => !trace.partial && trace.items > 0) ?? traces.find(trace => !trace.partial)).traceId)
-  const selected = traces.find(trace => trace.traceId === list.selected)
-  const young = selected !== undefined && state.at - Date.parse(selected.start) - selected.durationMs < SETTLED_MS
-  if (selected !== undefined && (young || shown !== `${selected.traceId} ${selected.spans}`)) await showTrace(selected.traceId)
+  await showSelected(traces)
+}
+
+/** The request of the address, else one of the list. */
+async function showSelected (traces) {
+  const { trace } = readAddress()
+  const whole = traces.filter(({ partial }) => !partial)
+  const id = trace?.toLowerCase() ?? list.selected ?? (whole.find(({ items }) => items > 0) ?? whole[0])?.traceId
+  if (id === undefined) return
+  if (id !== list.selected) list.mark(id)
+  const found = traces.find(({ traceId }) => traceId === id)
+  if (found !== undefined) shownEnd = Date.parse(found.start) + found.durationMs
+  const news = found === undefined ? !shown.startsWith(id) : shown !== `${id} ${found.spans}`
+  if (news || state.at - shownEnd < SETTLED_MS) await showTrace(id)
 }
 
 function nothing () {
@@ -73,51 +98,47 @@ function nothing () {
   return state.traces.length === 0 ? 'No requests here yet.' : 'No request like that.'
 }
 
-/** The list of the feed, or the filtered one. */
+/** The list of the feed, or the filtered one, for which the gateway looks through all that it keeps. */
 async function wanted () {
-  if (state.traces === null) return []
-  const query = new URLSearchParams()
-  const form = new FormData($('filter'))
-  for (const name of ['plan', 'status', 'model']) if (form.get(name)) query.set(name, form.get(name))
-  if (Number(form.get('min')) > 0) query.set('min_duration_ms', form.get('min'))
-  if (query.size === 0) return state.traces ?? []
-  query.set('limit', '60')
+  const query = filter.query()
+  $('found').textContent = ''
+  if (state.traces === null || query === undefined) return state.traces ?? []
+  query.set('limit', String(LISTED))
   const answer = await fetch(`traces?${query}`)
-  return answer.ok ? (await answer.json()).traces : []
-}
-
-function offer (models) {
-  const select = $('filter').elements.model
-  if ([...select.options].slice(1).map(option => option.value).join('\n') === models.join('\n')) return
-  const chosen = select.value
-  select.replaceChildren(select.options[0], ...models.map(model => new Option(model, model)))
-  select.value = models.includes(chosen) ? chosen : ''
+  const traces = answer.ok ? (await answer.json()).traces : []
+  $('found').textContent = traces.length < LISTED ? `${traces.length} found` : `the last ${LISTED}`
+  return traces
 }
 
 async function showTrace (id) {
   const answer = await fetch(`traces/${id}`)
   const trace = answer.ok ? await answer.json() : undefined
   if (id !== list.selected) return
-  if (answer.status === 404) showGone()
+  if (answer.status === 404) showGone(id)
   if (trace === undefined) return
+  shownEnd = Date.parse(trace.start) + trace.durationMs
   const key = `${trace.traceId} ${trace.spans.length}`
   if (key === shown) return
   shown = key
   showWaterfall($('detail'), trace, state)
 }
 
-function showGone () {
-  shown = ''
+function showGone (id) {
+  shown = `${id} gone`
+  shownEnd = 0
   $('detail').replaceChildren(el('h2', { id: 'detail-title' }, 'Waterfall'), el('p', { class: 'empty' }, 'This trace is no longer kept: newer ones have taken its place.'))
 }
 
-$('filter').addEventListener('input', () => { if (state !== undefined) update().catch(() => {}) })
-$('filter').addEventListener('submit', event => { event.preventDefault() })
+onAddress(refresh)
+$('skip').addEventListener('click', event => {
+  event.preventDefault()
+  $('requests').focus()
+})
 $('pause').addEventListener('click', () => {
   paused = !paused
   $('pause').setAttribute('aria-pressed', String(paused))
   $('pause').textContent = paused ? 'Resume' : 'Pause'
-  if (!paused && state !== undefined) update().catch(() => {})
+  if (!paused) refresh()
 })
 // A hidden page sends no requests.
 document.addEventListener('visibilitychange', () => {

@@ -49,12 +49,19 @@ export class RequestList {
     for (const [i, row] of rows.entries()) if (this.#box.children[i] !== row) this.#box.insertBefore(row, this.#box.children[i] ?? null)
   }
 
+  /** The user has chosen it. */
   select (id, { scroll = false } = {}) {
-    this.selected = id
-    for (const [trace, row] of this.#rows) row.setAttribute('aria-selected', String(trace === id))
-    this.#box.setAttribute('aria-activedescendant', `r${id}`)
+    this.mark(id)
     if (scroll) this.#rows.get(id)?.scrollIntoView({ block: 'nearest' })
     this.#onSelect(id)
+  }
+
+  /** Shows it as the selected one; it may not be in the list. */
+  mark (id) {
+    this.selected = id
+    for (const [trace, row] of this.#rows) row.setAttribute('aria-selected', String(trace === id))
+    if (this.#rows.has(id)) this.#box.setAttribute('aria-activedescendant', `r${id}`)
+    else this.#box.removeAttribute('aria-activedescendant')
   }
 
   #key (event) {
@@ -89,8 +96,8 @@ function fill (row, trace, longest) {
 function failureLine ({ error, failures }) {
   const last = failures.at(-1)
   const where = last === undefined ? '' : `${last.stage} on ${nameOf(last.node)}, attempt ${last.attempt}`
-  const why = last === undefined ? '' : named(last.message, last.node)
-  if (error !== undefined) return [error.code, where, why || error.message].filter(Boolean).join(' · ')
+  const why = last === undefined ? '' : named(last.message)
+  if (error !== undefined) return [error.code, where, why || named(error.message)].filter(Boolean).join(' · ')
   return last === undefined ? '' : `${where}: ${last.code} · ${why}`
 }
 

@@ -1,5 +1,5 @@
 /* global CSS */
-import { bytes, count, el, ms, nameOf } from './dom.js'
+import { bytes, count, el, ms, named, nameOf } from './dom.js'
 import { failureOf } from './failure.js'
 
 const ROLE_OF = [
@@ -136,7 +136,7 @@ function spanRow ({ span, depth }, { zero, total }, open) {
 function factsOf (span) {
   const facts = FACTS.flatMap(([key, show]) => span.attributes[key] === undefined ? [] : [show(span.attributes[key])])
   if (span.attributes['epd.node'] === undefined && span.instance !== null) facts.unshift(nameOf(span.instance))
-  if (span.status.code === 'error') facts.unshift([span.attributes['error.type'], span.status.message].filter(Boolean).join(': '))
+  if (span.status.code === 'error') facts.unshift([span.attributes['error.type'], named(span.status.message)].filter(Boolean).join(': '))
   if (span.attributes['epd.aborted'] === true) facts.unshift('client left')
   return facts.filter(Boolean).join(' · ')
 }
