@@ -44,7 +44,7 @@ export function withVllmFlags (options: EpdOptions, flags: VllmFlags, env: NodeJ
       ...(nodes.length > 0 ? { nodes: [...options.nodes ?? [], ...nodes] } : {}),
       ...(registration ? { embedded: false, adminKey: adminKey(env) } : {}),
       ...(flags['no-rewrite'] === true ? { vllm: { ...options.vllm, handoff: 'raw' } } : {}),
-      ...(flags['decode-retries'] === undefined ? {} : { retries: Math.min(1, number('decode-retries', flags['decode-retries'])) }),
+      ...(flags['decode-retries'] === undefined ? {} : { retries: Math.min(5, number('decode-retries', flags['decode-retries'])) }),
       ...(flags['probe-timeout'] === undefined ? {} : { timeouts: { ...options.timeouts, probe: Math.ceil(number('probe-timeout', flags['probe-timeout']) * 1000) } })
     },
     notes: NEEDLESS.filter(([flag]) => flags[flag] !== undefined).map(([flag, why]) => `--${flag} changes nothing: ${why}`)

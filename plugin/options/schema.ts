@@ -189,7 +189,7 @@ export const optionsSchema = Type.Partial(object({
   routing,
   timeouts,
   vllm: vllmSection,
-  retries: Type.Integer({ minimum: 0, maximum: 1, default: 1, description: 'How often a request starts again at the plan after a node failed under it.' }),
+  retries: Type.Integer({ minimum: 0, maximum: 5, default: 2, description: 'How often a request starts again at the plan after a node failed under it.' }),
   sse,
   server,
   limits,

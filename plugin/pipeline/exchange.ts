@@ -35,6 +35,8 @@ export class Exchange implements Cancellable {
   readonly avoided = new Set<string>()
   /** What nodes have answered that must not get this request again. */
   readonly answered = new Map<string, AdapterError>()
+  /** One of them had not answered in time. */
+  late = false
   /** Engine ids by item, once encoded. */
   encodedBy: readonly string[] = []
   plan: Plan | undefined

@@ -3,12 +3,12 @@ import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
 import { planRequest, promptTokens, viewRequest, workOf, type Plan, type Refusal, type RequestView } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import { encodeStage, EncodersExhausted, withoutEncoders } from './encode.ts'
+import { encodeStage, withoutEncoders } from './encode.ts'
 import { Exchange } from './exchange.ts'
 import { generateStage, ownTokens, visionTokens, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
-import { endLive, exhaustedError, finalError, mayStartAgain, stillLost } from './setback.ts'
+import { endLive, finalError, startAgain } from './setback.ts'
 import type { Delivery } from './answer-stream.ts'
 import type { Core, Deliver, GatewayRequest } from './types.ts'
 
@@ -60,14 +60,7 @@ async function generateWithRetries (exchange: Exchange): Promise<Generation> {
     try {
       return await attempt(exchange, lost)
     } catch (err) {
-      exchange.releaseLeases()
-      if (err instanceof EncodersExhausted) {
-        // The order was made when the request began: encoders may have come back since. Once.
-        lost = lost === undefined && exchange.cancelled === undefined ? await stillLost(exchange, err) : undefined
-        if (lost === undefined) throw exhaustedError(err)
-      } else if (!mayStartAgain(exchange, err, singleNode)) throw err
-      exchange.core.stats.retries++
-      exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
+      lost = await startAgain(exchange, err, lost, singleNode)
     }
   }
 }

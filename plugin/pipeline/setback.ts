@@ -2,21 +2,46 @@
 import { AdapterError, type EncoderResult, type Stage } from '../../adapters/adapter.ts'
 import { epdError, isEpdError } from '../errors.ts'
 import type { Plan } from '../planning/index.ts'
-import { againAfter, clientsError, saysMore } from './blame.ts'
+import { againAfter, clientsError, outcomeOf, saysMore } from './blame.ts'
 import type { Delivery } from './answer-stream.ts'
-import type { EncodersExhausted } from './encode.ts'
+import { EncodersExhausted } from './encode.ts'
 import type { Exchange } from './exchange.ts'
 import type { LiveStream } from './live-stream.ts'
 
 /** However often nodes leave, a request is planned no more often. */
 const MAX_ATTEMPTS = 8
 
-/** May the request start again at the plan? @param before why two nodes could not share the request, where that was known when the attempt began. To find out is no failure, and costs no retry */
-export function mayStartAgain (exchange: Exchange, err: unknown, before: unknown): err is AdapterError {
+/**
+ * Readies the request for another attempt.
+ *
+ * @param lost encoders that the attempt was not to try
+ * @param before why two nodes could not share the request, where that was known when the attempt began
+ * @returns encoders that the next one must not try
+ * @throws what the request ends with, when it may not start again
+ */
+export async function startAgain (exchange: Exchange, err: unknown, lost: ReadonlySet<string> | undefined, before: unknown): Promise<ReadonlySet<string> | undefined> {
+  exchange.releaseLeases()
+  if (err instanceof EncodersExhausted) {
+    // The order was made when the request began: encoders may have come back since. Once.
+    lost = lost === undefined && exchange.cancelled === undefined ? await stillLost(exchange, err) : undefined
+    if (lost === undefined) throw exhaustedError(err)
+  } else if (!mayStartAgain(exchange, err, before)) throw err
+  exchange.core.stats.retries++
+  exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
+  return lost
+}
+
+/** May the request start again at the plan? To find out that two nodes can't share it is no failure, and costs no retry. */
+function mayStartAgain (exchange: Exchange, err: unknown, before: unknown): err is AdapterError {
   if (exchange.cancelled !== undefined || performance.now() >= exchange.deadline || !AdapterError.is(err)) return false
   if (err.singleNode && before === undefined) return true
   const left = exchange.attempts < MAX_ATTEMPTS && nodesHaveLeft(exchange)
   if (!left && exchange.attempts > exchange.core.options.retries) return false
+  if (outcomeOf(err) === 'late') {
+    // Nodes with too much to do answer late: a third one would get this on top.
+    if (exchange.late) return false
+    exchange.late = true
+  }
   // Two nodes that can't work together are not planned together again.
   return err.code === 'REFUSED' ? left || exchange.plan?.prefill !== undefined : againAfter(err, 'decode') !== 'no'
 }
@@ -41,7 +66,7 @@ export function blameProducer ({ avoided, core: { registry } }: Exchange, failur
 }
 
 /** The encoders that a request which has lost all of its own must not try again; undefined when none is left, or back. */
-export async function stillLost ({ core: { registry }, request }: Exchange, { failed, plan }: EncodersExhausted): Promise<ReadonlySet<string> | undefined> {
+async function stillLost ({ core: { registry }, request }: Exchange, { failed, plan }: EncodersExhausted): Promise<ReadonlySet<string> | undefined> {
   const epochs = new Map(plan.order.flat().map(({ id, info }) => [id, info?.epoch]))
   const lost = new Set(failed.keys())
   await Promise.all([...failed].map(async ([id, outcome]) => {

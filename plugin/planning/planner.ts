@@ -25,15 +25,15 @@ const NO_CONVERSATION = (): undefined => undefined
 
 /**
  * Decides which nodes serve a request, and why. A pure function: the same arguments give the same plan. Finds the ways
- * to serve it, for each way the language models, and for these the encoders. Takes the first way whose nodes have not
- * failed this request, else the first.
+ * to serve it, for each way the language models, and for these the encoders. Takes the first way whose nodes have failed
+ * neither this request nor another one a moment ago, else one whose nodes have not failed this request, else the first.
  *
  * @param avoid nodes that have failed this request; used only when there are no others
  */
 export function planRequest (request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string> = NO_NODES): Plan | Refusal {
   const ways = waysFor(request, snapshot, options)
   if ('refused' in ways) return ways
-  let first: Plan | undefined
+  let [first, doubtful]: Array<Plan | undefined> = []
   let refusal: Refusal | undefined
   for (const way of ways) {
     const plan = planWay(way, request, snapshot, options, avoid)
@@ -42,9 +42,12 @@ export function planRequest (request: RequestView, snapshot: RegistrySnapshot, o
       continue
     }
     first ??= plan
-    if (!avoid.has(plan.node.id) && (plan.prefill === undefined || !avoid.has(plan.prefill.id))) return plan
+    const { node, prefill = node } = plan
+    if (avoid.has(node.id) || avoid.has(prefill.id)) continue
+    if (node.load.failing !== true && prefill.load.failing !== true) return plan
+    doubtful ??= plan
   }
-  return first ?? refusal!
+  return doubtful ?? first ?? refusal!
 }
 
 /** The possible ways, the preferred one first; a refusal when there is none. */

@@ -30,11 +30,11 @@ export interface PolicyOptions {
 /** A shorter prompt is computed sooner than an uneven spread costs, in tokens. */
 const SHORT_PROMPT = 64
 
-/** Candidates by policy; nodes in `avoid` come last. @param candidates in the order of `least-tokens`; encoders by hash of the item */
+/** Candidates by policy; language models that have failed a moment ago come behind the others, nodes in `avoid` last. @param candidates in the order of `least-tokens`; encoders by hash of the item */
 export function byPolicy (candidates: readonly NodeSnapshot[], request: PolicyRequest, { policy, nodeTokens }: PolicyOptions, avoid: ReadonlySet<string>): readonly NodeSnapshot[] {
   if (candidates.length < 2) return candidates
   const ordered = typeof policy === 'function' ? complete(policy(candidates, request), candidates) : byName(candidates, request, policy, nodeTokens)
-  return last(ordered, node => avoid.has(node.id))
+  return last(request.stage === 'encode' ? ordered : last(ordered, ({ load }) => load.failing === true), ({ id }) => avoid.has(id))
 }
 
 function byName (candidates: readonly NodeSnapshot[], { stage, promptTokens = 0, conversation }: PolicyRequest, policy: PolicyName, nodeTokens: number): readonly NodeSnapshot[] {

@@ -92,6 +92,8 @@ export class StageBreakers implements Breakers {
 const LATENCIES = 15
 /** Weight of the last measurement of a rate. */
 const RECENT = 0.2
+/** A node that has failed comes behind others for so long, or until it does well, in milliseconds. */
+const SETBACK = 2_000
 /** Connections that break within this time of one another broke of the same thing, in milliseconds. */
 const SAME_BREAK = 2_000
 /** Of requests that went out within this time before the last one, any may have reached the node first, in milliseconds. */
@@ -116,6 +118,7 @@ export class Load implements NodeLoad {
   #usedAt = 0
   #latencies: number[] = []
   #rate: number | undefined
+  #failedAt = -Infinity
   /** The last connection that broke: when, and when the last of the requests began that broke with it. */
   #break = { at: -Infinity, began: -Infinity }
 
@@ -125,6 +128,7 @@ export class Load implements NodeLoad {
   get work (): number { return this.#counts.work }
   get usedAt (): number { return this.#usedAt }
   get rate (): number | undefined { return this.#rate }
+  get failing (): boolean { return performance.now() - this.#failedAt < SETBACK }
   /** Seconds, oldest first. */
   get latencies (): readonly number[] { return this.#latencies }
 
@@ -141,6 +145,7 @@ export class Load implements NodeLoad {
       if (judged) return
       judged = true
       if (counts !== this.#counts) return
+      if (verdict !== 'unclear') this.#failedAt = verdict === 'failed' ? performance.now() : -Infinity
       const before = breaker.state
       breaker.end(verdict, decides)
       if (breaker.state !== before) listener.breaker(stage, breaker.state)
@@ -197,10 +202,6 @@ export class Load implements NodeLoad {
     this.#counts = { requests: 0, active: 0, tokens: 0, work: 0 }
     this.#latencies = []
     this.#rate = undefined
+    this.#failedAt = -Infinity
   }
-}
-
-/** For a node that was removed between plan and use. */
-export function idleTicket (node: string, stage: Stage): Ticket {
-  return { node, stage, ok: () => {}, encoded: () => {}, end: () => {}, killed: async () => false }
 }

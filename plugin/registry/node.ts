@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
-import type { Adapter, AdapterNode, Log, NodeInfo, Role } from '../../adapters/adapter.ts'
+import type { Adapter, AdapterNode, Log, NodeInfo, Role, Stage } from '../../adapters/adapter.ts'
 import type { NodeOptions } from '../options/schema.ts'
-import type { Registrant } from './api.ts'
+import type { Registrant, Ticket } from './api.ts'
 import { Load, type StageBreakers, type UseListener } from './load.ts'
 import { dialUrl } from './node-url.ts'
 import { ProbeLoop, type ProbeOutcome, type ProbeTiming } from './probe.ts'
@@ -157,4 +157,9 @@ export class NodeRecord {
 /** Servers draw a card's time and its permission's id anew for each answer: with them each probe would count as a change. */
 function steady (info: NodeInfo | undefined): NodeInfo | undefined {
   return info?.cards === undefined ? info : { ...info, cards: info.cards.map(({ created: _created, permission: _permission, ...card }) => card) }
+}
+
+/** For a node that was removed between plan and use. */
+export function idleTicket (node: string, stage: Stage): Ticket {
+  return { node, stage, ok: () => {}, encoded: () => {}, end: () => {}, killed: async () => false }
 }

@@ -1,8 +1,7 @@
 import { EventEmitter, setMaxListeners } from 'node:events'
 import { AdapterError, type Stage } from '../../adapters/adapter.ts'
 import type { RegistryOptions, Ticket } from './api.ts'
-import { idleTicket } from './load.ts'
-import type { NodeRecord } from './node.ts'
+import { idleTicket, type NodeRecord } from './node.ts'
 import { buildSnapshot } from './snapshot.ts'
 import type { LinkView, NodeSnapshot, RegistrySnapshot } from './types.ts'
 

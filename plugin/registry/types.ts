@@ -37,6 +37,8 @@ export interface NodeLoad {
   readonly usedAt: number
   /** Vision tokens that it encodes in a second, as measured lately; undefined before the first. */
   readonly rate?: number | undefined
+  /** Did its last use fail, a moment ago? Uses that show nothing of it do not count. */
+  readonly failing?: boolean | undefined
 }
 
 /** Live states, one per stage. */

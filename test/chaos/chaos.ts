@@ -9,6 +9,7 @@ import type { Ending } from '../helper/cli.ts'
 import { seeded } from '../helper/random.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { SPOIL, SPOIL_RESULT } from './garbage.ts'
+import type { Response } from 'undici'
 import { Engine, GatewayProcess, openFiles, settle, until, type Question } from './house.ts'
 
 const WORKERS = 6
@@ -48,6 +49,7 @@ interface Outcome {
   /** A promise to clients that it breaks. */
   readonly broken?: true
   readonly plan: string | null
+  readonly traceId?: string | null
 }
 
 /** What an error says; undefined when it is unclear. */
@@ -58,25 +60,26 @@ function errorOf (body: any): string | undefined {
 
 /** Asks once, as a client that does not try again. */
 async function ask (gateway: GatewayProcess, question: Question, streamed: boolean): Promise<Outcome> {
-  const failed = (plan: string | null, where: string, body: unknown): Outcome => {
+  const seen = (headers: Response['headers']): Pick<Outcome, 'plan' | 'traceId'> => ({ plan: headers.get('x-epd-plan'), traceId: headers.get('x-epd-trace-id') })
+  const failed = (seen: Pick<Outcome, 'plan' | 'traceId'>, where: string, body: unknown): Outcome => {
     const code = errorOf(body)
-    return code === undefined || where === '500' ? { name: `${where} ${JSON.stringify(body)?.slice(0, 200)}`, broken: true, plan } : { name: `${where} ${code}`, plan }
+    return code === undefined || where === '500' ? { name: `${where} ${JSON.stringify(body)?.slice(0, 200)}`, broken: true, ...seen } : { name: `${where} ${code}`, ...seen }
   }
   try {
     if (!streamed) {
       const { status, headers, body } = await gateway.ask(question)
-      const plan = headers.get('x-epd-plan')
-      if (status !== 200) return failed(plan, String(status), body)
+      const of = seen(headers)
+      if (status !== 200) return failed(of, String(status), body)
       const text: unknown = body?.choices?.[0]?.message?.content
-      return typeof text === 'string' ? { name: 'answered', text, plan } : { name: `200 that is no answer: ${JSON.stringify(body).slice(0, 200)}`, broken: true, plan }
+      return typeof text === 'string' ? { name: 'answered', text, ...of } : { name: `200 that is no answer: ${JSON.stringify(body).slice(0, 200)}`, broken: true, ...of }
     }
     const stream = await gateway.stream(question)
-    const plan = stream.headers.get('x-epd-plan')
+    const of = seen(stream.headers)
     const whole = await stream.ended
-    if (stream.status !== 200) return failed(plan, String(stream.status), stream.body)
-    if (!whole) return { name: 'stream that breaks off', broken: true, plan }
-    if (stream.last !== '[DONE]') return failed(plan, 'error event', stream.last)
-    return { name: 'answered', text: stream.events.map(event => event.choices?.[0]?.delta?.content ?? '').join(''), plan }
+    if (stream.status !== 200) return failed(of, String(stream.status), stream.body)
+    if (!whole) return { name: 'stream that breaks off', broken: true, ...of }
+    if (stream.last !== '[DONE]') return failed(of, 'error event', stream.last)
+    return { name: 'answered', text: stream.events.map(event => event.choices?.[0]?.delta?.content ?? '').join(''), ...of }
   } catch (err) {
     return { name: `no answer: ${String(err)}`, broken: true, plan: null }
   }
@@ -146,6 +149,16 @@ class Storm {
   }
 }
 
+/** What a request met, a line for each stage: its attempts. */
+async function stagesOf (gateway: GatewayProcess, traceId: string, engines: readonly Engine[]): Promise<string[]> {
+  const spans = await gateway.stages(traceId)
+  return spans.map(({ name, attributes, offsetMs, durationMs, status }) => {
+    const at = engines.findIndex(({ id }) => id === attributes['epd.node'])
+    const node = at === -1 ? '' : ` ${engines[at]!.role} ${at}`
+    return `    ${Math.round(offsetMs)} + ${Math.round(durationMs)} ms ${name}${node} ${String(attributes['error.type'] ?? '')} ${status.message ?? String(attributes['epd.reason'] ?? '')}`.trimEnd()
+  })
+}
+
 /** Child processes of a process, where the system reports them. */
 function childrenOf (pid: number): string {
   try { return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim() } catch { return '' }
@@ -186,7 +199,7 @@ export async function chaos (t: Ending, { requests, seed }: { requests: number, 
       add(outcomes, name)
       if (name === 'right') continue
       const line = `${number}, question ${i}${streamed ? ', streamed' : ''}: ${name} after ${Math.round(performance.now() - since)} ms by ${outcome.plan}; ill: ${before} -> ${storm.ill}`
-      errors.push(line)
+      errors.push([line, ...outcome.traceId == null ? [] : await stagesOf(gateway, outcome.traceId, engines)].join('\n'))
       if (outcome.broken === true || name === 'wrong answer') problems.push(line)
     }
   }))

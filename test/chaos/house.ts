@@ -200,6 +200,15 @@ export class Stream {
   }
 }
 
+/** A stage of a request, in its trace. */
+export interface Stage {
+  readonly name: string
+  readonly offsetMs: number
+  readonly durationMs: number
+  readonly attributes: Readonly<Record<string, unknown>>
+  readonly status: { readonly message?: string }
+}
+
 /** A real gateway process. */
 export class GatewayProcess {
   readonly server: CliServer
@@ -271,6 +280,12 @@ export class GatewayProcess {
   async runningTraces (): Promise<number> {
     const { traces } = await (await get(`${this.url}/epd/traces?limit=1000`)).json() as { traces: Array<{ partial: boolean }> }
     return traces.filter(({ partial }) => partial).length
+  }
+
+  /** The stages of one request at the gateway, in order of their start. */
+  async stages (traceId: string): Promise<readonly Stage[]> {
+    const { spans = [] } = await (await get(`${this.url}/epd/traces/${traceId}`)).json() as { spans?: Stage[] }
+    return spans.filter(({ name }) => name.startsWith('epd.'))
   }
 
   async unrest (): Promise<string | undefined> {

@@ -123,9 +123,10 @@ await t.test('an encoder that restarts between its result and the migration: the
 })
 
 await t.test('a language model that fails before its first event is replaced once, streaming or not', async t => {
-  await gateway.useAfresh(e1, e2, p1, p2)
   for (const fault of [RESET, BROKEN, { kind: 'cut', after: 0 } as const]) {
     for (const streamed of FULL || fault === RESET ? [true, false] : [fault !== BROKEN]) {
+      // One that has just failed would not be asked first.
+      await gateway.useAfresh(e1, e2, p1, p2)
       p1.node.fail(fault)
       p2.node.heal()
       const question = { pictures: [picture] }
@@ -139,8 +140,6 @@ await t.test('a language model that fails before its first event is replaced onc
       t.same([p1.node.seen, p2.node.seen], [fault === RESET ? 2 : 1, 1], `${fault.kind}, ${streamed ? 'streamed' : 'whole'}`)
       await quiet(t, gateway, ...engines)
     }
-    p1.node.heal()
-    t.equal((await gateway.ask()).status, 200, 'a good answer ends the row of failures')
   }
   for (const { node } of [p1, p2]) node.fail(BROKEN)
   const failed = await gateway.ask({ pictures: [picture] })

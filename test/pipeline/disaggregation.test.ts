@@ -130,7 +130,7 @@ t.test('P is killed after its answer: D can\'t pull, the whole request goes to a
   t.same(other.released, [])
 })
 
-t.test('KV blocks that are gone: the link is made again, the request starts again once, then the client gets an error', async t => {
+t.test('KV blocks that are gone: the link is made again, the request starts again as often as retries says, then the client gets an error', async t => {
   const f = await fixture(t)
   const p = f.prefills[0]!
   const forget = async (nth: number): Promise<void> => {
@@ -149,6 +149,7 @@ t.test('KV blocks that are gone: the link is made again, the request starts agai
   const again = f.ask()
   await forget(3)
   await forget(4)
+  await forget(5)
   const failed = await again
   t.equal(failed.status, 503)
   t.match(await failed.json(), { error: { code: 'kv_gone' } })

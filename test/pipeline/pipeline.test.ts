@@ -131,7 +131,7 @@ t.test("a bad picture is the client's: the encoder's 4xx comes through, nothing 
   release()
 })
 
-t.test('features that are gone start the request again at the plan, once, with fresh leases', async t => {
+t.test('features that are gone start the request again at the plan, as often as retries says, with fresh leases', async t => {
   const f = await fixture(t, { encoders: 1 })
   f.pds[0]!.generateFaults.push('gone')
   const answer = await f.ask(pictureUrl('a'))
@@ -141,11 +141,11 @@ t.test('features that are gone start the request again at the plan, once, with f
   await until(() => f.encoders[0]!.released.includes(first!), 'the first lease is released')
   t.notOk(f.encoders[0]!.released.includes(second!))
 
-  f.pds[0]!.generateFaults.push('gone', 'gone')
+  f.pds[0]!.generateFaults.push('gone', 'gone', 'gone')
   const failed = await f.ask(pictureUrl('a'))
   t.equal(failed.status, 503)
   t.match(await failed.json(), { error: { code: 'features_gone' } })
-  t.equal(f.pds[0]!.generations.length, 4, 'two attempts each, no more')
+  t.equal(f.pds[0]!.generations.length, 5, 'three attempts, no more')
 })
 
 for (const fault of ['reset', 'failed', 'busy'] as const) {
@@ -167,6 +167,15 @@ t.test('retries: 0 means one attempt', async t => {
   t.equal(answer.status, 500)
   t.match(await answer.json(), { error: { code: 'internal', message: 'scripted failed' } })
   t.equal(f.pds[1]!.generations.length, 0)
+})
+
+t.test('after two nodes that have not answered in time a third one is not asked', async t => {
+  const f = await fixture(t, { pds: 3, options: { timeouts: { answer: 100 } } })
+  for (const pd of f.pds.slice(0, 2)) pd.generateFaults.push('silence')
+  const answer = await f.ask()
+  t.equal(answer.status, 504)
+  t.match(await answer.json(), { error: { code: 'upstream_timeout' } })
+  t.equal(f.pds[2]!.generations.length, 0)
 })
 
 t.test('a language model that hangs counts as dead after its timeout and gets an abort', async t => {

@@ -19,6 +19,7 @@ interface Sketch {
   readonly broken?: 'encode' | 'prefill' | 'decode'
   readonly maxPrefillTokens?: number
   readonly standalone?: boolean
+  readonly failing?: boolean
 }
 
 const FORMAT = 'features:fake/1'
@@ -29,11 +30,11 @@ const P = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'pref
 const D = (id: string, more: Partial<Sketch> = {}): Sketch => ({ id, role: 'decode', vision: 'none', ...more })
 const closed = { encode: 'closed', prefill: 'closed', decode: 'closed' } as const
 
-function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, usedAt = 0, broken, maxPrefillTokens, standalone }: Sketch): NodeSnapshot {
+function node ({ id, role = 'hybrid', models = ['m'], state = 'healthy', vision = 'full', fingerprint, accepts, requests = 0, tokens = 0, speed = 1, usedAt = 0, broken, maxPrefillTokens, standalone, failing }: Sketch): NodeSnapshot {
   const formats = { encoder: [[FORMAT], []], hybrid: [[], [FORMAT]], prefill: [[KV], [FORMAT]], decode: [[], [KV]] }[role]
   const info: NodeInfo = { status: 'healthy', models, role, backend: 'fake', fingerprint, produces: formats[0]!, accepts: accepts ?? formats[1]!, vision, maxPrefillTokens, standalone }
   const breakers = broken === undefined ? closed : { ...closed, [broken]: 'open' as const }
-  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, checkMedia: false, notes: [], load: { requests, tokens, work: requests * 300 + tokens, usedAt }, breakers, links: new Map() }
+  return { id, url: id, role, models, state, adapter: fakeAdapter, info, speed, checkMedia: false, notes: [], load: { requests, tokens, work: requests * 300 + tokens, usedAt, failing }, breakers, links: new Map() }
 }
 
 function snapshot (sketches: readonly Sketch[], links: Record<string, LinkState> = {}): RegistrySnapshot {
@@ -64,6 +65,7 @@ function brief (found: Plan | Refusal): string {
 
 t.test('each situation has its plan and its reason', async t => {
   const never = options({ bypass: 'never' })
+  const long = { ...text, promptTokens: 1_024 }
   const rows: Array<[string, string, Parameters<typeof planRequest>]> = [
     ['text goes to the language model', 'pd pd1: text only', [text, snapshot([E('e1'), PD('pd1')]), options()]],
     ['the least loaded one', 'pd pd2: text only', [text, snapshot([PD('pd1', { requests: 3 }), PD('pd2', { requests: 2 })]), options()]],
@@ -72,6 +74,11 @@ t.test('each situation has its plan and its reason', async t => {
     ['equal ones take turns', 'pd pd2: text only', [text, snapshot([PD('pd1', { usedAt: 3 }), PD('pd2', { usedAt: 1 }), PD('pd3', { usedAt: 2 })]), options()]],
     ['a node that failed is avoided', 'pd pd2: text only', [text, snapshot([PD('pd1'), PD('pd2', { requests: 9 })]), options(), new Set(['pd1'])]],
     ['unless it is the only one', 'pd pd1: text only', [text, snapshot([PD('pd1')]), options(), new Set(['pd1'])]],
+    ['one that has failed others a moment ago, too', 'pd pd2: text only', [text, snapshot([PD('pd1', { failing: true }), PD('pd2', { requests: 9 })]), options()]],
+    ['unless the other has failed this request', 'pd pd1: text only', [text, snapshot([PD('pd1', { failing: true }), PD('pd2')]), options(), new Set(['pd2'])]],
+    ['or it is the only one', 'pd pd1: text only', [text, snapshot([PD('pd1', { failing: true })]), options()]],
+    ['another way is taken where D has failed others', 'pd pd1: text only, long prompt', [long, snapshot([PD('pd1'), P('p1'), D('d1', { failing: true })]), options()]],
+    ['but not one that has failed this request', 'p-d p1>d1: long prompt', [long, snapshot([PD('pd1'), P('p1'), D('d1', { failing: true })]), options(), new Set(['pd1'])]],
     ['an open breaker excludes', 'pd pd2: text only', [text, snapshot([PD('pd1', { broken: 'decode' }), PD('pd2', { requests: 9 })]), options()]],
     ['an unknown model is refused', 'EPD_ERR_MODEL_NOT_FOUND: no node serves this model', [{ model: 'x', media: [] }, snapshot([PD('pd1')]), options()]],
     ['no node has a model yet', 'EPD_ERR_NO_NODE: no node is registered', [text, snapshot([]), options()]],

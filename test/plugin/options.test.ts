@@ -25,7 +25,7 @@ t.test('without options the defaults apply', async t => {
     embedded: { encoders: 1, engines: 1, backend: 'pytorch' },
     nodes: [],
     bypass: 'never',
-    retries: 1,
+    retries: 2,
     limits: { body: 64 * 1024 * 1024, items: 64 },
     routing: { disaggregate: 'auto', disaggregateTokens: 1_024 },
     timeouts: { encode: 30_000, grace: 10_000 },
@@ -67,7 +67,7 @@ t.test('messages name path, bound and value', async t => {
     [{ bypass: 'always' }, '/bypass', 'bypass must be one of "auto", "never", not "always"'],
     [{ routing: { disaggregate: 'sometimes' } }, '/routing/disaggregate', 'routing.disaggregate must be one of "auto", "always", "never", not "sometimes"'],
     [{ routing: { policy: 'random' } }, '/routing/policy', 'routing.policy must be one of "prefix", "least-tokens", "session" or, in code, a function, not "random"'],
-    [{ retries: 2 }, '/retries', 'retries must be <= 1, not 2'],
+    [{ retries: 6 }, '/retries', 'retries must be <= 5, not 6'],
     [{ nodes: [{ role: 'hybrid' }] }, '/nodes/0', 'nodes[0].url is missing'],
     [{ nodes: [{ url: 'a:1' }] }, '/nodes/0/url', 'nodes[0].url must be an http:// or https:// URL, not "a:1"'],
     [{ nodes: [{ url: 'http://a:1', role: 'vision' }] }, '/nodes/0/role', 'nodes[0].role must be one of "encoder", "prefill", "decode", "hybrid", not "vision"'],
@@ -86,7 +86,7 @@ t.test('messages name path, bound and value', async t => {
     t.ok(found[0]?.message.startsWith(message), `${found[0]?.message}`)
   }
   t.equal(problems({ bypass: 1, retries: -1, what: 1 }).length, 3, 'every problem is reported')
-  t.throws(() => resolveOptions({ retries: 9 }), { code: 'EPD_ERR_OPTIONS', message: 'Invalid options: retries must be <= 1, not 9' })
+  t.throws(() => resolveOptions({ retries: 9 }), { code: 'EPD_ERR_OPTIONS', message: 'Invalid options: retries must be <= 5, not 9' })
 })
 
 t.test('the options given are not touched, and adapters and functions are taken as they are', async t => {

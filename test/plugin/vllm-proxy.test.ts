@@ -14,7 +14,7 @@ t.test('the flags become nodes', async t => {
   })
   t.match(withVllmFlags({ nodes: [{ url: 'http://x:1' }] }, { 'encode-servers-urls': e, 'prefill-servers-urls': p, 'decode-servers-urls': d }, {}).options.nodes,
     [{ url: 'http://x:1' }, {}, {}, { url: p, role: 'prefill' }, { url: d, role: 'decode' }], 'beside those of the configuration')
-  t.same(withVllmFlags({ retries: 1 }, { 'decode-retries': '3', 'probe-timeout': '0.5' }, {}).options, { retries: 1, timeouts: { probe: 500 } })
+  t.same(withVllmFlags({ retries: 1 }, { 'decode-retries': '3', 'probe-timeout': '0.5' }, {}).options, { retries: 3, timeouts: { probe: 500 } })
   t.same(withVllmFlags({}, { 'decode-retries': '0' }, {}).options, { retries: 0 })
   t.same(withVllmFlags({ ui: true }, {}, {}), { options: { ui: true }, notes: [] })
   t.match(withVllmFlags({}, { 'probe-interval': '5', 'evicted-ttl': '900' }, {}).notes, [/^--probe-interval changes nothing/, /^--evicted-ttl/])
