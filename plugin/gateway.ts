@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
-import { metrics, type Meter } from '@opentelemetry/api'
+import { metrics } from '@opentelemetry/api'
 import type { Dispatcher } from 'undici'
 import type { Log } from '../adapters/adapter.ts'
 import { Connections } from '../adapters/http/connections.ts'
@@ -10,6 +10,7 @@ import type { ResolvedOptions } from './options/index.ts'
 import { Admission, Callers, encoderPool, InFlight, MediaCheck, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
+import { feedMeter } from './telemetry/instruments.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
 import { uninstrumented } from './telemetry/propagation.ts'
 import { Tracing } from './telemetry/tracing.ts'
@@ -24,8 +25,6 @@ export interface GatewayInit {
   readonly log: Log
   /** Takes the place of the gateway's own connections; the caller closes it. */
   readonly dispatcher?: Dispatcher
-  /** Takes the metrics too, beside the meter of an SDK the application may have. */
-  readonly meter?: Meter | undefined
   /** Makes and keeps spans. @default those of the application's OpenTelemetry SDK, if there is one; they are not kept */
   readonly tracing?: Tracing
   /** Keeps small copies of the pictures of traced requests. */
@@ -53,15 +52,16 @@ export class Gateway implements Core {
   readonly requests = new InFlight()
   readonly callers = new Callers()
   mediaCheck: MediaCheck
-  readonly metrics: GatewayMetrics
+  readonly metrics = new GatewayMetrics()
   readonly tracing: Tracing
   readonly thumbnails: Thumbnails | undefined
   readonly log: Log
   readonly #id = randomBytes(8).toString('hex')
   readonly #ownDispatcher: Connections | undefined
+  readonly #unfeed: () => void
   #closed: Promise<void> | undefined
 
-  constructor ({ options, log, dispatcher, meter, tracing = new Tracing(), thumbnails }: GatewayInit) {
+  constructor ({ options, log, dispatcher, tracing = new Tracing(), thumbnails }: GatewayInit) {
     this.options = options
     this.log = log
     this.tracing = tracing
@@ -69,17 +69,16 @@ export class Gateway implements Core {
     const { timeouts } = options
     this.#ownDispatcher = dispatcher === undefined ? new Connections(timeouts.connect) : undefined
     this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
-    this.admission = new Admission(options.admission, model => encoderPool(this.registry.snapshot(), model))
+    this.admission = new Admission(options.admission, model => encoderPool(this.registry.snapshot(), model), this.metrics.waits)
     this.mediaCheck = new MediaCheck(options.media)
-    const global = metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL })
-    this.metrics = new GatewayMetrics(meter === undefined ? [global] : [meter, global], this)
+    this.#unfeed = feedMeter(metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL }), this)
     this.registry = new Registry({
       dispatcher: this.dispatcher,
       log,
       adapters: [...options.adapters, createVllm(options.vllm)],
       probeTimeout: timeouts.probe,
       linkTimeout: timeouts.link,
-      metrics: this.metrics,
+      stages: this.metrics.stages,
       headers: { [GATEWAY_HEADER]: this.#id }
     })
     for (const node of options.nodes) this.registry.add(node, { configured: true })
@@ -157,7 +156,7 @@ export class Gateway implements Core {
     await this.drain()
     await this.requests.settled()
     await this.registry.close()
-    this.metrics.close()
+    this.#unfeed()
     await this.thumbnails?.close()
     await this.mediaCheck.close()
     await this.tracing.close()

@@ -16,7 +16,7 @@ import { opsRoutes } from './http/routes/ops.ts'
 import { sglangRoutes } from './http/routes/sglang.ts'
 import { spanRoutes, traceRoutes } from './http/routes/traces.ts'
 import { uiRoutes } from './http/routes/ui.ts'
-import type { Prometheus } from './telemetry/prometheus.ts'
+import type { MetricsPage } from './telemetry/prometheus.ts'
 import { Tracing } from './telemetry/tracing.ts'
 import { Thumbnails } from './ui/thumbnails.ts'
 import { TraceStore } from './traces/store.ts'
@@ -46,12 +46,12 @@ declare module 'fastify' {
 const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, raw) {
   if (app.hasDecorator('epd')) throw new AlreadyRegisteredError()
   const options = resolveOptions(raw)
-  // Loaded only where the route is on: an application with metrics of its own need not pay for these.
-  const prometheus = options.routes.metrics ? (await import('./telemetry/prometheus.ts')).createPrometheus() : undefined
   const thumbnails = options.captureContent ? new Thumbnails() : undefined
   const tracing = new Tracing(options.store ?? (options.traces > 0 ? new TraceStore({ maxTraces: options.traces }) : undefined))
   await tracing.start(message => { app.log.warn(message) })
-  const gateway = new Gateway({ options, log: app.log, meter: prometheus?.meter, tracing, thumbnails })
+  const gateway = new Gateway({ options, log: app.log, tracing, thumbnails })
+  // Loaded only where the route is on: an application with metrics of its own need not pay for these.
+  const metrics = options.routes.metrics ? (await import('./telemetry/prometheus.ts')).metricsPage(gateway) : undefined
   const rawBodies: RawBodies = new WeakMap()
   const handle = createHandle(gateway, rawBodies)
   const embedded = options.embedded === undefined ? undefined : embeddedControl({ gateway, log: app.log })
@@ -59,17 +59,17 @@ const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, r
 
   app.decorate('epd', epd)
   attachRoutes(app, { gateway, handle, rawBodies })
-  const tenants = new Tenants(gateway, prometheus?.meter)
+  const tenants = new Tenants(gateway)
   app.addHook('onClose', async () => { await tenants.close() })
-  await mountRoutes(app, epd, tenants, prometheus)
-  lifeCycle(app, gateway, embedded, prometheus)
+  await mountRoutes(app, epd, tenants, metrics)
+  lifeCycle(app, gateway, embedded, metrics)
 }
 
 /** Plain plugins, not fastify-plugin's: prefix, parsers and error shape stay inside, and the application's hooks apply. */
-async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, tenants: Tenants, prometheus: Prometheus | undefined): Promise<void> {
+async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, tenants: Tenants, metrics: MetricsPage | undefined): Promise<void> {
   const { prefix, routes, logLevel } = gateway.options
   const mount = { prefix, ...(logLevel === undefined ? {} : { logLevel }) }
-  if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics: prometheus })
+  if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics })
   if (routes.nodes) await app.register(nodeRoutes, { ...mount, gateway })
   if (routes.sglang) await app.register(sglangRoutes, { ...mount, gateway })
   if (routes.vllm) await app.register(instanceRoutes, { ...mount, gateway })
@@ -81,7 +81,7 @@ async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, tena
   if (routes.openai) await app.register(openaiRoutes, { ...mount, gateway, handle, tenants })
 }
 
-function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedControl | undefined, prometheus: Prometheus | undefined): void {
+function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedControl | undefined, metrics: MetricsPage | undefined): void {
   if (embedded !== undefined) app.addHook('onListen', async () => { embedded.start() })
   // Before the server stops listening, so that streams in flight may finish: it would wait for their connections.
   app.addHook('preClose', async () => { await gateway.drain() })
@@ -89,7 +89,7 @@ function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedCo
     await gateway.drain()
     await embedded?.close()
     await gateway.close()
-    await prometheus?.close()
+    metrics?.close()
   })
 }
 

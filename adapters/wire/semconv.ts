@@ -35,6 +35,8 @@ export const ATTR = {
   outputTokens: 'gen_ai.usage.output_tokens',
   cacheReadTokens: 'gen_ai.usage.cache_read.input_tokens',
   imageTokens: 'gen_ai.usage.image.input_tokens',
+  /** `input`, `output`; with named keys `vision`, which are part of the input. On metrics only. */
+  tokenType: 'gen_ai.token.type',
   errorType: 'error.type',
   statusCode: 'http.response.status_code',
   serviceName: 'service.name',

@@ -60,6 +60,7 @@ export async function startApiServer (options: ApiServerOptions): Promise<ApiSer
     state.metrics = engineMetrics(engine)
     await engine.ready
   } catch (err) {
+    state.metrics?.close()
     await engine?.close().catch(() => {})
     await app.close()
     throw err
@@ -120,6 +121,7 @@ async function end ({ app, state, engine, registration, telemetry }: Parts, grac
     await state.inFlight.idle(ABORT_GRACE_MS)
   }
   await leasesEnded(engine, Math.min(until, performance.now() + LEASE_GRACE_MS))
+  state.metrics?.close()
   await engine.close()
   // Whatever still holds a connection, a body half sent or an answer unread, had its time.
   app.server.closeAllConnections()

@@ -15,9 +15,10 @@ export function controlRoutes (app: FastifyInstance, state: ServerState, operato
   app.get('/health', async (_request, reply) => {
     return reply.code(health.status === 'healthy' ? 200 : 503).send({ status: health.status, message: health.message })
   })
-  app.get('/metrics', async (_request, reply) => {
+  app.get('/metrics', async ({ headers: { accept } }, reply) => {
     if (state.metrics === undefined) throw new EngineError('initialising', health.message)
-    return reply.type(state.metrics.contentType).send(await state.metrics.text())
+    const { contentType, text } = state.metrics.read(accept)
+    return reply.type(contentType).header('vary', 'accept').send(text)
   })
   app.post('/abort_request', { onRequest: operator }, async request => ({ status: 'SUCCESS', aborted: abort(state, objectOf(request.body)) }))
 }

@@ -1,4 +1,6 @@
 import type { CallSignal } from '../../adapters/adapter.ts'
+import { ATTR } from '../../adapters/wire/semconv.ts'
+import { Counter, type Histogram } from '../../adapters/wire/series.ts'
 import { epdError } from '../errors.ts'
 import type { AdmissionOptions } from '../options/index.ts'
 import type { RegistrySnapshot } from '../registry/index.ts'
@@ -36,12 +38,15 @@ export function encoderPool (snapshot: RegistrySnapshot, model: string): Encoder
   return { encoders: encoders.length, rate: rates.length === 0 ? undefined : rates.reduce((sum, rate) => sum + rate, 0) * encoders.length / rates.length }
 }
 
+/** Why a request is turned away: no room in the queue, what is ahead takes too long, it has waited too long, or another takes its place. */
+type Refusal = 'queue_full' | 'too_long' | 'timeout' | 'displaced'
+
 interface Waiter {
   readonly work: Work
   /** Tokens that its tenant will have had in, with this one: the fewest of a priority go first. */
   readonly turn: number
   admit (pass: Pass): void
-  refuse (): void
+  refuse (reason: Refusal): void
 }
 
 /** Vision tokens let in to each encoder before its rate is known. */
@@ -65,10 +70,14 @@ export class Admission {
   /** What each tenant in the queue has had, in tokens; it starts where the one served last stood. */
   readonly #turns = new Map<string, number>()
   #turn = 0
-  #refused = 0
+  /** By reason. */
+  readonly refusals = new Counter(ATTR.reason)
+  readonly #waits: Histogram | undefined
 
-  constructor (options: AdmissionOptions, pool: (model: string) => EncoderPool) {
+  /** @param waits get the time that each request waited */
+  constructor (options: AdmissionOptions, pool: (model: string) => EncoderPool, waits?: Histogram) {
     this.#options = options
+    this.#waits = waits
     this.#pool = pool
   }
 
@@ -79,15 +88,18 @@ export class Admission {
   }
 
   get stats (): { readonly inFlight: number, readonly waiting: number, readonly refused: number } {
-    return { inFlight: this.#inFlight, waiting: this.#queue.length, refused: this.#refused }
+    return { inFlight: this.#inFlight, waiting: this.#queue.length, refused: this.refusals.total }
   }
 
   /** @throws EPD_ERR_OVERLOADED when the queue is full or the wait is too long; the signal's reason when it aborts */
   async enter (work: Work, signal: CallSignal): Promise<Pass> {
-    if (!this.#queue.some(({ work: { model } }) => model === work.model) && this.#fits(work)) return this.#pass(work)
+    if (!this.#queue.some(({ work: { model } }) => model === work.model) && this.#fits(work)) {
+      this.#waits?.record(0, ['admitted'])
+      return this.#pass(work)
+    }
     const ahead = this.#queue.filter(waiter => goesBefore(waiter, work, this.#turnOf(work)))
-    if (this.#expectedWait(work, ahead) * 1000 > this.#options.wait) throw this.#overloaded(work, ahead)
-    if (this.#queue.length >= this.#options.queue && !this.#makeRoom(work)) throw this.#overloaded(work, ahead)
+    if (this.#expectedWait(work, ahead) * 1000 > this.#options.wait) throw this.#overloaded(work, ahead, 'too_long')
+    if (this.#queue.length >= this.#options.queue && !this.#makeRoom(work)) throw this.#overloaded(work, ahead, 'queue_full')
     return await this.#wait(work, signal)
   }
 
@@ -121,7 +133,7 @@ export class Admission {
     const turn = this.#turnOf(work)
     const last = this.#queue.at(-1)
     if (last === undefined || goesBefore(last, work, turn)) return false
-    last.refuse()
+    last.refuse('displaced')
     return true
   }
 
@@ -154,14 +166,16 @@ export class Admission {
 
   #wait (work: Work, signal: CallSignal): Promise<Pass> {
     return new Promise((resolve, reject) => {
-      const stop = (): void => {
+      const since = performance.now()
+      const stop = (outcome: 'admitted' | 'refused' | 'left'): void => {
+        this.#waits?.record((performance.now() - since) / 1_000, [outcome])
         clearTimeout(timer)
         signal.removeEventListener('abort', onAbort)
         this.#queue.splice(this.#queue.indexOf(waiter), 1)
         if (this.#queue.length === 0) this.#turns.clear()
       }
-      const leave = (reason: Error): void => {
-        stop()
+      const leave = (reason: Error, outcome: 'refused' | 'left'): void => {
+        stop(outcome)
         reject(reason)
         // The one behind may fit where this one did not.
         this.#next()
@@ -170,11 +184,11 @@ export class Admission {
       const waiter: Waiter = {
         work,
         turn,
-        admit: pass => { stop(); resolve(pass) },
-        refuse: () => { leave(this.#overloaded(work, this.#queue)) }
+        admit: pass => { stop('admitted'); resolve(pass) },
+        refuse: reason => { leave(this.#overloaded(work, this.#queue, reason), 'refused') }
       }
-      const onAbort = (): void => { leave(signal.reason as Error) }
-      const timer = setTimeout(waiter.refuse, this.#options.wait)
+      const onAbort = (): void => { leave(signal.reason as Error, 'left') }
+      const timer = setTimeout(() => { waiter.refuse('timeout') }, this.#options.wait)
       signal.addEventListener('abort', onAbort)
       this.#turns.set(work.tenant ?? '', turn)
       const at = this.#queue.findIndex(other => !goesBefore(other, work, turn))
@@ -195,8 +209,8 @@ export class Admission {
     }
   }
 
-  #overloaded (work: Work, ahead: readonly Waiter[]): Error {
-    this.#refused++
+  #overloaded (work: Work, ahead: readonly Waiter[], reason: Refusal): Error {
+    this.refusals.add(1, reason)
     const retryAfter = Math.max(this.#options.retryAfter, Math.min(MAX_RETRY_AFTER, Math.ceil(this.#expectedWait(work, ahead))))
     return epdError('EPD_ERR_OVERLOADED', [], { retryAfter })
   }

@@ -17,7 +17,9 @@ export interface Delivery {
   readonly statusCode: number
   /** On the clock of `performance.now()`, in milliseconds. */
   readonly firstByteAt?: number | undefined
-  /** Searches the end of the answer for usage and finish reason: 10 us, which not every request needs. */
+  /** Of the node's answer. */
+  readonly bytes: number
+  /** Searches the end of the answer for usage and finish reason, once: 10 us. */
   closing (): Closing
 }
 
@@ -161,7 +163,7 @@ export class AnswerStream extends Readable implements Answer {
   #settle (outcome: Delivery['outcome'], error?: Error): void {
     if (this.#settled) return
     this.#settled = true
-    this.#deliver({ outcome, error, statusCode: this.statusCode, firstByteAt: this.#firstByteAt, closing: () => this.#usage.read() })
+    this.#deliver({ outcome, error, statusCode: this.statusCode, firstByteAt: this.#firstByteAt, bytes: this.#usage.bytes, closing: () => this.#usage.read() })
   }
 }
 

@@ -2,7 +2,7 @@ import { isEventStream } from '../../adapters/http.ts'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { AnswerStream, type Answer } from './answer-stream.ts'
-import { UsageReader, type Closing } from './usage.ts'
+import { UsageReader } from './usage.ts'
 
 /**
  * Waits for the first bytes for the client, or the end of an empty body. Rejects with UNAVAILABLE when the node breaks
@@ -36,10 +36,7 @@ function wholeBody ({ headers, body }: UpstreamResponse): Buffer | undefined {
 }
 
 function wholeAnswer ({ statusCode, headers }: UpstreamResponse, body: Buffer): Answer {
-  const closing = (): Closing => {
-    const usage = new UsageReader()
-    usage.add(body)
-    return usage.read()
-  }
-  return { statusCode, headers, body, delivered: Promise.resolve({ outcome: 'complete', statusCode, firstByteAt: performance.now(), closing }) }
+  const usage = new UsageReader()
+  usage.add(body)
+  return { statusCode, headers, body, delivered: Promise.resolve({ outcome: 'complete', statusCode, firstByteAt: performance.now(), bytes: body.length, closing: () => usage.read() }) }
 }

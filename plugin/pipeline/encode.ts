@@ -45,7 +45,9 @@ export async function encodeStage (exchange: Exchange, plan: Plan, lost: Readonl
   const attributes = { [ATTR.items]: media.length }
   return await exchange.trace.stage(SPAN.encode, attributes, async span => {
     const fanout: Fanout = { exchange, plan, span, results: [], failed: new Map(), lost, last: undefined }
-    await encodeItems(fanout, media.filter(item => plan.order[item.index]!.length > 0))
+    const placed = media.filter(item => plan.order[item.index]!.length > 0)
+    if (placed.length < media.length) exchange.core.stats.skipped.add(media.length - placed.length, 'language_model')
+    await encodeItems(fanout, placed)
     exchange.encodedBy = media.map(item => fanout.results[item.index]?.node ?? (plan.prefill ?? plan.node).id)
     exchange.leaveEncoders()
     const results = fanout.results.filter(result => result !== undefined)

@@ -67,7 +67,7 @@ export class LiveStream extends Readable implements Answer {
   }
 
   override _destroy (error: Error | null, callback: (error: Error | null) => void): void {
-    const gone: Delivery = { outcome: 'client_gone', statusCode: this.statusCode, closing: () => ({ usage: undefined, finishReason: undefined }) }
+    const gone: Delivery = { outcome: 'client_gone', statusCode: this.statusCode, bytes: 0, closing: () => ({ usage: undefined, finishReason: undefined }) }
     const complete = this.#whole && this.readableLength === 0
     if (!complete && this.#answer?.body instanceof Readable) this.#answer.body.destroy()
     if (this.#answer === undefined) this.#deliver(gone)

@@ -2,7 +2,7 @@
 import type { Attributes } from '@opentelemetry/api'
 import { AdapterError } from '../../adapters/adapter.ts'
 import { epdError, isRefusal, toEpdError, toReply } from '../errors.ts'
-import { ATTR } from '../../adapters/wire/semconv.ts'
+import { ATTR, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import type { Exchange } from './exchange.ts'
 import type { Delivery } from './answer-stream.ts'
 
@@ -11,7 +11,7 @@ export function recordDelivery (exchange: Exchange, delivery: Delivery): void {
   const { trace, core, plan } = exchange
   const { outcome, statusCode, error } = delivery
   const aborted = outcome === 'client_gone'
-  core.stats.count(plan?.topology ?? 'none', aborted ? 'aborted' : outcome === 'complete' ? 'ok' : 'error')
+  core.stats.served.add(1, plan?.topology ?? 'none', aborted ? 'aborted' : outcome === 'complete' ? 'ok' : 'error')
   measure(exchange, outcome === 'upstream_failed' ? 'EPD_ERR_UPSTREAM_BROKEN' : statusCode >= 400 ? String(statusCode) : undefined, delivery)
   if (trace.recording) {
     trace.set(planAttributes(exchange))
@@ -25,7 +25,7 @@ export function recordDelivery (exchange: Exchange, delivery: Delivery): void {
 export function recordFailure (exchange: Exchange, error: unknown): void {
   const { trace, core, plan } = exchange
   const aborted = exchange.clientGone
-  core.stats.count(plan?.topology ?? 'none', aborted ? 'aborted' : isRefusal(error) ? 'refused' : 'error')
+  core.stats.served.add(1, plan?.topology ?? 'none', aborted ? 'aborted' : isRefusal(error) ? 'refused' : 'error')
   measure(exchange, aborted ? undefined : errorTypeOf(error))
   if (trace.recording) trace.set({ ...planAttributes(exchange), [ATTR.statusCode]: aborted ? undefined : toReply(error).statusCode })
   trace.end(aborted ? { aborted } : { error })
@@ -36,21 +36,27 @@ function errorTypeOf (error: unknown): string {
   return toEpdError(error).code
 }
 
-function measure ({ core, plan, operation, request, startedAt }: Exchange, errorType: string | undefined, delivery?: Delivery): void {
+function measure ({ core: { metrics, stats }, plan, operation, request, startedAt, trace }: Exchange, errorType: string | undefined, delivery?: Delivery): void {
   const now = performance.now()
   const since = request.arrivedAt ?? startedAt
-  const firstByteAt = delivery?.firstByteAt
-  const streamed = request.body.stream && firstByteAt !== undefined && errorType === undefined
-  const tokens = streamed ? delivery?.closing().usage?.completionTokens ?? 0 : 0
-  core.metrics.request({
-    operation,
-    model: plan === undefined ? undefined : request.body.model,
-    topology: plan?.topology ?? 'none',
-    seconds: (now - since) / 1_000,
-    errorType,
-    firstChunk: streamed ? (firstByteAt - since) / 1_000 : undefined,
-    perToken: streamed && tokens > 1 ? (now - firstByteAt) / 1_000 / (tokens - 1) : undefined
-  })
+  const topology = plan?.topology ?? 'none'
+  const model = plan === undefined ? undefined : request.body.model
+  const labels = [operation, TRACER_NAME, model, topology, errorType]
+  const traceId = trace.recording ? trace.traceId : undefined
+  metrics.durations.record((now - since) / 1_000, labels, traceId)
+  stats.requestBytes.add(request.body.bytes.length, topology)
+  if (delivery === undefined) return
+  stats.answerBytes.add(delivery.bytes, topology)
+  if (errorType !== undefined || model === undefined) return
+  const { promptTokens, completionTokens } = delivery.closing().usage ?? {}
+  if (promptTokens !== undefined) metrics.tokens.record(promptTokens, [operation, TRACER_NAME, model, 'input'])
+  if (completionTokens !== undefined) metrics.tokens.record(completionTokens, [operation, TRACER_NAME, model, 'output'])
+  const { firstByteAt } = delivery
+  if (!request.body.stream || firstByteAt === undefined) return
+  const first = (firstByteAt - since) / 1_000
+  metrics.firstTokens.record(first, labels, traceId)
+  metrics.firstChunks.record(first, labels, traceId)
+  if (completionTokens !== undefined && completionTokens > 1) metrics.perTokens.record((now - firstByteAt) / 1_000 / (completionTokens - 1), labels, traceId)
 }
 
 /** Telemetry leaves out what is undefined. */

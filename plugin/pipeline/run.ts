@@ -69,7 +69,7 @@ async function generateWithRetries (exchange: Exchange): Promise<Generation> {
 async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefined): Promise<Generation> {
   let plan = makePlan(exchange)
   if (exchange.request.body.media.length > 0 && (plan.prefill ?? plan.node).checkMedia) await exchange.checkMedia()
-  const { registry } = exchange.core
+  const { core: { registry, stats }, request: { body } } = exchange
   // A node that has answered is not asked the same again: the answer stands.
   const answered = exchange.answered.get(plan.node.id) ?? exchange.answered.get(plan.prefill?.id ?? '')
   if (answered !== undefined) throw answered
@@ -81,8 +81,10 @@ async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefine
   const calling = plan.callsEncoders ? exchange.core.callers.add(exchange) : undefined
   try {
     let features = NO_FEATURES
-    if (plan.order.length === 0) exchange.leaveEncoders()
-    else {
+    if (plan.order.length === 0) {
+      exchange.leaveEncoders()
+      if (calling === undefined && body.media.length > 0) stats.skipped.add(body.media.length, 'language_model')
+    } else {
       try {
         features = await encodeStage(exchange, plan, lost)
       } catch (err) {

@@ -26,7 +26,7 @@ export async function startAgain (exchange: Exchange, err: unknown, lost: Readon
     lost = lost === undefined && exchange.cancelled === undefined ? await stillLost(exchange, err) : undefined
     if (lost === undefined) throw exhaustedError(err)
   } else if (!mayStartAgain(exchange, err, before)) throw err
-  exchange.core.stats.retries++
+  exchange.core.stats.retried.add(1, AdapterError.is(err) ? err.code.toLowerCase() : 'unavailable')
   exchange.log.warn({ err }, 'attempt failed before the first byte; starting again at the plan')
   return lost
 }

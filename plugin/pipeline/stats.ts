@@ -1,29 +1,35 @@
-import type { Topology } from '../planning/index.ts'
+import { ATTR } from '../../adapters/wire/semconv.ts'
+import { Counter } from '../../adapters/wire/series.ts'
 
 const MAX_LINKS = 1_024
 
 export type RequestOutcome = 'ok' | 'error' | 'refused' | 'aborted'
 
-/** Counts for /metrics. Plain numbers: a request adds to a few of them, and they are read at collection only. */
+/** Counts for /metrics. A request adds to a few of them, and they are read at collection only. */
 export class Stats {
-  /** Plans tried after the first. */
-  retries = 0
+  /** By topology and outcome. */
+  readonly served = new Counter(ATTR.topology, ATTR.outcome)
+  /** Plans tried after the first, by what had failed. */
+  readonly retried = new Counter(ATTR.errorType)
+  /** Bytes of requests and answers, by topology. */
+  readonly requestBytes = new Counter(ATTR.topology)
+  readonly answerBytes = new Counter(ATTR.topology)
+  /** Media items that no encoder had to encode, by reason. */
+  readonly skipped = new Counter(ATTR.reason)
+  /** By name of the key, and outcome. */
+  readonly keyRequests = new Counter(ATTR.key, ATTR.outcome)
+  /** By name of the key, type of the tokens, and model. */
+  readonly keyTokens = new Counter(ATTR.key, ATTR.tokenType, ATTR.requestModel)
   /** Encode calls that failed and moved to another encoder. */
   encodeMoves = 0
   /** Requests whose language model encoded because every encoder had failed. */
   encodeFallbacks = 0
-  readonly #requests = new Map<string, Partial<Record<RequestOutcome, number>>>()
   readonly #encoders = new Map<string, { node: string, items: number, cached: number }>()
   readonly #links = new Map<string, { from: string, to: string, bytes: number }>()
 
-  count (plan: Topology | 'none', outcome: RequestOutcome): void {
-    let counts = this.#requests.get(plan)
-    if (counts === undefined) this.#requests.set(plan, counts = {})
-    counts[outcome] = (counts[outcome] ?? 0) + 1
-  }
-
   /** An encoder has answered for so many items, of which it had some already. */
   encoded (node: string, items: number, cached: number): void {
+    if (cached > 0) this.skipped.add(cached, 'cached')
     const counts = this.#encoders.get(node)
     if (counts === undefined) this.#encoders.set(node, { node, items, cached })
     else {
@@ -41,6 +47,10 @@ export class Stats {
     else if (this.#links.size < MAX_LINKS) this.#links.set(key, { from, to, bytes })
   }
 
+  get retries (): number {
+    return this.retried.total
+  }
+
   encoders (): ReadonlyArray<{ readonly node: string, readonly items: number, readonly cached: number }> {
     return [...this.#encoders.values()]
   }
@@ -50,7 +60,6 @@ export class Stats {
   }
 
   requests (): Array<{ readonly plan: string, readonly outcome: string, readonly count: number }> {
-    return [...this.#requests].flatMap(([plan, counts]) =>
-      Object.entries(counts).map(([outcome, count]) => ({ plan, outcome, count })))
+    return this.served.samples().map(({ labels, value }) => ({ plan: labels[ATTR.topology]!, outcome: labels[ATTR.outcome]!, count: value }))
   }
 }

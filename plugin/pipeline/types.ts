@@ -22,7 +22,7 @@ export interface Core {
   readonly stats: Stats
   /** Defined when pictures may be shown to operators. */
   readonly thumbnails?: { keep (traceId: string, body: Body): void } | undefined
-  readonly metrics: Pick<GatewayMetrics, 'request'>
+  readonly metrics: GatewayMetrics
   readonly tracing: Tracing
   readonly requests: InFlight
   readonly callers: Callers

@@ -19,11 +19,14 @@ export interface Closing {
 
 /** Keeps the last bytes of an answer without copying or parsing; `read` looks for usage and finish reason in them once, at the end. */
 export class UsageReader {
+  bytes = 0
   readonly #chunks: Buffer[] = []
   /** The oldest, once all places are taken. */
   #next = 0
+  #closing: Closing | undefined
 
   add (chunk: Buffer): void {
+    this.bytes += chunk.length
     if (this.#chunks.length < CHUNKS) {
       this.#chunks.push(chunk)
       return
@@ -38,9 +41,13 @@ export class UsageReader {
     return !text.includes('"choices"') || text.includes('[DONE]') || text.includes('"error"') || readFinishReason(text) !== undefined
   }
 
+  /** At the end: later chunks change nothing. */
   read (): Closing {
-    const text = this.#text()
-    return { usage: readUsage(text), finishReason: readFinishReason(text) }
+    if (this.#closing === undefined) {
+      const text = this.#text()
+      this.#closing = { usage: readUsage(text), finishReason: readFinishReason(text) }
+    }
+    return this.#closing
   }
 
   #text (): string {

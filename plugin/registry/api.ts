@@ -1,5 +1,6 @@
 /** What the gateway and the pipeline call the registry with. */
 import type { Dispatcher } from 'undici'
+import type { Histogram } from '../../adapters/wire/series.ts'
 import type { Adapter, CallSignal, Link, Log, Stage } from '../../adapters/adapter.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { BreakerState, LinkState, LinkView, NodeSnapshot, NodeState, RegistrySnapshot, Verdict } from './types.ts'
@@ -79,7 +80,7 @@ export interface RegistryOptions {
   /** Of every call of the registry's own, beside the adapter's. */
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** Gets each use of a node that is over, with what its ticket got. */
-  readonly metrics?: { stage (node: string, stage: Stage, seconds: number, error: unknown): void } | undefined
+  readonly stages?: Histogram | undefined
   /** Adapters beyond the shipped ones, found by their name; one named like a shipped adapter takes its place. */
   readonly adapters?: readonly Adapter[] | undefined
   /** Milliseconds between probes of a healthy node. Default 5000. */

@@ -1,5 +1,5 @@
 /** How a node is used, and what the uses show of its health: load, tickets, circuit breakers. */
-import type { Stage } from '../../adapters/adapter.ts'
+import { AdapterError, type Stage } from '../../adapters/adapter.ts'
 import type { RegistryOptions, Ticket } from './api.ts'
 import type { Breakers, BreakerState, NodeLoad, NodeSnapshot, Verdict } from './types.ts'
 
@@ -132,7 +132,7 @@ export class Load implements NodeLoad {
   /** Seconds, oldest first. */
   get latencies (): readonly number[] { return this.#latencies }
 
-  take (node: string, stage: Stage, tokens: number, work: number, breaker: Breaker, listener: UseListener, metrics?: RegistryOptions['metrics']): Ticket {
+  take (node: string, stage: Stage, tokens: number, work: number, breaker: Breaker, listener: UseListener, stages?: RegistryOptions['stages']): Ticket {
     const counts = this.#counts
     const before = counts.tokens
     const release = this.reserve(tokens, work)
@@ -169,7 +169,8 @@ export class Load implements NodeLoad {
         judge(verdict)
         const seconds = (performance.now() - start) / 1000
         if (error === undefined && counts === this.#counts) this.#latencies = [...this.#latencies, seconds].slice(-LATENCIES)
-        metrics?.stage(node, stage, seconds, error)
+        // A call that was aborted says nothing about the node.
+        stages?.record(seconds, [stage, node, error === undefined ? 'ok' : AdapterError.is(error) ? error.code.toLowerCase() : 'aborted'])
       },
       killed: async known => {
         const now = performance.now()

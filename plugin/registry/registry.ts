@@ -28,7 +28,7 @@ export class Registry extends NodeTable implements RegistryApi {
   readonly #leaving = new Set<Promise<void>>()
 
   constructor (options: RegistryOptions) {
-    super(options.metrics)
+    super(options.stages)
     for (const adapter of options.adapters ?? []) checkAdapter(adapter)
     this.#options = options
     this.#extra = options.adapters ?? []

@@ -9,14 +9,14 @@ import type { LinkView, NodeSnapshot, RegistrySnapshot } from './types.ts'
 export abstract class NodeTable extends EventEmitter<{ change: [RegistrySnapshot] }> {
   protected readonly records = new Map<string, NodeRecord>()
   protected readonly closing = new AbortController()
-  readonly #metrics: RegistryOptions['metrics']
+  readonly #stages: RegistryOptions['stages']
   #version = 0
   #snapshot: RegistrySnapshot | undefined
   #announced = false
 
-  constructor (metrics: RegistryOptions['metrics']) {
+  constructor (stages: RegistryOptions['stages']) {
     super()
-    this.#metrics = metrics
+    this.#stages = stages
     setMaxListeners(0, this, this.closing.signal)
   }
 
@@ -34,7 +34,7 @@ export abstract class NodeTable extends EventEmitter<{ change: [RegistrySnapshot
   acquire (id: string, stage: Stage, tokens = 0, work = tokens): Ticket {
     const record = this.records.get(id)
     if (record === undefined) return idleTicket(id, stage)
-    return record.load.take(id, stage, tokens, work, record.breakers.of(stage), record.uses, this.#metrics)
+    return record.load.take(id, stage, tokens, work, record.breakers.of(stage), record.uses, this.#stages)
   }
 
   reserve (id: string, tokens = 0, work = tokens): () => void {

@@ -1,63 +1,23 @@
-import type { Attributes, Meter } from '@opentelemetry/api'
-import { AdapterError, type Stage } from '../../adapters/adapter.ts'
-import { ATTR, TRACER_NAME } from '../../adapters/wire/semconv.ts'
-import { Instruments, type MetricsSource } from './instruments.ts'
+/** What the gateway measures: distributions, of which a sum would tell too little. Counts are in the pipeline's Stats. */
+import { ATTR } from '../../adapters/wire/semconv.ts'
+import { Histogram } from '../../adapters/wire/series.ts'
 
-/** One request that is over. Times in seconds. */
-export interface RequestFacts {
-  readonly operation: string
-  /** Of a known model only: a client's own invention would become a time series for each. */
-  readonly model: string | undefined
-  readonly topology: string
-  readonly seconds: number
-  /** Undefined when it ended well or the client left. */
-  readonly errorType?: string | undefined
-  /** Streams only. */
-  readonly firstChunk?: number | undefined
-  /** Mean of the tokens after the first, where the answer says how many there were. */
-  readonly perToken?: number | undefined
-}
+/** Bounds of the GenAI conventions, in seconds; stages begin lower, as a cached encode takes a millisecond. */
+const DURATION_BOUNDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+const FIRST_TOKEN_BOUNDS = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+const PER_TOKEN_BOUNDS = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5]
+const TOKEN_BOUNDS = Array.from({ length: 14 }, (_, i) => 4 ** i)
 
-/**
- * The gateway's metrics by the OpenTelemetry API. Most are numbers read at collection; a request records its histograms.
- * Every meter gets them: the gateway's own for GET /metrics, and that of an SDK the application may have (a no-op
- * without).
- */
+/** The labels of a request: the error's only when it has failed; the model only when it is known, as each of a client's inventions would be a series. */
+const REQUEST = [ATTR.operation, ATTR.provider, ATTR.requestModel, ATTR.topology, ATTR.errorType] as const
+
 export class GatewayMetrics {
-  readonly #meters: readonly Instruments[]
-
-  constructor (meters: readonly Meter[], source: MetricsSource) {
-    this.#meters = meters.map(meter => new Instruments(meter, source))
-  }
-
-  request ({ operation, model, topology, errorType, seconds, firstChunk, perToken }: RequestFacts): void {
-    const attributes: Attributes = {
-      [ATTR.operation]: operation,
-      [ATTR.provider]: TRACER_NAME,
-      ...(model === undefined ? {} : { [ATTR.requestModel]: model }),
-      [ATTR.topology]: topology,
-      ...(errorType === undefined ? {} : { [ATTR.errorType]: errorType })
-    }
-    for (const { durations, firstChunks, perTokens } of this.#meters) {
-      durations.record(seconds, attributes)
-      if (firstChunk !== undefined) firstChunks.record(firstChunk, attributes)
-      if (perToken !== undefined) perTokens.record(perToken, attributes)
-    }
-  }
-
-  /** A node's use for a stage is over. @param error undefined when it went well */
-  stage (node: string, stage: Stage, seconds: number, error: unknown): void {
-    const attributes = { [ATTR.stage]: stage, [ATTR.node]: node, [ATTR.outcome]: outcomeOf(error) }
-    for (const { stages } of this.#meters) stages.record(seconds, attributes)
-  }
-
-  close (): void {
-    for (const meter of this.#meters) meter.close()
-  }
-}
-
-/** A call that was aborted says nothing about the node. */
-function outcomeOf (error: unknown): string {
-  if (error === undefined) return 'ok'
-  return AdapterError.is(error) ? error.code.toLowerCase() : 'aborted'
+  readonly durations = new Histogram(DURATION_BOUNDS, ...REQUEST)
+  /** Streams only, as the two that follow. */
+  readonly firstChunks = new Histogram(DURATION_BOUNDS, ...REQUEST)
+  readonly firstTokens = new Histogram(FIRST_TOKEN_BOUNDS, ...REQUEST)
+  readonly perTokens = new Histogram(PER_TOKEN_BOUNDS, ...REQUEST)
+  readonly tokens = new Histogram(TOKEN_BOUNDS, ATTR.operation, ATTR.provider, ATTR.requestModel, ATTR.tokenType)
+  readonly stages = new Histogram([0.001, 0.0025, 0.005, ...DURATION_BOUNDS], ATTR.stage, ATTR.node, ATTR.outcome)
+  readonly waits = new Histogram(DURATION_BOUNDS, ATTR.outcome)
 }

@@ -1,37 +1,17 @@
-/**
- * A meter of this gateway alone and its numbers as Prometheus text: GET /metrics is true without any SDK in the
- * process, and with several gateways in it. Loaded only where the route is mounted.
- */
-import type { Meter } from '@opentelemetry/api'
-import { PrometheusExporter, PrometheusSerializer } from '@opentelemetry/exporter-prometheus'
-import { MeterProvider } from '@opentelemetry/sdk-metrics'
+/** GET /metrics: true without any SDK in the process, and with several gateways in it. Loaded only where the route is mounted. */
+import { expose, type Exposition } from '../../adapters/wire/exposition.ts'
+import { processMetrics } from '../../adapters/wire/process-metrics.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
-import { SCHEMA_URL, TRACER_NAME } from '../../adapters/wire/semconv.ts'
-import { BOUNDS } from './instruments.ts'
+import { familiesOf, type MetricsSource } from './instruments.ts'
 
-export interface Prometheus {
-  readonly meter: Meter
-  readonly contentType: string
-  /** Reads every number at this moment. */
-  text (): Promise<string>
-  close (): Promise<void>
+export interface MetricsPage {
+  /** Reads every number at this moment. @param accept the scraper's header: OpenMetrics has exemplars */
+  read (accept: string | undefined): Exposition
+  close (): void
 }
 
-/** The suffix is what a collector makes of the unit `s`; the exporter leaves it out. */
-const VIEWS = Object.keys(BOUNDS).map(name => ({ instrumentName: name, name: `${name}_seconds` }))
-
-export function createPrometheus (): Prometheus {
-  const reader = new PrometheusExporter({ preventServerStart: true })
-  const provider = new MeterProvider({ readers: [reader], views: VIEWS })
-  const serializer = new PrometheusSerializer(undefined, false, undefined, true, true)
-  return {
-    meter: provider.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL }),
-    contentType: 'text/plain; version=0.0.4; charset=utf-8',
-    async text () {
-      const { resourceMetrics, errors } = await reader.collect()
-      if (errors.length > 0) throw new AggregateError(errors, 'metrics could not be read')
-      return serializer.serialize(resourceMetrics)
-    },
-    async close () { await provider.shutdown() }
-  }
+export function metricsPage (source: MetricsSource): MetricsPage {
+  const process = processMetrics({ component: 'gateway', version: VERSION })
+  const families = [...familiesOf(source), ...process.families]
+  return { read: accept => expose(families, accept), close: process.close }
 }

@@ -2,12 +2,11 @@
 import { createServer } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
-import { metrics, propagation, ROOT_CONTEXT, trace } from '@opentelemetry/api'
+import { propagation, ROOT_CONTEXT, trace } from '@opentelemetry/api'
 import { startEngineTelemetry } from '../../engines/server/telemetry.ts'
 import { spanTime } from '../../adapters/wire/spans.ts'
 import { GatewayMetrics } from '../../plugin/telemetry/metrics.ts'
-import { createPrometheus } from '../../plugin/telemetry/prometheus.ts'
-import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../adapters/wire/semconv.ts'
+import { ATTR, ENGINE_TRACER_NAME, SPAN, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import { startRequest } from '../../plugin/telemetry/spans.ts'
 import { Tracing } from '../../plugin/telemetry/tracing.ts'
 import { parseOtlpTraces } from '../../plugin/traces/otlp.ts'
@@ -107,16 +106,19 @@ async function measureCosts (bench: BenchContext, calls: number, body: Buffer): 
   const batches = Math.ceil(calls / REQUESTS)
   const made = await cpuOf(batches, fresh)
   const take = (await cpuOf(batches, () => { for (const span of parseOtlpTraces(JSON.parse(fresh().toString()), NODE)!.spans) store.add(span) }) - made) / REQUESTS
-  const { meter, close } = createPrometheus()
-  const source = { inFlight: 0, stats: { retries: 0, encodeMoves: 0, encodeFallbacks: 0, requests: () => [], encoders: () => [], links: () => [] }, admission: { stats: { inFlight: 0, waiting: 0, refused: 0 } }, registry: { snapshot: () => ({ nodes: [] }) as never } }
-  const gateway = new GatewayMetrics([meter, metrics.getMeter('none')], source)
+  const gateway = new GatewayMetrics()
+  const labels = ['chat', TRACER_NAME, 'tiny', 'e-pd', undefined]
+  const traceId = ID_MARK.repeat(4)
   const counted = await cpuOf(calls, () => {
-    gateway.stage(NODE, 'encode', 0.01, undefined)
-    gateway.stage(NODE, 'decode', 0.1, undefined)
-    gateway.request({ operation: 'chat', model: 'tiny', topology: 'e-pd', seconds: 0.12, firstChunk: 0.05, perToken: 0.01 })
+    gateway.stages.record(0.01, ['encode', NODE, 'ok'])
+    gateway.stages.record(0.1, ['decode', NODE, 'ok'])
+    gateway.durations.record(0.12, labels, traceId)
+    gateway.firstTokens.record(0.05, labels, traceId)
+    gateway.firstChunks.record(0.05, labels, traceId)
+    gateway.perTokens.record(0.01, labels, traceId)
+    gateway.tokens.record(98, ['chat', TRACER_NAME, 'tiny', 'input'])
+    gateway.tokens.record(2, ['chat', TRACER_NAME, 'tiny', 'output'])
   })
-  gateway.close()
-  await close()
   return { spans, idle, take, metrics: counted }
 }
 
@@ -141,7 +143,7 @@ export async function run (bench: BenchContext): Promise<string> {
       ['spans of the engines', of('take')],
       ['tracing in all', of('spans') - of('idle') + of('take')],
       ['the same calls without an SDK', of('idle')],
-      ['metrics: 5 histograms', of('metrics')]
+      ['metrics: 8 histograms', of('metrics')]
     ]),
     '',
     whole,

@@ -119,8 +119,8 @@ t.test('what keys use is in the metrics, and no secret is', async t => {
   const text = await (await fetch(`${url}/metrics`)).text()
   t.match(text, /^epd_key_requests_total\{epd_key="a",epd_outcome="ok"\} 1$/m)
   t.match(text, /^epd_key_requests_total\{epd_key="a",epd_outcome="refused"\} 1$/m)
-  t.match(text, /^epd_key_tokens_total\{epd_key="a",gen_ai_token_type="input"\} 100$/m)
-  t.match(text, /^epd_key_tokens_total\{epd_key="a",gen_ai_token_type="output"\} 11$/m)
+  t.match(text, /^epd_key_tokens_total\{epd_key="a",gen_ai_token_type="input",gen_ai_request_model="m"\} 100$/m)
+  t.match(text, /^epd_key_tokens_total\{epd_key="a",gen_ai_token_type="output",gen_ai_request_model="m"\} 11$/m)
   t.notMatch(text, /secret|sha256/)
 })
 

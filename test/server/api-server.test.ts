@@ -9,6 +9,7 @@ import { P2PError } from '../../engines/p2p/types.ts'
 import { startApiServer, type ApiServer, type ApiServerOptions } from '../../engines/server/index.ts'
 import { FakeEngine } from '../helper/fake-engine.ts'
 import { metric } from '../helper/metrics.ts'
+import { promlint } from '../helper/promlint.ts'
 import { until } from '../helper/until.ts'
 
 interface Running { server: ApiServer, engine: FakeEngine, get: (path: string, headers?: Record<string, string>) => Promise<Answer>, post: (path: string, body: unknown, headers?: Record<string, string>) => Promise<Answer> }
@@ -213,6 +214,21 @@ t.test('an api key is asked for everywhere but at /health', async t => {
   t.equal((await get('/metrics', { authorization: 'Bearer sesame' })).status, 200)
 })
 
+t.test('metrics are good Prometheus text and good OpenMetrics, before and after a request', async t => {
+  const { engine, get, post } = await start(t)
+  for (const round of ['before', 'after']) {
+    for (const accept of ['text/plain', 'application/openmetrics-text; version=1.0.0']) {
+      const { text, headers } = await get('/metrics', { accept })
+      t.strictSame(promlint(text), [], `${accept} ${round}`)
+      t.ok(headers['content-type']?.toString().startsWith(accept))
+      t.match(text, /^epd_build_info\{component="engine",role="hybrid",backend="pytorch",version="\d/m)
+    }
+    await post('/v1/chat/completions', MESSAGES)
+    engine.counters.observe('time_per_output_token', 0.02)
+    engine.statuses.RUNNING = 1
+  }
+})
+
 t.test('metrics carry every name of the design, read at the moment of asking', async t => {
   const { engine, get, post } = await start(t)
   await post('/v1/chat/completions', MESSAGES)
@@ -346,7 +362,6 @@ t.test('without a key operators\' routes answer this machine only, and no page o
 t.test('the names of gauges are Prometheus\', and the old ones stay for a while', async t => {
   const { get } = await start(t)
   const { text } = await get('/metrics')
-  const gauges = [...text.matchAll(/^# TYPE (\S+) gauge$/gm)].map(match => match[1] as string)
-  t.same(gauges.filter(name => name.endsWith('_total')), ['epd_feature_blocks_total', 'epd_kv_blocks_total'])
+  t.strictSame(promlint(text), [])
   t.equal(metric(text, 'epd_kv_blocks_total'), metric(text, 'epd_kv_blocks_capacity'))
 })

@@ -1,8 +1,5 @@
 /** Named keys: who asks, what they may use, and what they have used. */
-import { metrics, type Counter, type Meter } from '@opentelemetry/api'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { VERSION } from '../../../adapters/wire/version.ts'
-import { TRACER_NAME } from '../../../adapters/wire/semconv.ts'
 import type { Body } from '../../body/index.ts'
 import { epdError, isEpdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
@@ -19,21 +16,16 @@ import type { Kind, Rate, Rates } from './rates.ts'
 const HEADERS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision-tokens' }
 const WORDS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision tokens' }
 
-interface Used { readonly requests: Counter, readonly tokens: Counter }
-
 export class Tenants {
   readonly #gateway: Gateway
-  readonly #meters: readonly Meter[]
   readonly #inFlight = new Map<string, number>()
   /** By the hash of the key: the time of a look-up by hash gives nothing away. */
   #byHash = new Map<string, KeyOptions>()
   #keys: readonly KeyOptions[] | undefined
   #rates: Promise<Rates> | undefined
-  #used: readonly Used[] | undefined
 
-  constructor (gateway: Gateway, meter: Meter | undefined) {
+  constructor (gateway: Gateway) {
     this.#gateway = gateway
-    this.#meters = [...(meter === undefined ? [] : [meter]), metrics.getMeter(TRACER_NAME, VERSION)]
   }
 
   /**
@@ -127,32 +119,24 @@ export class Tenants {
   }
 
   /** The request is over: its estimate becomes what the answer says it has used. */
-  #settle (key: KeyOptions, { delivery, error }: Served, body: Body): void {
+  #settle (key: KeyOptions, { delivery, error, plan }: Served, body: Body): void {
     const usage = delivery?.closing().usage
     const estimated = promptTokens(body)
     const spent = usage === undefined ? undefined : (usage.promptTokens ?? estimated) + (usage.completionTokens ?? 0)
     const refused = isEpdError(error) && error.code === 'EPD_ERR_RATE'
     if (spent !== undefined && spent !== estimated) this.#gateway.requests.background(this.#ratesThere(key, 'tokens', spent - estimated))
     if (!refused) this.#count(key.name, delivery?.outcome === 'complete' && delivery.statusCode < 400 ? 'ok' : delivery?.outcome === 'client_gone' ? 'aborted' : 'error')
-    if (delivery === undefined) return
-    for (const { tokens } of this.#counters()) {
-      tokens.add(usage?.promptTokens ?? estimated, { 'epd.key': key.name, 'gen_ai.token.type': 'input' })
-      if (usage?.completionTokens !== undefined) tokens.add(usage.completionTokens, { 'epd.key': key.name, 'gen_ai.token.type': 'output' })
-      const vision = visionTokens(body)
-      if (vision > 0) tokens.add(vision, { 'epd.key': key.name, 'gen_ai.token.type': 'vision' })
-    }
+    // Without a plan the model may be a client's invention.
+    if (delivery === undefined || plan === undefined) return
+    const { keyTokens } = this.#gateway.stats
+    keyTokens.add(usage?.promptTokens ?? estimated, key.name, 'input', body.model)
+    if (usage?.completionTokens !== undefined) keyTokens.add(usage.completionTokens, key.name, 'output', body.model)
+    const vision = visionTokens(body)
+    if (vision > 0) keyTokens.add(vision, key.name, 'vision', body.model)
   }
 
   #count (name: string, outcome: 'ok' | 'refused' | 'aborted' | 'error'): void {
-    for (const { requests } of this.#counters()) requests.add(1, { 'epd.key': name, 'epd.outcome': outcome })
-  }
-
-  #counters (): readonly Used[] {
-    this.#used ??= this.#meters.map(meter => ({
-      requests: meter.createCounter('epd.key.requests', { description: 'Requests of a named key, by outcome.' }),
-      tokens: meter.createCounter('epd.key.tokens', { description: 'Tokens that a named key has used: input, output, and the vision tokens of the input.' })
-    }))
-    return this.#used
+    this.#gateway.stats.keyRequests.add(1, name, outcome)
   }
 }
 

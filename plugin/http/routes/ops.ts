@@ -1,13 +1,13 @@
 import type { FastifyPluginAsync, RouteHandlerMethod } from 'fastify'
 import type { Gateway } from '../../gateway.ts'
 import { readinessOf } from '../../registry/readiness.ts'
-import type { Prometheus } from '../../telemetry/prometheus.ts'
+import type { MetricsPage } from '../../telemetry/prometheus.ts'
 
 export interface OpsRoutesOptions {
   readonly gateway: Gateway
   readonly health: boolean
   /** Undefined: no GET /metrics. */
-  readonly metrics: Prometheus | undefined
+  readonly metrics: MetricsPage | undefined
 }
 
 /** GET /livez, /readyz, /health and /metrics. */
@@ -29,5 +29,10 @@ export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function op
       return reply.code(status === 'ready' ? 200 : 503).send({ status, ...(why === undefined ? {} : { why }), models })
     })
   }
-  if (metrics !== undefined) unlessThere('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()))
+  if (metrics !== undefined) {
+    unlessThere('/metrics', async ({ headers: { accept } }, reply) => {
+      const { contentType, text } = metrics.read(accept)
+      return reply.type(contentType).header('vary', 'accept').send(text)
+    })
+  }
 }
