@@ -41,6 +41,8 @@ export class FakeNode {
   readonly abortedRequests: string[] = []
   epoch = randomInt(1 << 30)
   answer = 'hello'
+  /** Of GET /metrics; none: 404. */
+  metrics: string | undefined
   #server: Server | undefined
   readonly #sockets = new Set<Socket>()
   #port = 0
@@ -92,9 +94,10 @@ export class FakeNode {
     const text = Buffer.concat(chunks).toString()
     const path = request.url!
     const call: SeenCall = { path, headers: request.headers, traceparents: request.headersDistinct.traceparent ?? [], body: text === '' ? undefined : JSON.parse(text), aborted: false }
-    if (path !== '/info') this.seen.push(call)
+    if (path !== '/info' && path !== '/metrics') this.seen.push(call)
     response.on('close', () => { call.aborted = !response.writableFinished })
     if (path === '/info') this.#info(response)
+    else if (path === '/metrics') response.writeHead(this.metrics === undefined ? 404 : 200, { 'content-type': 'text/plain' }).end(this.metrics)
     else if (path === '/encode') await this.#encode(call, response)
     else if (path === '/prefill') await this.#prefill(call, response)
     else if (path === '/pull') json(response, this.handoffs.delete(call.body.lease) ? 200 : 410, {})

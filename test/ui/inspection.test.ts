@@ -111,4 +111,45 @@ async function suite (browser: Browser): Promise<void> {
     await page.context().close()
     await other.page.context().close()
   })
+
+  t.test('charts have axes and a time range, and show what failed', async t => {
+    const store = new TraceStore()
+    const now = Math.floor(Date.now() / 1e3)
+    for (let minute = 0; minute < 58; minute++) {
+      for (const [i, ms] of [12, 30, 90].entries()) {
+        const id = String(1_000 + minute * 10 + i).padStart(16, '1')
+        store.add({ traceId: id + id, spanId: id, parentSpanId: undefined, name: 'chat vlm', kind: 'client', startTime: [now - 60 * minute, 0], endTime: [now - 60 * minute, ms * 1e6], attributes: { 'gen_ai.operation.name': 'chat', 'gen_ai.response.time_to_first_chunk': 0.01, 'gen_ai.usage.output_tokens': 5 }, status: minute === 30 ? 'error' : 'unset', service: 's' })
+      }
+    }
+    const { url } = await buildGateway(t, { options: { ui: true, telemetry: { store } } })
+    const { page, problems } = await open(browser, { url }, SIZE)
+    const chart = page.locator('.stage[data-stage=request]')
+    const bars = (): Promise<number> => chart.locator('.range').count()
+    await until(async () => await bars() >= 4, 'five minutes are drawn')
+    t.ok(await bars() <= 6, `${await bars()} slots`)
+    const label = (await chart.locator('svg').getAttribute('aria-label'))!
+    t.match(label, /^Request: median (2[7-9]|3[0-3])(\.\d)? ms, 95th percentile (8[2-9]|9\d|100)(\.\d)? ms, \d+ calls went well, 0 failed$/)
+    t.ok((await chart.locator('.y').allTextContents()).every(text => /^\d+ ms$/.test(text)))
+    t.ok(await chart.locator('.y').count() >= 2, 'an axis of durations')
+    t.ok((await chart.locator('.x').allTextContents()).every(text => /^\d\d:\d\d$/.test(text)))
+    t.ok(await chart.locator('.x').count() >= 1, 'and one of time')
+    t.match(await page.locator('.stage[data-stage=firstToken] p').textContent(), /^p50 (9|10|11)\.\d+ ms/)
+    t.match(await page.locator('.figure[data-name="First token"]').textContent(), /^First token(9|10|11)\.\d+ msp95/)
+    t.match(await page.locator('.figure[data-name="Per token"]').textContent(), /^Per token\d\.\d+ ms\d+ tokens\/s a stream$/)
+
+    await page.getByRole('button', { name: '1 h' }).click()
+    await until(async () => await bars() >= 55, 'the hour is drawn')
+    t.equal(await chart.locator('rect.failed').count(), 1)
+    t.match(await chart.locator('p').textContent(), /3 failed$/)
+    t.equal(await page.locator('#range').textContent(), 'last hour')
+    t.equal(new URL(page.url()).hash, '#range=1h')
+    await page.screenshot({ path: join(SHOTS, 'charts-1280.png') })
+    await page.reload()
+    await until(async () => await bars() >= 55, 'a reload keeps the range')
+    t.equal(await page.getByRole('button', { name: '1 h' }).getAttribute('aria-pressed'), 'true')
+    await page.setViewportSize({ width: 390, height: 844 })
+    t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
+    t.strictSame(problems, [])
+    await page.context().close()
+  })
 }

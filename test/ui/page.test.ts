@@ -137,7 +137,7 @@ async function suite (browser: Browser): Promise<void> {
     const page = await context.newPage()
     const health = { status: 'healthy', nodes: { healthy: 1, total: 1 }, models: [] }
     const state = (at: number, count: number): string => `data: ${JSON.stringify({
-      at, version: '1', health, inFlight: 0, requests: count === 0 ? [] : [{ plan: 'pd', outcome: 'ok', count }], retries: 0, admission: { inFlight: 0, waiting: 0, refused: 0 }, nodes: [], links: [], traces: [], stages: { request: [] }, capture: false
+      at, version: '1', health, inFlight: 0, requests: count === 0 ? [] : [{ plan: 'pd', outcome: 'ok', count }], retries: 0, admission: { inFlight: 0, waiting: 0, refused: 0 }, nodes: [], links: [], traces: [], lately: {}, capture: false
     })}\n\n`
     const body = state(1e6, 50) + state(1e6 + 10_000, 80)
     await page.route('**/epd/feed', route => route.fulfill({ contentType: 'text/event-stream', body }))

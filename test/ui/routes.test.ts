@@ -6,8 +6,10 @@ import { TraceStore } from '../../plugin/index.ts'
 import { Thumbnails } from '../../plugin/ui/thumbnails.ts'
 import { Broadcast } from '../../plugin/ui/broadcast.ts'
 import type { FeedState } from '../../plugin/ui/feed.ts'
-import { Points } from '../../plugin/ui/points.ts'
+import { readGauges } from '../../plugin/ui/gauges.ts'
+import { Histograms, RANGES } from '../../plugin/ui/histograms.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
+import { mulberry32 } from '../helper/random.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { until } from '../helper/until.ts'
 import { samplePictures } from './load.ts'
@@ -91,7 +93,7 @@ t.test('the feed has nodes, links, counts and traces, and ends with the gateway'
     nodes: [{ id: nodes[0]!.url, role: 'encoder', state: 'healthy', encoded: 1, cached: 0, breakers: {} }, { role: 'hybrid' }],
     links: [{ from: nodes[0]!.url, to: nodes[1]!.url, state: 'linked', transport: 'fake', bytes: 0 }],
     traces: [{ name: 'chat vlm', items: 1, partial: false }],
-    stages: { request: [[seconds * 1_000 + 5, 5, 0]] },
+    lately: { request: { failed: 0 } },
     capture: false
   })
   const open = await fetch(`${url}/epd/feed`)
@@ -100,34 +102,89 @@ t.test('the feed has nodes, links, counts and traces, and ends with the gateway'
   t.match(await ended, /^data: \{/, 'a page does not hold up the gateway\'s end')
 })
 
-t.test('a chart has the calls of two minutes: all of them, or an even sample, also of those that failed', async t => {
-  const now = 1_700_000_000
-  const call = (ms: number, status: 'unset' | 'error' = 'unset'): never => ({ startTime: [now, 0], endTime: [now + Math.floor(ms / 1_000), ms % 1_000 * 1e6], status }) as never
-  const points = new Points()
-  for (let n = 0; n < 30; n++) points.note(call(n))
-  t.equal(points.since(now * 1_000 + 1_000).length, 30, 'a few are all there')
-  for (let ms = 0; ms < 200_000; ms += 10) points.note(call(ms, ms % 1_000 === 0 ? 'error' : 'unset'))
-  const kept = points.since(now * 1_000 + 200_000)
-  t.ok(kept.length > 300 && kept.length <= 560, `${kept.length} points`)
-  t.ok(kept[0]![0] > now * 1_000 + 80_000 && kept[0]![0] < now * 1_000 + 85_000, 'from two minutes ago')
-  t.ok(kept.every(([at], i) => i === 0 || at >= kept[i - 1]![0]), 'by time')
-  const failed = kept.filter(point => point[2] === 1).length
-  t.ok(failed >= 115 && failed <= 120, `${failed} of 120 that failed`)
-  const gaps = kept.map(([at], i) => i === 0 ? 0 : at - kept[i - 1]![0])
-  t.ok(Math.max(...gaps) <= 600, 'without holes')
-  t.equal(points.since(now * 1_000 + 400_000).length, 0)
+t.test('a chart has the calls of five minutes and of an hour, in slots, as histograms', t => {
+  const now = 1_700_000_000_000
+  const histograms = new Histograms()
+  const chart = (range: '5m' | '1h', at = now): ReturnType<Histograms['chart']> => histograms.chart(range, at)
+  for (let ago = 3_599; ago >= 0; ago--) {
+    for (const ms of [10, 20, 40, 1_000]) histograms.note(now - ago * 1_000, ms, false)
+    if (ago % 100 === 0) histograms.note(now - ago * 1_000, 5_000, true)
+  }
+  t.equal(chart('5m').length, 60)
+  t.equal(chart('1h').length, 60)
+  for (const range of ['5m', '1h'] as const) {
+    const { step } = RANGES[range]
+    t.ok(chart(range).every(([at], i, all) => at % step === 0 && (i === 0 || at === all[i - 1]![0] + step)), `${range}: one slot after the other`)
+    const { calls, failed, p50, p95 } = histograms.sum(range, now)
+    t.equal(calls, chart(range).reduce((sum, slot) => sum + slot[1], 0))
+    t.ok(failed === (range === '5m' ? 3 : 36) || failed === (range === '5m' ? 2 : 35), `${failed} failed`)
+    t.ok(p50! > 18 && p50! < 22 && p95! > 900 && p95! <= 1_100, `${p50}, ${p95}: within a tenth; what failed does not count`)
+  }
+  t.strictSame([chart('5m', now + 310_000), chart('1h', now + 3_700_000)], [[], []], 'all are too old')
+  histograms.note(now + 10_000_000, 1, false)
+  t.strictSame(chart('5m', now + 10_000_000).map(slot => slot[1]), [1], 'old slots are used again')
+  histograms.note(now, 7, false)
+  t.equal(chart('5m', now + 10_000_000).length, 1, 'and what comes too late takes no place')
+  t.end()
 })
 
-t.test('a node whose clock is ahead takes no other node\'s place in a chart', t => {
-  const points = new Points()
-  const call = (seconds: number): never => ({ startTime: [seconds - 1, 0], endTime: [seconds, 0], status: 'unset' }) as never
-  const now = Math.floor(Date.now() / 1_000)
-  for (let n = 100; n > 60; n--) points.note(call(now - n))
-  points.note(call(now + 86_400))
-  points.note(call(now - 10))
-  t.strictSame(points.since(Date.now()).slice(-2).map(([at]) => Math.abs(at - Date.now()) < 60_000), [true, true])
-  t.equal(points.since(Date.now() + 130_000).length, 0, 'and leaves it like any other')
+t.test('a chart bears any time and any duration', t => {
+  const now = Date.now()
+  const histograms = new Histograms()
+  for (const ms of [0, -5, NaN, Infinity, 1e12, 1e-9]) for (const at of [now, NaN, -1, 0, Infinity, 1e300]) histograms.note(at, ms, false)
+  t.ok(histograms.chart('5m', now).every(slot => slot.slice(1).every(Number.isFinite)))
+  const next = mulberry32(7)
+  // Quantiles lie between the smallest and the largest, and p50 below p95, whatever came.
+  const random = (): number => next() / 2 ** 32
+  for (let round = 0; round < 50; round++) {
+    const some = new Histograms()
+    const values = Array.from({ length: 1 + Math.floor(random() * 40) }, () => 10 ** (random() * 6 - 1))
+    for (const value of values) some.note(now, value, false)
+    const { p50, p95, calls } = some.sum('1h', now)
+    t.equal(calls, values.length)
+    t.ok(p50! >= Math.min(...values) / 1.11 && p95! <= Math.max(...values) * 1.11 && p50! <= p95!, `${p50}, ${p95}`)
+  }
   t.end()
+})
+
+t.test('a node whose clock is ahead takes no other node\'s place in a chart', async t => {
+  const store = new TraceStore()
+  const { url } = await buildGateway(t, { options: { ui: true, telemetry: { store } } })
+  const now = Math.floor(Date.now() / 1_000)
+  const call = (n: number, seconds: number): void => { store.add({ traceId: String(n).repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'engine.decode', kind: 'internal', startTime: [seconds - 1, 0], endTime: [seconds, 0], attributes: {}, status: 'unset', service: 's' }) }
+  call(1, now + 86_400)
+  call(2, now - 10)
+  const { series } = await (await fetch(`${url}/epd/charts`)).json() as { series: Record<string, { calls: number, p50: number }> }
+  t.match(series['decode'], { calls: 2, failed: 0 })
+  t.equal((await fetch(`${url}/epd/charts?range=1h`)).status, 200)
+  t.equal((await fetch(`${url}/epd/charts?range=2h`)).status, 400)
+})
+
+t.test('the page reads queues and caches from what nodes say in their metrics', t => {
+  t.strictSame(readGauges('# HELP x\nvllm:num_requests_running{engine="0",model_name="a"} 3.0\nvllm:num_requests_running{engine="1",model_name="a}b"} 1\nvllm:num_requests_waiting{engine="0"} 5\nvllm:kv_cache_usage_perc{engine="0"} 0.25\nvllm:kv_cache_usage_perc{engine="1"} 0.5\n'), { running: 4, waiting: 5, kv: 0.5 })
+  t.strictSame(readGauges('sglang:num_queue_reqs{model_name="Qwen/Qwen3"} 4\nsglang:num_running_reqs 8\nsglang:token_usage{x="\\"}"} 0.52'), { waiting: 4, running: 8, kv: 0.52 })
+  t.strictSame(readGauges('lmdeploy:num_requests_waiting{a="b"} 0\nlmdeploy:gpu_cache_usage_perc 1.0'), { waiting: 0, kv: 1 })
+  t.strictSame(readGauges('epd_sequences{status="waiting"} 2\nepd_sequences{status="prefill"} 1\nepd_sequences{status="running"} 3\nepd_kv_blocks_capacity 100\nepd_kv_blocks_free 50\nepd_kv_blocks_cached 25\nepd_feature_blocks_capacity 10\nepd_feature_blocks_free 4\nepd_feature_blocks_cached 6\n'), { waiting: 2, running: 4, kv: 0.25, features: 0.6 })
+  for (const text of ['', 'hello', 'x 1', 'vllm:num_requests_waiting NaN', 'vllm:num_requests_waiting -1', 'vllm:num_requests_waiting +Inf', 'vllm:num_requests_waiting{', 'constructor 1', '{"a":1}', 'vllm:num_requests_waiting{a="' + '\\'.repeat(50_000)]) t.equal(readGauges(text), undefined, text.slice(0, 40))
+  t.end()
+})
+
+t.test('the page asks the nodes for that while it is open, and a node that says nothing is left in peace', async t => {
+  const nodes = await Promise.all([FakeNode.start(t), FakeNode.start(t, { role: 'encoder' })])
+  nodes[0]!.metrics = 'vllm:num_requests_waiting 7\nvllm:kv_cache_usage_perc 0.5\n'
+  const { url } = await buildGateway(t, { nodes, options: { ui: true } })
+  t.equal((await firstState(url)).nodes[0]!.gauges, null, 'no page was open before')
+  const stop = new AbortController()
+  t.teardown(() => { stop.abort() })
+  const answer = await fetch(`${url}/epd/feed`, { signal: stop.signal })
+  let text = ''
+  for await (const chunk of answer.body!) {
+    text += Buffer.from(chunk).toString()
+    if (text.includes('"kv":0.5')) break
+  }
+  stop.abort()
+  const last = JSON.parse(text.trimEnd().split('\n\n').at(-1)!.slice('data: '.length)) as FeedState
+  t.strictSame(last.nodes.map(node => node.gauges), [{ waiting: 7, kv: 0.5 }, null])
 })
 
 t.test('the feed has prefill and decode nodes, what moves between them, and how long hand-offs take', async t => {
@@ -146,8 +203,7 @@ t.test('the feed has prefill and decode nodes, what moves between them, and how 
     nodes: [{ role: 'encoder' }, { role: 'prefill' }, { role: 'decode' }],
     links: [{ from: e, to: p, state: 'linked' }, { from: p, to: d, state: 'linked', bytes: 4_096 }]
   })
-  const handoffs = state.stages['handoff']!.map(String)
-  t.ok(handoffs.includes(String([now * 1_000 + 5, 5, 0])), `the second is one of ${handoffs.join('; ')}`)
+  t.ok(state.lately['handoff']!.calls >= 1, 'the noted one; that of the request may come later')
 })
 
 t.test('pages are bounded in number', async t => {

@@ -5,6 +5,7 @@ import type { Gateway } from '../../gateway.ts'
 import { loadAssets } from '../../ui/assets.ts'
 import { Broadcast } from '../../ui/broadcast.ts'
 import { Feed } from '../../ui/feed.ts'
+import { RANGES, type Range } from '../../ui/histograms.ts'
 import { requireViewer } from './guard.ts'
 
 export interface UiRoutesOptions {
@@ -13,6 +14,8 @@ export interface UiRoutesOptions {
 
 const MAX_PAGES = 8
 const INTERVAL_MS = 1_000
+
+const CHART_QUERY = { type: 'object', properties: { range: { enum: Object.keys(RANGES) } } } as const
 
 const NO_PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M1 15 15 1" stroke="#8b9bad" stroke-width=".5"/></svg>'
 
@@ -56,6 +59,10 @@ function live (app: FastifyInstance, gateway: Gateway): void {
     onStart: () => { feed.start() },
     onStop: () => { feed.stop() }
   })
+  app.get<{ Querystring: { range?: Range } }>('/epd/charts', { schema: { querystring: CHART_QUERY } }, async ({ query: { range = '5m' } }, reply) => {
+    reply.header('cache-control', 'no-store')
+    return feed.charts(range)
+  })
   // A HEAD request would open a stream that never ends and that its client can't read.
   app.get('/epd/feed', { exposeHeadRoute: false }, async (_request, reply) => {
     if (broadcast.full) return reply.code(503).header('retry-after', '5').send({ error: openAiError(503, `At most ${MAX_PAGES} pages can be open`, 'too_many_pages') })
@@ -65,6 +72,7 @@ function live (app: FastifyInstance, gateway: Gateway): void {
     broadcast.add(reply.raw)
   })
   app.addHook('preClose', async () => { broadcast.close() })
+  app.addHook('onClose', async () => { feed.close() })
 }
 
 function pictures (app: FastifyInstance, { thumbnails }: Gateway): void {

@@ -1,5 +1,5 @@
 import { addressWith } from './address.js'
-import { el, ms, percent, quantile } from './dom.js'
+import { el, ms, percent } from './dom.js'
 
 const WINDOW_MS = 60_000
 const YOUNG_S = 5
@@ -19,14 +19,21 @@ export function showFigures (list, state) {
   const first = history[0]
   const seconds = (state.at - first[0]) / 1_000
   const perSecond = seconds >= YOUNG_S ? (ended - first[1]) / seconds : lately(state, ended)
-  const times = state.stages.request.filter(([at]) => at > state.at - 2 * WINDOW_MS).map(point => point[1]).sort((a, b) => a - b)
   const recent = items - first[2]
   show(list, 'Requests', rate(perSecond), `${ended.toLocaleString('en')} in all`)
   show(list, 'In flight', String(state.inFlight), state.admission.waiting > 0 ? `${state.admission.waiting} waiting` : 'none waiting')
-  show(list, 'Latency', times.length === 0 ? '–' : ms(quantile(times, 0.5)), times.length === 0 ? 'p95 –' : `p95 ${ms(quantile(times, 0.95))}`)
+  showTime(list, 'Latency', state.lately.request)
+  showTime(list, 'First token', state.lately.firstToken)
+  const perToken = state.lately.perToken?.p50 ?? null
+  show(list, 'Per token', perToken === null ? '–' : ms(perToken), perToken === null ? 'no streams yet' : `${rateOf(1_000 / perToken)} tokens/s a stream`)
   show(list, 'Encoder cache hits', recent > 0 ? percent(cached - first[3], recent) : percent(cached, items), items === 0 ? 'no pictures yet' : `${cached.toLocaleString('en')} of ${items.toLocaleString('en')} pictures`)
   show(list, 'Vision tokens', state.admission.inFlight.toLocaleString('en'), 'in flight')
   show(list, 'Errors', bad.toLocaleString('en'), `${refused.toLocaleString('en')} refused, ${state.retries.toLocaleString('en')} retried`, bad > 0 ? { status: 'error' } : undefined)
+}
+
+/** Of the last five minutes. */
+function showTime (list, name, sum) {
+  show(list, name, sum === undefined || sum.p50 === null ? '–' : ms(sum.p50), sum === undefined || sum.p95 === null ? 'p95 –' : `p95 ${ms(sum.p95)}`)
 }
 
 /** Requests a second, estimated from the newest ones for a page that has just been opened. */
@@ -55,5 +62,9 @@ function show (list, name, value, note, bad) {
 }
 
 function rate (perSecond) {
-  return `${perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(1)}/s`
+  return `${rateOf(perSecond)}/s`
+}
+
+function rateOf (value) {
+  return value >= 10 ? value.toFixed(0) : value.toFixed(1)
 }

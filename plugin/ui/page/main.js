@@ -1,10 +1,10 @@
 /* global EventSource */
 import { onAddress, readAddress, writeAddress } from './address.js'
+import { Charts } from './charts.js'
 import { el } from './dom.js'
 import { showFigures } from './figures.js'
 import { Filter } from './filter.js'
 import { RequestList } from './requests.js'
-import { showStages } from './stages.js'
 import { showTopology } from './topology.js'
 import { showWaterfall } from './waterfall.js'
 
@@ -29,6 +29,7 @@ let listed = 0
 let updates = 0
 
 const filter = new Filter($('filter'), refresh)
+const charts = new Charts($('stages'), $('range'), $('ranges'), refresh)
 const list = new RequestList($('requests'), id => {
   writeAddress({ trace: id })
   showTrace(id).catch(() => {})
@@ -70,7 +71,7 @@ async function update () {
   $('health').dataset.state = status === 'healthy' ? 'ok' : 'error'
   showFigures($('figures'), state)
   showTopology($('topology'), state)
-  showStages($('stages'), state)
+  charts.update(state).catch(() => {})
   filter.offer(models)
   const turn = ++updates
   const traces = await wanted()

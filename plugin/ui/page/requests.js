@@ -84,7 +84,7 @@ function fill (row, trace, longest) {
     el('time', { datetime: start, title: start }, clock(start)),
     el('span', { class: 'plan', data: { plan: plan ?? 'none' } }, partial ? 'running' : plan ?? 'none'),
     el('span', { class: 'media', title: where }, media(trace), encoders.length === 0 ? '' : el('small', {}, ` ${[...new Set(encoders)].map(nameOf).join(' ')}`)),
-    el('span', { class: 'tokens' }, inputTokens === undefined ? '–' : `${inputTokens} → ${outputTokens ?? '?'}`),
+    el('span', { class: 'tokens' }, inputTokens === undefined && outputTokens === undefined ? '–' : `${inputTokens ?? '?'} → ${outputTokens ?? '?'}`),
     el('span', { class: 'took' }, el('i', { style: { 'inline-size': `${Math.min(100, Math.max(1, 100 * durationMs / longest)).toFixed(1)}%` } }), el('b', {}, ms(durationMs))),
     el('span', { class: 'mark' }, state === 'ok' || state === 'partial' ? (retries > 0 ? 'retried' : '') : state),
     why === '' ? '' : el('span', { class: 'reason', title: why }, why)
