@@ -7,7 +7,7 @@ import type { NodeFault } from './faulty-node.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
 const ROUNDS = FULL ? 10 : 1
-const MIXED = FULL ? 1_000 : 48
+const MIXED = FULL ? 1_000 : 24
 const RESET: NodeFault = { kind: 'reset' }
 const BROKEN: NodeFault = { kind: 'answer', status: 500, body: { error: { message: 'why it broke', type: 'server_error', code: null, param: null } } }
 const busy = (seconds: number): NodeFault => ({ kind: 'answer', status: 503, headers: { 'retry-after': String(seconds) }, body: { error: { message: 'full', type: 'server_error', code: 'busy', param: null } } })
@@ -59,7 +59,7 @@ await t.test('a node that flaps is left alone after a while, and kept', async t 
 })
 
 await t.test('an encoder that fails in any way loses its pictures to the next one', async t => {
-  const faults: NodeFault[] = [RESET, BROKEN, busy(1), { kind: 'cut', after: 0 }, { kind: 'hang' }, { kind: 'hold' }]
+  const faults: NodeFault[] = FULL ? [RESET, BROKEN, busy(1), { kind: 'cut', after: 0 }, { kind: 'hang' }, { kind: 'hold' }] : [RESET, BROKEN, { kind: 'hang' }]
   for (const fault of faults) {
     // An encode call that meets a reset is sent once more, in case a kept connection had just been closed.
     const times = fault.kind === 'reset' ? 2 : 1
@@ -89,22 +89,25 @@ await t.test('without an encoder left the language model encodes if it can, else
   await quiet(t, gateway, ...engines)
 })
 
-await t.test('an encoder killed with -9 in the middle of a request is not missed, and is used again when it is back', async t => {
-  await gateway.useAfresh(e1, e2, p1)
-  const fresh = await Promise.all(Array.from({ length: 24 }, (_, i) => drawScene(10 + i)))
-  const asked = gateway.ask({ pictures: fresh.filter(url => ownerOf(url, [e1, e2]) === mine).slice(0, 6) })
-  await until(() => mine.node.seen > 0, 'its encode call is on')
-  await mine.stop('SIGKILL')
-  // The proxy in front of it still listens, so that no one can say that this request was its death.
-  const answer = await asked
-  t.equal(answer.status, 200, JSON.stringify(answer.body))
-  t.ok(answer.headers.get('x-epd-encoders')?.split(',').every(id => id === next.id))
-  t.ok((await gateway.status())[mine.id], 'it stays registered')
-  await mine.startAgain()
-  await gateway.linked(e1, e2, p1)
-  t.equal((await gateway.ask({ pictures: [picture] })).headers.get('x-epd-encoders'), mine.id)
-  await quiet(t, gateway, ...engines)
-})
+// links.test.ts kills one in mid-pull.
+if (FULL) {
+  await t.test('an encoder killed with -9 in the middle of a request is not missed, and is used again when it is back', async t => {
+    await gateway.useAfresh(e1, e2, p1)
+    const fresh = await Promise.all(Array.from({ length: 24 }, (_, i) => drawScene(10 + i)))
+    const asked = gateway.ask({ pictures: fresh.filter(url => ownerOf(url, [e1, e2]) === mine).slice(0, 6) })
+    await until(() => mine.node.seen > 0, 'its encode call is on')
+    await mine.stop('SIGKILL')
+    // The proxy in front of it still listens, so that no one can say that this request was its death.
+    const answer = await asked
+    t.equal(answer.status, 200, JSON.stringify(answer.body))
+    t.ok(answer.headers.get('x-epd-encoders')?.split(',').every(id => id === next.id))
+    t.ok((await gateway.status())[mine.id], 'it stays registered')
+    await mine.startAgain()
+    await gateway.linked(e1, e2, p1)
+    t.equal((await gateway.ask({ pictures: [picture] })).headers.get('x-epd-encoders'), mine.id)
+    await quiet(t, gateway, ...engines)
+  })
+}
 
 await t.test('an encoder that restarts between its result and the migration: the request starts again at the plan', async t => {
   await gateway.useAfresh(mine, p1)

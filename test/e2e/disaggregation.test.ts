@@ -88,7 +88,8 @@ await t.test('its trace has the hand-off, and both migrations', async t => {
   t.match(metrics, /epd_requests_total\{[^}]*epd_topology="e-p-d"[^}]*\} [1-9]/)
 })
 
-for (const role of ['prefill', 'decode'] as const) {
+// test/chaos/handoffs kills nodes of both roles.
+for (const role of FULL ? ['prefill', 'decode'] as const : ['prefill'] as const) {
   await t.test(`the ${role} engine is killed during requests: each gets its answer, and the next ones are disaggregated again`, async t => {
     const url = await urlOf(role)
     const asked = Array.from({ length: 8 }, async (_, i) => await ask(gateway.url, 'Describe the picture.', await drawScene(700 + 10 * ROLES[role] + i)))

@@ -5,7 +5,7 @@ import { startCli, type CliServer } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
-const QUESTIONS = FULL ? 100 : 10
+const QUESTIONS = FULL ? 100 : 4
 const PICTURES = FULL ? 24 : 8
 const ENCODERS = FULL ? 4 : 3
 
