@@ -7,7 +7,7 @@ import { Connections } from '../adapters/http/connections.ts'
 import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
-import { Admission, Callers, encoderPool, InFlight, MediaCheck, serve, Stats, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
+import { Admission, Callers, encoderPool, InFlight, MediaCheck, serve, Stats, Timings, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
 import { feedMeter } from './telemetry/instruments.ts'
@@ -51,6 +51,7 @@ export class Gateway implements Core {
   readonly stats = new Stats()
   readonly requests = new InFlight()
   readonly callers = new Callers()
+  readonly timings = new Timings()
   mediaCheck: MediaCheck
   readonly metrics = new GatewayMetrics()
   readonly tracing: Tracing

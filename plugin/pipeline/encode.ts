@@ -1,5 +1,5 @@
 import { AdapterError, type EncoderResult, type MediaItem } from '../../adapters/adapter.ts'
-import type { Plan } from '../planning/index.ts'
+import type { Plan, RequestView } from '../planning/index.ts'
 import type { NodeSnapshot } from '../registry/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StageSpan } from '../telemetry/spans.ts'
@@ -34,13 +34,37 @@ interface Fanout {
   last: AdapterError | undefined
 }
 
+/** Encodes all items at the plan's encoders, if it has any; in the plan from there on the language model does, where they fail and it can. @param lost encoders that must not be tried */
+export async function encodeStage (exchange: Exchange, plan: Plan, lost?: ReadonlySet<string>): Promise<{ readonly plan: Plan, readonly features: readonly EncoderResult[] }> {
+  if (plan.order.length === 0) {
+    exchange.leaveEncoders()
+    if (!plan.callsEncoders) exchange.core.stats.skipped.add(exchange.request.body.media.length, 'language_model')
+    return { plan, features: [] }
+  }
+  try {
+    return { plan, features: await encodeAll(exchange, plan, lost) }
+  } catch (err) {
+    return { plan: withoutEncoders(exchange, plan, err), features: [] }
+  }
+}
+
+/** The plan in which the language model encodes by itself, when every encoder has failed. Throws where it can't. */
+function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
+  if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
+  if (!plan.fallback) throw err
+  exchange.releaseLeases()
+  exchange.core.stats.encodeFallbacks++
+  exchange.plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
+  return exchange.plan
+}
+
 /**
  * Encodes all items over the plan's encoders, one call for each encoder, all in parallel. The items of a call that
  * fails move to their next encoder by hash.
  *
  * @throws EncodersExhausted when an item has no encoder left; any error that is not a node's own fault as it is
  */
-export async function encodeStage (exchange: Exchange, plan: Plan, lost: ReadonlySet<string> = new Set()): Promise<EncoderResult[]> {
+async function encodeAll (exchange: Exchange, plan: Plan, lost: ReadonlySet<string> = new Set()): Promise<EncoderResult[]> {
   const { media } = exchange.request.body
   const attributes = { [ATTR.items]: media.length }
   return await exchange.trace.stage(SPAN.encode, attributes, async span => {
@@ -50,6 +74,7 @@ export async function encodeStage (exchange: Exchange, plan: Plan, lost: Readonl
     await encodeItems(fanout, placed)
     exchange.encodedBy = media.map(item => fanout.results[item.index]?.node ?? (plan.prefill ?? plan.node).id)
     exchange.leaveEncoders()
+    exchange.timing?.encoded()
     const results = fanout.results.filter(result => result !== undefined)
     if (span.recording) {
       const tokens = results.reduce((sum, result) => sum + result.tokens, 0)
@@ -150,12 +175,10 @@ function isResult (result: EncoderResult | null | undefined): boolean {
   return typeof result?.lease === 'string' && Number.isFinite(result.tokens) && result.tokens >= 0
 }
 
-/** The plan in which the language model encodes by itself, when every encoder has failed. Throws where it can't. */
-export function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
-  if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
-  if (!plan.fallback) throw err
-  exchange.releaseLeases()
-  exchange.core.stats.encodeFallbacks++
-  exchange.plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
-  return exchange.plan
+/** What the planner is to know of a request with media besides. */
+export function mediaView ({ core: { timings }, request: { body, tenant } }: Exchange): Pick<RequestView, 'has' | 'times'> {
+  return {
+    has: (node, item) => node.adapter.has?.(node, item, body, tenant) === true,
+    times: role => timings.of(body.model, role)
+  }
 }

@@ -10,6 +10,7 @@ import { KEEP_ALIVE } from './event-gate.ts'
 import { LiveStream } from './live-stream.ts'
 import { adaptersError } from './inquest.ts'
 import type { Cancellable } from './in-flight.ts'
+import type { Timing } from './timing.ts'
 import type { Core, GatewayRequest } from './types.ts'
 
 interface HeldLease { readonly adapter: Adapter, readonly lease: LeaseRef }
@@ -53,6 +54,8 @@ export class Exchange implements Cancellable {
   #pass: Pass | undefined
   #leases: HeldLease[] = []
   #handoff: HeldLease | undefined
+  /** Of this attempt's stages, where it has media. */
+  timing: Timing | undefined
   /** The client's stream, when it has begun before the answer. */
   live: LiveStream | undefined
   /** Gets signs of life for the client. */

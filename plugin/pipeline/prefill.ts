@@ -31,6 +31,7 @@ export async function prefillStage (exchange: Exchange, plan: Plan, features: re
       return handoff
     })
     exchange.holdHandoff(adapter, node, handoff)
+    exchange.timing?.begun()
     // Its vision work is done.
     exchange.leave()
     return handoff

@@ -1,11 +1,11 @@
 import { Readable } from 'node:stream'
 import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import { planRequest, promptTokens, viewRequest, workOf, type Plan, type Refusal, type RequestView } from '../planning/index.ts'
+import { ownTokens, planRequest, visionTokens, promptTokens, viewRequest, workOf, type Plan, type Refusal } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
-import { encodeStage, withoutEncoders } from './encode.ts'
+import { encodeStage, mediaView } from './encode.ts'
 import { Exchange } from './exchange.ts'
-import { generateStage, ownTokens, visionTokens, type Generation } from './generate.ts'
+import { generateStage, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
 import { endLive, finalError, startAgain } from './setback.ts'
@@ -69,10 +69,11 @@ async function generateWithRetries (exchange: Exchange): Promise<Generation> {
 async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefined): Promise<Generation> {
   let plan = makePlan(exchange)
   if (exchange.request.body.media.length > 0 && (plan.prefill ?? plan.node).checkMedia) await exchange.checkMedia()
-  const { core: { registry, stats }, request: { body } } = exchange
+  const { core: { registry, timings }, request: { body } } = exchange
   // A node that has answered is not asked the same again: the answer stands.
   const answered = exchange.answered.get(plan.node.id) ?? exchange.answered.get(plan.prefill?.id ?? '')
   if (answered !== undefined) throw answered
+  exchange.timing = body.media.length === 0 ? undefined : timings.begin(plan, body)
   // Nodes whose turn comes later count as in use from the plan on, so that other requests see it.
   const reserved = {
     prefill: plan.prefill === undefined ? undefined : registry.reserve(plan.prefill.id, promptTokens(exchange.request.body)),
@@ -81,16 +82,7 @@ async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefine
   const calling = plan.callsEncoders ? exchange.core.callers.add(exchange) : undefined
   try {
     let features = NO_FEATURES
-    if (plan.order.length === 0) {
-      exchange.leaveEncoders()
-      if (calling === undefined && body.media.length > 0) stats.skipped.add(body.media.length, 'language_model')
-    } else {
-      try {
-        features = await encodeStage(exchange, plan, lost)
-      } catch (err) {
-        plan = withoutEncoders(exchange, plan, err)
-      }
-    }
+    if (body.media.length > 0) ({ plan, features } = await encodeStage(exchange, plan, lost))
     reserved.prefill?.()
     const handoff = plan.prefill === undefined ? undefined : await prefillStage(exchange, plan, features)
     reserved.node()
@@ -103,12 +95,11 @@ async function attempt (exchange: Exchange, lost: ReadonlySet<string> | undefine
 }
 
 function makePlan (exchange: Exchange): Plan {
-  const { core: { options, registry }, request: { body, bypass = options.bypass, headers, path, tenant } } = exchange
+  const { core: { options, registry }, request: { body, bypass = options.bypass, headers, path } } = exchange
   const span = exchange.trace.begin(SPAN.plan, { [ATTR.attempt]: exchange.attempts })
   exchange.encodedBy = []
   const view = viewRequest(body, path, headers, exchange.singleNode)
-  const has: RequestView['has'] = (node, item) => node.adapter.has?.(node, item, body, tenant) === true
-  const plan = planRequest(body.media.length === 0 ? view : { ...view, has }, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
+  const plan = planRequest(body.media.length === 0 ? view : { ...view, ...mediaView(exchange) }, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
   if ('refused' in plan) {
     const error = refusalError(plan, body.model)
     span.end({ error })

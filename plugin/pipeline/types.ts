@@ -12,6 +12,7 @@ import type { Answer } from './answer-stream.ts'
 import type { Callers } from './callers.ts'
 import type { InFlight } from './in-flight.ts'
 import type { Stats } from './stats.ts'
+import type { Timings } from './timing.ts'
 
 /** What a request shares with all others. */
 export interface Core {
@@ -26,6 +27,7 @@ export interface Core {
   readonly tracing: Tracing
   readonly requests: InFlight
   readonly callers: Callers
+  readonly timings: Timings
   readonly mediaCheck: { check (body: Body, signal: TimeLimit): Promise<Body> }
   /** For the header that breaks rings. Throws when the request has passed here before. */
   via (headers: IncomingHttpHeaders): string

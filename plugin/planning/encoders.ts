@@ -4,6 +4,8 @@ import { canTransfer, linkedFirst } from './pairs.ts'
 import { byPolicy } from './policy.ts'
 import { IMBALANCE, last, rank } from './rendezvous.ts'
 import type { RequestView } from './request.ts'
+import { shareItems } from './share.ts'
+import { bypassByTimes, explores, isMeasured } from './stage-times.ts'
 import type { Plan, PlanOptions, Refusal } from './types.ts'
 
 /** The language models that fit, and the encoders that could feed them; without encoders they encode themselves. */
@@ -19,7 +21,7 @@ export interface Encoding {
 const PUSHED = 'push:'
 
 /** @param nodes that could prefill the request */
-export function encodingFor ({ model, media }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
+export function encodingFor ({ model, media, times }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
   const { encoderTokens, smallItem, panicThreshold } = options.routing
   const unencodable = media.find(item => item.unencodable !== undefined)?.unencodable
   const known = snapshot.nodes.filter(node => node.role === 'encoder' && node.models.includes(model))
@@ -35,7 +37,9 @@ export function encodingFor ({ model, media }: RequestView, nodes: readonly Node
     return seeing.length > 0 ? itself(reason) : { refused: 'EPD_ERR_NO_ENCODER', reason }
   }
   if (options.bypass === 'auto' && seeing.length > 0) {
-    if (media.every(item => item.tokens <= smallItem)) return itself('small items')
+    const known = times?.(nodes[0]!.role)
+    const learned = known !== undefined && (isMeasured(known) || explores(known))
+    if (!learned && media.every(item => item.tokens <= smallItem)) return itself('small items')
     if (encoders.every(node => node.load.tokens >= encoderTokens)) return itself('encoders saturated')
   }
   // A handshake under way may have failed many times before: linked nodes come first, whatever their load.
@@ -53,7 +57,7 @@ function pushesTo (encoder: NodeSnapshot, node: NodeSnapshot, model: string): bo
  * behind the others: it has more than `encoderTokens` vision tokens in flight, this request's own included, and clearly
  * more than the average. Below the bound affinity wins: finding cached features saves more than an even spread gains.
  */
-export function placeItems (request: RequestView, encoders: readonly NodeSnapshot[], node: NodeSnapshot, snapshot: RegistrySnapshot, { routing }: PlanOptions, avoid: ReadonlySet<string>): Plan['order'] {
+function placeItems (request: RequestView, encoders: readonly NodeSnapshot[], node: NodeSnapshot, snapshot: RegistrySnapshot, { routing }: PlanOptions, avoid: ReadonlySet<string>): Plan['order'] {
   const fitting = linkedFirst(encoders.filter(encoder => canTransfer(encoder, node, snapshot)), encoder => snapshot.link(encoder.id, node.id))
   const load = new Map(fitting.map(encoder => [encoder.id, encoder.load.tokens]))
   let total = fitting.reduce((sum, encoder) => sum + encoder.load.tokens, 0)
@@ -68,6 +72,17 @@ export function placeItems (request: RequestView, encoders: readonly NodeSnapsho
   })
 }
 
+/** The encoders of each item, of those that could feed `node`, and why; none where `node` encodes all of them. */
+export function orderOf (request: RequestView, { encoders }: Encoding, node: NodeSnapshot, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>): { readonly order: Plan['order'], readonly reason: string } {
+  const placed = placeItems(request, encoders, node, snapshot, options, avoid)
+  if (options.bypass !== 'auto') return { order: placed, reason: spread(placed) }
+  const small = request.media.every(item => item.tokens <= options.routing.smallItem)
+  const { bypass, reason: why } = node.info?.vision === 'full' ? bypassByTimes(request, placed, node, small) : { bypass: false, reason: '' }
+  if (bypass) return { order: [], reason: why === '' ? 'small items' : why }
+  const order = shareItems(request, placed, node, snapshot)
+  return order.some(some => some.length > 0) ? { order, reason: [spread(order), why].filter(part => part !== '').join(', ') } : { order: [], reason: 'encoders busy' }
+}
+
 /** Encoders for one call that a language model makes by itself, by rendezvous hash of `key`; overloaded ones come last, as in {@link placeItems}. */
 export function byAffinity (key: string, tokens: number, encoders: readonly NodeSnapshot[], encoderTokens: number): readonly NodeSnapshot[] {
   const total = encoders.reduce((sum, { load }) => sum + load.tokens, tokens)
@@ -76,7 +91,7 @@ export function byAffinity (key: string, tokens: number, encoders: readonly Node
 }
 
 /** The reason of a plan: how many items went where. */
-export function spread (order: Plan['order']): string {
+function spread (order: Plan['order']): string {
   const encoders = order.flatMap(([first]) => first?.id ?? [])
   const used = new Set(encoders).size
   const own = order.length - encoders.length

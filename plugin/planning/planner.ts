@@ -1,10 +1,10 @@
+import type { RequestBody } from '../../adapters/adapter.ts'
 import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
-import { encodingFor, placeItems, spread, type Encoding } from './encoders.ts'
+import { encodingFor, orderOf, type Encoding } from './encoders.ts'
 import { decodesFor, prefillsFor, prefillsToAvoid } from './disaggregation.ts'
 import { byLoad, byPolicy } from './policy.ts'
 import { noWay, unknownModel } from './refusals.ts'
 import type { RequestView } from './request.ts'
-import { shareItems } from './share.ts'
 import type { Nodes, Plan, PlanOptions, Pool, Refusal } from './types.ts'
 
 /** A way to serve a request: on a single node, or disaggregated into P and D. */
@@ -88,12 +88,10 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
   const first = decodes === undefined
     ? choose(encoding.nodes, 'decode')
     : choose(encoding.nodes, 'prefill', prefillsToAvoid(encoding.nodes, decodes, snapshot, avoid))
-  const placed = encoding.encoders.length === 0 ? [] : placeItems(request, encoding.encoders, first, snapshot, options, avoid)
-  const shared = options.bypass === 'auto' && placed.length > 0 ? shareItems(request, placed, first, snapshot) : placed
-  const order = shared.some(encoders => encoders.length > 0) ? shared : []
+  const { order, reason: who } = encoding.encoders.length === 0 ? { order: [], reason: encoding.reason } : orderOf(request, encoding, first, snapshot, options, avoid)
   const callsEncoders = encoding.callEncoders === true
   const encoded = order.length > 0 || callsEncoders
-  const reason = [order.length > 0 ? spread(order) : placed.length > 0 ? 'encoders busy' : encoding.reason, why].filter(part => part !== '').join(', ')
+  const reason = [who, why].filter(part => part !== '').join(', ')
   const plan = { order, callsEncoders, fallback: order.length > 0 && first.info?.vision === 'full' }
   if (decodes === undefined) return { ...plan, topology: encoded ? 'e-pd' : text ? 'pd' : 'hybrid', reason, node: first }
   return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode', avoid, NO_CONVERSATION) }
@@ -108,4 +106,15 @@ function poolOf (snapshot: RegistrySnapshot, model: string): Pool {
   const nodes = snapshot.nodes.filter(node => node.models.includes(model))
   const of = (role: NodeSnapshot['role']): Nodes => nodes.filter(node => node.role === role)
   return { hybrids: of('hybrid'), prefills: of('prefill'), decodes: of('decode') }
+}
+
+/** Vision tokens of the media items that the language model encodes. */
+export function ownTokens ({ topology, order }: Plan, { media }: RequestBody): number {
+  if (topology === 'hybrid') return media.reduce((sum, item) => sum + item.tokens, 0)
+  return media.reduce((sum, item) => order[item.index]?.length === 0 ? sum + item.tokens : sum, 0)
+}
+
+/** Vision tokens of all media items. */
+export function visionTokens ({ media }: RequestBody): number {
+  return media.reduce((sum, item) => sum + item.tokens, 0)
 }

@@ -5,6 +5,7 @@ import type { Body } from '../body/index.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
 import { prefixKey, sessionKey } from './conversation.ts'
 import { severalPrompts } from './prompts.ts'
+import type { StageTimes } from './time-line.ts'
 
 /** Why a request can't be disaggregated: one node must do both prefill and decode. */
 export interface SingleNode {
@@ -27,6 +28,8 @@ export interface RequestView {
   readonly singleNode?: SingleNode | undefined
   /** What the requests of its conversation have in common; undefined: nothing is known. Reads the body each time. */
   readonly conversation?: ((by: 'prefix' | 'session') => string | undefined) | undefined
+  /** What its model's stages have taken at nodes of a role. */
+  readonly times?: ((role: NodeSnapshot['role']) => StageTimes | undefined) | undefined
   /** Is an encoder known to have this item already? */
   readonly has?: ((encoder: NodeSnapshot, item: MediaItem) => boolean) | undefined
 }
