@@ -1,7 +1,7 @@
 import { readFile, stat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import type { StartEngineOptions } from '../../engines/server/index.ts'
-import { httpUrl, levelOf, oneOf, parseFlags, portOf, UsageError } from './usage.ts'
+import { httpUrl, levelOf, oneOf, parseFlags, portOf, UsageError, whole } from './usage.ts'
 
 export const ENGINE_HELP = `fastify-epd engine: one reference engine as an OpenAI-compatible server
 
@@ -216,13 +216,6 @@ async function folder (flag: string, dir: string): Promise<string> {
 function deviceOf (value: string): string {
   if (/^(cpu|cuda(:\d{1,2})?)$/.test(value)) return value
   throw new UsageError(`--device must be cpu, cuda or cuda:N, not '${value}'`)
-}
-
-function whole (flag: string, text: string | undefined, min: number, max: number): number | undefined {
-  if (text === undefined) return undefined
-  const value = Number(text)
-  if (!/^\d+$/.test(text) || value < min || value > max) throw new UsageError(`${flag} must be a whole number from ${min} to ${max}, not '${text}'`)
-  return value
 }
 
 function scaled (value: number | undefined, by: number): number | undefined {

@@ -11,6 +11,7 @@ Commands:
   engine   start one reference engine (encoder or language model)
   demo     start gateway and engines, ask about a sample picture, show the stages
   trace    show the last (or a given) request's stages as a waterfall
+  bench    send a load of pictures and text to any OpenAI-compatible server, and measure it
 
 fastify-epd <command> --help lists a command's options.
 `
@@ -21,7 +22,8 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   serve: async () => (await import('./serve.ts')).serveCommand,
   engine: async () => (await import('./engine.ts')).engineCommand,
   demo: async () => (await import('./demo.ts')).demoCommand,
-  trace: async () => (await import('./trace.ts')).traceCommand
+  trace: async () => (await import('./trace.ts')).traceCommand,
+  bench: async () => (await import('./bench/command.ts')).benchCommand
 }
 
 async function main ([name, ...argv]: string[]): Promise<number> {

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { TraceSummary } from '../traces/summary.ts'
 import type { TraceView } from '../traces/view.ts'
 import { follow } from './follow.ts'
+import { terminal } from './terminal.ts'
 import { noTraces, read, type TraceSource } from './trace-source.ts'
 import { httpUrl, parseFlags, UsageError, withUsage } from './usage.ts'
 import { renderWaterfall } from './waterfall.ts'
@@ -35,7 +36,6 @@ const FLAGS = {
   help: { type: 'boolean', short: 'h', default: false }
 } as const
 
-const DEFAULT_WIDTH = 120
 const STATUSES = ['ok', 'error', 'refused', 'aborted']
 /** Engines send their spans 200 ms after they end: a trace that has not grown for longer is complete. */
 const SETTLED_AFTER_MS = 450
@@ -90,12 +90,6 @@ export async function fetchTrace (source: TraceSource, traceId: string, maxMs = 
     trace = next ?? trace
   }
   return trace
-}
-
-/** Colour and width of the terminal on stdout. */
-export function terminal (): { width: number, color: boolean } {
-  const { isTTY, columns } = process.stdout
-  return { width: columns ?? DEFAULT_WIDTH, color: isTTY === true && !process.env.NO_COLOR }
 }
 
 function filterOf (values: { model?: string | undefined, plan?: string | undefined, status?: string | undefined, 'min-duration'?: string | undefined }): URLSearchParams {

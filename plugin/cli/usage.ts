@@ -21,6 +21,14 @@ export function portOf (flag: string, text: string): number {
   return port
 }
 
+/** Undefined where the flag is not given. */
+export function whole (flag: string, text: string | undefined, min: number, max: number): number | undefined {
+  if (text === undefined) return undefined
+  const value = Number(text)
+  if (!/^\d+$/.test(text) || value < min || value > max) throw new UsageError(`${flag} must be a whole number from ${min} to ${max}, not '${text}'`)
+  return value
+}
+
 /** The URL without trailing slashes. */
 export function httpUrl (flag: string, value: string): string {
   if (!/^https?:\/\//i.test(value) || !URL.canParse(value)) throw new UsageError(`${flag} must be an http or https URL, not '${value}'`)

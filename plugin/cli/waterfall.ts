@@ -1,5 +1,6 @@
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { SpanView, TraceView } from '../traces/view.ts'
+import { clean, duration } from './terminal.ts'
 
 export interface WaterfallOptions {
   /** Columns of the terminal. @default 100 */
@@ -102,11 +103,6 @@ function colorOf (span: SpanView): number {
   return COLORS.find(([prefix]) => span.name.startsWith(prefix))?.[1] ?? 37
 }
 
-function duration (ms: number): string {
-  if (ms >= 10_000) return `${(ms / 1_000).toFixed(1)} s`
-  return ms >= 100 ? `${ms.toFixed(0)} ms` : `${ms.toFixed(ms >= 10 ? 1 : 2)} ms`
-}
-
 function counted (value: string, noun: string): string {
   return `${value} ${noun}${value === '1' ? '' : 's'}`
 }
@@ -120,10 +116,4 @@ function bytes (value: string): string {
 function cut (text: string, width: number): string {
   const shown = clean(text)
   return shown.length <= width ? shown : width <= 1 ? '' : shown.slice(0, width - 1) + '…'
-}
-
-/** Without control characters: names and attributes may come from a network, and a terminal obeys them. */
-function clean (text: string): string {
-  // eslint-disable-next-line no-control-regex
-  return text.replace(/[\x00-\x1f\x7f-\x9f]/g, ' ')
 }

@@ -1,0 +1,67 @@
+/** What commands write to a terminal. */
+
+const DEFAULT_WIDTH = 120
+const NUMBER = /^\d[\d.,]*( ?(ms|s|%|MiB|GiB|\/s))?$/
+
+/** Colour and width of the terminal on stdout. */
+export function terminal (): { width: number, color: boolean } {
+  const { isTTY, columns } = process.stdout
+  return { width: columns ?? DEFAULT_WIDTH, color: isTTY === true && !process.env.NO_COLOR }
+}
+
+/** Without control characters and marks that turn the direction of text: what comes from a network may have them, and a terminal obeys them. */
+export function clean (text: string): string {
+  // eslint-disable-next-line no-control-regex
+  return text.replace(/[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, ' ')
+}
+
+/** Rows in columns, without control characters. Columns with a number, with or without a unit, stand at the right. */
+export function table (rows: ReadonlyArray<readonly string[]>): string {
+  const shown = rows.map(row => row.map(clean))
+  const columns: Array<{ width: number, numbers: boolean }> = []
+  for (const row of shown) {
+    for (const [i, cell] of row.entries()) {
+      const { width = 0, numbers = false } = columns[i] ?? {}
+      columns[i] = { width: Math.max(width, cell.length), numbers: numbers || (i > 0 && NUMBER.test(cell)) }
+    }
+  }
+  return shown.map(row => row.map((cell, i) => {
+    const { width, numbers } = columns[i]!
+    return numbers ? cell.padStart(width) : cell.padEnd(width)
+  }).join('  ').trimEnd() + '\n').join('')
+}
+
+/** Milliseconds as people read them. */
+export function duration (ms: number): string {
+  if (ms >= 10_000) return `${(ms / 1_000).toFixed(1)} s`
+  return ms >= 100 ? `${ms.toFixed(0)} ms` : `${ms.toFixed(ms >= 10 ? 1 : 2)} ms`
+}
+
+/** A line that is written again and again on a terminal; elsewhere, such as in a pipe or a log, nothing. */
+export class ProgressLine {
+  readonly #stream: NodeJS.WriteStream
+  readonly #interval: number
+  #shown = false
+  #last = -Infinity
+
+  /** @param interval milliseconds between two writings, at least */
+  constructor (stream: NodeJS.WriteStream = process.stderr, interval = 200) {
+    this.#stream = stream
+    this.#interval = interval
+  }
+
+  update (text: string): void {
+    const now = performance.now()
+    if (this.#stream.isTTY !== true || now - this.#last < this.#interval) return
+    this.#last = now
+    this.#shown = true
+    this.#stream.write(`\r\x1b[K${clean(text).slice(0, Math.max(1, (this.#stream.columns ?? DEFAULT_WIDTH) - 1))}`)
+  }
+
+  /** Takes the line away. */
+  clear (): void {
+    if (this.#shown) this.#stream.write('\r\x1b[K')
+    this.#shown = false
+    this.#last = -Infinity
+  }
+}
