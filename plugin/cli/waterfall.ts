@@ -24,6 +24,9 @@ const FACTS: ReadonlyArray<readonly [key: string, show: (value: string) => strin
   [ATTR.tokens, value => counted(value, 'token')],
   [ATTR.inputTokens, value => `${value} in`],
   [ATTR.outputTokens, value => `${value} out`],
+  // vLLM's own names.
+  ['gen_ai.usage.prompt_tokens', value => `${value} in`],
+  ['gen_ai.usage.completion_tokens', value => `${value} out`],
   [ATTR.cached, value => (value === '0' || value === 'false' ? '' : value === 'true' ? 'cached' : `${value} cached`)],
   [ATTR.bytes, bytes],
   [ATTR.blocks, value => counted(value, 'block')],

@@ -5,7 +5,7 @@
 import Fastify, { LogController, type FastifyBaseLogger } from 'fastify'
 import type { Gateway } from '../gateway.ts'
 import { nodeRoutes } from '../http/routes/nodes.ts'
-import { spanRoutes } from '../http/routes/traces.ts'
+import { spanRoutes } from '../http/routes/spans.ts'
 import type { RegistrySnapshot } from '../registry/index.ts'
 import { superviseEngines, type Supervisor } from './supervisor.ts'
 

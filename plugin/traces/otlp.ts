@@ -17,19 +17,19 @@ const KINDS: readonly SpanKindName[] = ['internal', 'internal', 'server', 'clien
 type Json = Readonly<Record<string, unknown>>
 
 /**
- * Reads the body of an OTLP/HTTP JSON trace export, which is untrusted: it takes at most 2,048 spans with 64 attributes
+ * Reads the body of an OTLP trace export, in the shape of its JSON, which is untrusted: it takes at most 2,048 spans with 64 attributes
  * each and drops nested values. The store bounds texts and lists.
  *
- * @param instance the sender's engine id, whatever the resource claims
+ * @param instance the sender's engine id, whatever the resource claims; undefined: what it claims
  * @returns undefined when the body is no export request
  */
-export function parseOtlpTraces (body: unknown, instance: string): ParsedSpans | undefined {
+export function parseOtlpTraces (body: unknown, instance: string | undefined): ParsedSpans | undefined {
   if (!isObject(body) || !Array.isArray(body.resourceSpans)) return undefined
   const spans: StoredSpan[] = []
   let rejected = 0
   for (const { resource, scopeSpans } of objects(body.resourceSpans)) {
-    const { 'service.name': name } = attributesOf(isObject(resource) ? resource.attributes : undefined)
-    const origin = { service: typeof name === 'string' ? name : 'unknown_service', instance }
+    const { 'service.name': name, 'service.instance.id': claimed } = attributesOf(isObject(resource) ? resource.attributes : undefined)
+    const origin = { service: typeof name === 'string' ? name : 'unknown_service', instance: instance ?? (typeof claimed === 'string' ? claimed : undefined) }
     for (const scope of objects(scopeSpans)) {
       for (const raw of Array.isArray(scope.spans) ? scope.spans as unknown[] : []) {
         const span = spans.length < MAX_SPANS && isObject(raw) ? spanOf(raw, origin) : undefined

@@ -65,8 +65,8 @@ export class TraceStore {
     trace.spans.set(kept.spanId, kept)
     trace.bytes += bytes
     this.#bytes += bytes
-    // Of the gateway's spans only that of a whole request has this attribute.
-    if (kept.attributes[ATTR.operation] !== undefined) this.#incomplete.delete(kept.traceId)
+    // Of the gateway's spans only that of a whole request has these attributes.
+    if (kept.attributes[ATTR.operation] !== undefined && (kept.attributes[ATTR.provider] ?? TRACER_NAME) === TRACER_NAME) this.#incomplete.delete(kept.traceId)
     this.#evict()
     for (const notify of this.#watchers) notify(kept)
     return kept

@@ -1,4 +1,4 @@
-import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
+import { ATTR, SPAN, TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import type { AttributeValue, StoredSpan } from './span.ts'
 
 /** The words of the metric `epd.requests`. `refused`: the client got a 4xx. */
@@ -73,7 +73,8 @@ const [VLLM_INPUT, VLLM_OUTPUT] = ['gen_ai.usage.prompt_tokens', 'gen_ai.usage.c
 
 /** @param spans at least one, in any order */
 export function summarise (traceId: string, spans: readonly StoredSpan[]): TraceSummary {
-  const request = spans.find(span => span.attributes[ATTR.operation] !== undefined)
+  // A span of another one's, of the client or a model server, may tell of an operation too.
+  const request = spans.find(({ attributes }) => attributes[ATTR.operation] !== undefined && (attributes[ATTR.provider] ?? TRACER_NAME) === TRACER_NAME)
   const { name, status, attributes, message = '' } = request ?? topmost(spans)
   const { startTime, endTime } = request ?? extent(spans)
   const statusCode = number(attributes[ATTR.statusCode])

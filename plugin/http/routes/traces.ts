@@ -1,12 +1,7 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyReply, onRequestHookHandler } from 'fastify'
 import { openAiError } from '../../../adapters/wire/openai-error.ts'
 import type { Gateway } from '../../gateway.ts'
-import { parseOtlpTraces } from '../../traces/otlp.ts'
 import type { TraceFilter, TraceStatus } from '../../traces/summary.ts'
-
-export interface SpanRoutesOptions {
-  readonly gateway: Pick<Gateway, 'noteSpan'> & TraceRoutesOptions['gateway'] & { readonly registry: Pick<Gateway['registry'], 'isNodeToken'> }
-}
 
 export interface TraceRoutesOptions {
   readonly gateway: { readonly tracing: Pick<Gateway['tracing'], 'store' | 'off'> }
@@ -16,7 +11,6 @@ export interface TraceRoutesOptions {
 
 interface ListQuery { model?: string, plan?: string, status?: TraceStatus, min_duration_ms?: number, search?: string, limit?: number }
 
-const OTLP_BODY_LIMIT = 4 * 1024 * 1024
 const LIST_PARAMETERS = {
   model: { type: 'string', maxLength: 256 },
   plan: { type: 'string', maxLength: 32 },
@@ -31,8 +25,7 @@ const LIST_SCHEMA = {
 } as const
 
 /**
- * GET /epd/traces and GET /epd/traces/:id. Register it, and `spanRoutes`, without fastify-plugin: error shape and
- * content type parser are meant to stay inside.
+ * GET /epd/traces and GET /epd/traces/:id. Register it without fastify-plugin: its error shape is meant to stay inside.
  */
 export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async function traceRoutes (app, { gateway: { tracing }, guard }) {
   answerErrors(app)
@@ -50,56 +43,13 @@ export const traceRoutes: FastifyPluginAsync<TraceRoutesOptions> = async functio
   })
 }
 
-/** POST /epd/otlp/v1/traces, for the spans of registered nodes. Not there when no traces are kept. */
-export const spanRoutes: FastifyPluginAsync<SpanRoutesOptions> = async function spanRoutes (app, { gateway }) {
-  const { store } = gateway.tracing
-  if (store === undefined) return
-  answerErrors(app)
-  // Only JSON is taken, whatever is in force outside.
-  app.removeAllContentTypeParsers()
-  app.addContentTypeParser('application/json', { parseAs: 'buffer', bodyLimit: OTLP_BODY_LIMIT }, async (_request: unknown, body: Buffer) => parseJson(body))
-  app.post('/epd/otlp/v1/traces', {
-    bodyLimit: OTLP_BODY_LIMIT,
-    // Before the body is read: a stranger must not make the gateway take 4 MiB.
-    onRequest: async (request, reply) => { if (nodeOf(request.headers.authorization, gateway) === undefined) return stranger(reply) }
-  }, async (request, reply) => {
-    // The token says whose spans these are.
-    const node = nodeOf(request.headers.authorization, gateway)
-    if (node === undefined) return stranger(reply)
-    const parsed = parseOtlpTraces(request.body, node)
-    if (parsed === undefined) return sendError(reply, 400, 'The body is not an OTLP ExportTraceServiceRequest in JSON.', 'invalid_request')
-    for (const span of parsed.spans) {
-      const kept = store.add(span)
-      if (kept !== undefined) gateway.noteSpan(kept)
-    }
-    return parsed.rejected === 0 ? {} : { partialSuccess: { rejectedSpans: String(parsed.rejected), errorMessage: 'malformed or too many spans' } }
-  })
-}
-
-function answerErrors (app: FastifyInstance): void {
+/** Errors in the shape of OpenAI's. */
+export function answerErrors (app: FastifyInstance): void {
   app.setErrorHandler<Error & { statusCode?: number, code?: string }>((err, request, reply) => {
     const status = err.statusCode ?? 500
     if (status >= 500) request.log.error({ err }, 'trace route failed')
     return sendError(reply, status, status < 500 ? err.message : 'Internal error', status < 500 ? 'invalid_request' : 'internal')
   })
-}
-
-/** @throws with status 400 */
-function parseJson (body: Buffer): unknown {
-  try {
-    return JSON.parse(body.toString())
-  } catch (cause) {
-    throw Object.assign(new Error('The body is not valid JSON.', { cause }), { statusCode: 400 })
-  }
-}
-
-function stranger (reply: FastifyReply): FastifyReply {
-  return sendError(reply, 401, 'Spans are taken from registered nodes only.', 'invalid_api_key')
-}
-
-function nodeOf (authorization: string | undefined, { registry }: SpanRoutesOptions['gateway']): string | undefined {
-  const token = /^Bearer (\S{1,256})$/i.exec(authorization ?? '')?.[1]
-  return token === undefined ? undefined : registry.isNodeToken(token)
 }
 
 function queryError (problems: ReadonlyArray<{ readonly keyword: string, readonly instancePath: string, readonly message?: string, readonly params: Record<string, unknown> }>): Error {
@@ -112,6 +62,6 @@ function filterOf (query: ListQuery): TraceFilter {
   return { model: query.model, plan: query.plan, status: query.status, minDurationMs: query.min_duration_ms, search: query.search, limit: query.limit }
 }
 
-function sendError (reply: FastifyReply, status: number, message: string, code: string): FastifyReply {
+export function sendError (reply: FastifyReply, status: number, message: string, code: string): FastifyReply {
   return reply.code(status).send({ error: openAiError(status, message, code) })
 }
