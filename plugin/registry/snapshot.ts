@@ -18,6 +18,7 @@ function nodeSnapshot (record: NodeRecord, links: ReadonlyMap<string, LinkView>)
     state,
     adapter,
     speed: record.options.speed ?? 1,
+    drained: record.drained,
     checkMedia: record.options.checkMedia ?? record.info?.checkMedia ?? false,
     notes: Object.freeze([...record.notes, ...refusals(record, links)]),
     load,

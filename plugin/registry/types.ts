@@ -54,6 +54,8 @@ export interface NodeSnapshot extends AdapterNode {
   readonly speed: number
   /** The gateway looks at pictures before this node gets them. */
   readonly checkMedia: boolean
+  /** An operator has drained it, whatever its state. */
+  readonly drained?: boolean | undefined
   /** Why the node is limited or unhealthy, for people. */
   readonly notes: readonly string[]
   readonly load: NodeLoad

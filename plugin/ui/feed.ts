@@ -1,7 +1,9 @@
 import type { Gateway, Health } from '../gateway.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
+import type { Breakers } from '../registry/index.ts'
 import type { StoredSpan } from '../traces/span.ts'
 import { perTokenMs, type TraceSummary } from '../traces/summary.ts'
+import { NodeErrors, type NodeError } from './node-errors.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { NodeGauges, type Gauges } from './gauges.ts'
 import { Histograms, RANGES, type Range, type Slot, type Sum } from './histograms.ts'
@@ -21,6 +23,26 @@ export interface NodeView {
   readonly notes: readonly string[]
   /** What it says of its queue and caches; null: nothing. */
   readonly gauges: Gauges | null
+}
+
+/** One node for the page that looks at it. */
+export interface NodeDetail {
+  readonly state: string
+  readonly adapter: string
+  readonly version: string | null
+  readonly vision: string | null
+  readonly speed: number
+  /** By an operator. */
+  readonly drained: boolean
+  /** Calls that have begun, of those that are planned on it. */
+  readonly active: number
+  readonly work: number
+  /** Vision tokens that it encodes in a second. */
+  readonly rate: number | null
+  readonly breakers: Breakers
+  readonly links: readonly LinkStatus[]
+  /** Newest first. */
+  readonly errors: readonly NodeError[]
 }
 
 export interface LinkStatus {
@@ -82,6 +104,7 @@ export class Feed {
   readonly #gateway: Gateway
   readonly #series = new Map<string, Histograms>(SERIES.map(name => [name, new Histograms()]))
   readonly #gauges: NodeGauges
+  readonly #errors = new NodeErrors()
   readonly #unwatch: (() => void) | undefined
 
   constructor (gateway: Gateway) {
@@ -112,6 +135,26 @@ export class Feed {
     return { at, ...RANGES[range], series: Object.fromEntries([...this.#series].map(([name, histograms]) => [name, { ...histograms.sum(range, at), slots: histograms.chart(range, at) }])) }
   }
 
+  node (id: string): NodeDetail | undefined {
+    const node = this.#gateway.registry.get(id)
+    if (node === undefined) return undefined
+    const { state, adapter, info, speed, drained = false, load, breakers: { encode, prefill, decode } } = node
+    return {
+      state,
+      adapter: adapter.name,
+      version: info?.version ?? null,
+      vision: info?.vision ?? null,
+      speed,
+      drained,
+      active: load.active ?? load.requests,
+      work: load.work,
+      rate: load.rate === undefined ? null : Math.round(load.rate),
+      breakers: { encode, prefill, decode },
+      links: linksOf(this.#gateway).filter(({ from, to }) => from === id || to === id),
+      errors: this.#errors.of(id)
+    }
+  }
+
   state (): FeedState {
     const gateway = this.#gateway
     const { stats, tracing: { store, off } } = gateway
@@ -135,6 +178,7 @@ export class Feed {
 
   #note (span: StoredSpan): void {
     const { name, kind, attributes } = span
+    this.#errors.note(span)
     const ms = millis(span)
     const series = SERIES_OF[name]
     if (series !== undefined) return this.#add(series, span, ms)

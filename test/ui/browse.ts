@@ -30,6 +30,15 @@ export const BEHIND_CARDS = `[...document.querySelectorAll('.wire:not(.head)')].
   return cards.filter(([, card]) => points.some(([x, y]) => x > card.left + 1 && x < card.right - 1 && y > card.top + 1 && y < card.bottom - 1)).map(([name]) => name)
 })`
 
+/** What axe finds: in the page, an expression. */
+export function barriers (source: string): string {
+  return `(async () => {
+    ${source}
+    const { violations } = await axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice'], resultTypes: ['violations'] })
+    return violations.map(({ id, nodes }) => [id, ...nodes.map(({ html, failureSummary }) => html + ' ' + failureSummary)])
+  })()`
+}
+
 /** With one trace, all of whose ids are of this digit. */
 export function storeOf (digit: number): TraceStore {
   const store = new TraceStore()

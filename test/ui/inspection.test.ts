@@ -1,5 +1,6 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import axe from 'axe-core'
 import type { Browser } from 'playwright-core'
 import t from 'tap'
 import { TraceStore } from '../../plugin/index.ts'
@@ -7,8 +8,8 @@ import { openBrowser } from '../helper/chromium.ts'
 import { buildGateway } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { until } from '../helper/until.ts'
-import { open, OVERLAPS, SHOTS, shows } from './browse.ts'
-import { failingScene } from './scenes.ts'
+import { barriers, open, OVERLAPS, SHOTS, shows, storeOf } from './browse.ts'
+import { failingScene, nodeScene } from './scenes.ts'
 
 const SIZE = { width: 1280, height: 860 }
 
@@ -151,5 +152,76 @@ async function suite (browser: Browser): Promise<void> {
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     t.strictSame(problems, [])
     await page.context().close()
+  })
+
+  t.test('a node has a view with its breakers, load, links and last errors, and leads to its requests', async t => {
+    const scene = await nodeScene(t)
+    const { page, problems } = await open(browser, scene, SIZE)
+    const dialog = page.locator('#node')
+    await page.locator('.node', { hasText: 'PD2' }).getByRole('link').click()
+    await until(() => dialog.isVisible(), 'the view is open')
+    t.equal(new URL(page.url()).hash, scene.hash)
+    t.match(await dialog.locator('h2').textContent(), /^PD2 hybrid$/)
+    t.match(await dialog.locator('.breakers li').allTextContents(), ['encode closed', 'prefill closed', /^decode (half-)?open$/])
+    t.strictSame(await dialog.locator('[data-link]').allTextContents(), ['from E1linked over fake'])
+    await until(async () => /running, as it says8waiting, as it says3KV cache in use72 %/.test(String(await dialog.textContent())), 'the node has said how full it is')
+    const errors = dialog.locator('ol.rows li')
+    t.equal(await errors.count(), 3)
+    t.match(await errors.first().textContent(), /^\d\d:\d\d:\d\depd\.decodeUNAVAILABLEPD2 answered 500: scripted failed$/)
+    t.match(await page.locator('.node', { hasText: 'PD2' }).textContent(), /3 waitingKV {2}72 %decode breaker (half-)?open/, 'its card says so too')
+    await page.screenshot({ path: join(SHOTS, 'node-1280.png') })
+    t.strictSame(await page.evaluate(barriers(axe.source)), [], 'axe finds no barrier')
+    const trace = new URLSearchParams(new URL((await errors.first().getByRole('link').getAttribute('href'))!, page.url()).hash.slice(1)).get('trace')
+    await errors.first().getByRole('link').click()
+    await until(async () => !await dialog.isVisible(), 'the view is closed')
+    await shows(page, trace)
+    await page.goBack()
+    await until(() => dialog.isVisible(), 'Back opens it again')
+    await page.reload()
+    await until(() => dialog.isVisible(), 'and a reload keeps it')
+    await dialog.getByRole('link', { name: 'E1' }).click()
+    await until(async () => await dialog.locator('h2').textContent() === 'E1 encoder', 'from node to node')
+    await until(async () => /feature cache filled65 %/.test(String(await dialog.textContent())), 'the encoder has said how full it is')
+    await page.keyboard.press('Escape')
+    await until(async () => !await dialog.isVisible(), 'Escape closes it')
+    t.notMatch(page.url(), /node=/)
+    await page.evaluate("location.hash = '#node=http%3A%2F%2F<b>nowhere'")
+    await until(async () => /No such node here/.test(String(await dialog.textContent())), 'a node that is not there is named')
+    t.equal(await dialog.locator('b').count(), 0)
+    t.equal(await dialog.getByRole('button', { name: 'Drain' }).isVisible(), false)
+    await page.setViewportSize({ width: 390, height: 844 })
+    t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
+    t.strictSame(problems.filter(problem => !problem.includes('404')), [])
+    await page.context().close()
+  })
+
+  t.test('a node is drained and taken back, from another machine with the admin key only', async t => {
+    const nodes = [await FakeNode.start(t), await FakeNode.start(t)]
+    const { url, app } = await buildGateway(t, { nodes, options: { ui: true, adminKey: 'root-key', telemetry: { store: storeOf(1) } } })
+    const id = nodes[0]!.url
+    const drained = (): boolean => app.epd.nodes.snapshot().byId.get(id)!.drained === true
+    // As a reverse proxy hands on: the client is not this machine.
+    const context = await browser.newContext({ viewport: SIZE, httpCredentials: { username: 'admin', password: 'root-key' }, extraHTTPHeaders: { 'x-forwarded-for': '203.0.113.9' } })
+    const page = await context.newPage()
+    await page.goto(`${url}/epd/#node=${encodeURIComponent(id)}`)
+    const dialog = page.locator('#node')
+    await dialog.getByRole('button', { name: 'Drain' }).click()
+    await until(() => dialog.locator('form').isVisible(), 'the key is asked for')
+    t.equal(drained(), false)
+    await page.keyboard.type('wrong')
+    await page.keyboard.press('Enter')
+    await until(async () => await dialog.getByRole('status').textContent() === 'That is not the admin key.', 'a wrong key is refused')
+    t.equal(drained(), false)
+    await page.keyboard.type('root-key')
+    await page.keyboard.press('Enter')
+    await until(() => drained(), 'it is drained')
+    await until(async () => await dialog.getByRole('button', { name: 'Take back into use' }).isVisible(), 'and can be taken back')
+    t.match(await dialog.getByRole('status').textContent(), /no further requests/)
+    t.equal(await dialog.locator('.pill').textContent(), 'draining')
+    await dialog.getByRole('button', { name: 'Take back into use' }).click()
+    await until(() => !drained(), 'the key is known by now')
+    t.equal(await dialog.locator('form').isVisible(), false)
+    t.notMatch(await page.evaluate('JSON.stringify([{ ...localStorage }, { ...sessionStorage }, location.href, document.documentElement.outerHTML])'), /root-key/, 'the key is kept nowhere')
+    await context.close()
   })
 }

@@ -169,6 +169,27 @@ t.test('the page reads queues and caches from what nodes say in their metrics', 
   t.end()
 })
 
+t.test('one node is shown with all that is known of it', async t => {
+  const nodes = [await FakeNode.start(t, { role: 'encoder' }), await FakeNode.start(t)]
+  const store = new TraceStore()
+  const { url, app } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store } } })
+  const [e, pd] = nodes.map(node => node.url) as [string, string]
+  const failed = (n: number, node: string, name = 'epd.decode'): void => { store.add({ traceId: String(n).padStart(32, '0'), spanId: '2'.repeat(16), parentSpanId: undefined, name, kind: 'internal', startTime: [n, 0], endTime: [n, 5e6], attributes: { 'epd.node': node, 'error.type': 'X' }, status: 'error', message: `no ${n}`, service: 's' }) }
+  for (let n = 1; n <= 50; n++) failed(n, pd)
+  for (const name of ['epd.plan', 'epd.encode', 'chat vlm']) failed(60, e, name)
+  const get = async (id: string): Promise<unknown> => await (await fetch(`${url}/epd/node?id=${encodeURIComponent(id)}`)).json()
+  const { errors, ...rest } = await get(pd) as { errors: Array<{ at: number }> }
+  t.match(rest, { state: 'healthy', adapter: 'fake', drained: false, active: 0, work: 0, rate: null, breakers: { encode: 'closed', prefill: 'closed', decode: 'closed' }, links: [{ from: e, to: pd, state: 'linked' }] })
+  t.strictSame(errors.map(({ at }) => at), Array.from({ length: 20 }, (_, i) => (50 - i) * 1_000 + 5), 'the last twenty, newest first')
+  t.match(errors[0], { traceId: '50'.padStart(32, '0'), span: 'epd.decode', code: 'X', message: 'no 50' })
+  app.epd.nodes.drain(pd, true)
+  t.match(await get(pd), { state: 'draining', drained: true })
+  t.match(await get('http://nowhere'), { error: { code: 'unknown_node' } })
+  t.equal((await fetch(`${url}/epd/node`)).status, 400)
+  for (let n = 0; n < 3_000; n++) failed(n, `http://unknown:${n}`)
+  t.equal((await get(pd) as { errors: unknown[] }).errors.length, 0, 'within a bound of nodes')
+})
+
 t.test('the page asks the nodes for that while it is open, and a node that says nothing is left in peace', async t => {
   const nodes = await Promise.all([FakeNode.start(t), FakeNode.start(t, { role: 'encoder' })])
   nodes[0]!.metrics = 'vllm:num_requests_waiting 7\nvllm:kv_cache_usage_perc 0.5\n'

@@ -1,5 +1,5 @@
 import type { Test } from 'tap'
-import { TraceStore } from '../../plugin/index.ts'
+import { TraceStore, type EpdOptions } from '../../plugin/index.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { startCli } from '../helper/cli.ts'
 import { FakeNode } from '../helper/fake-node.ts'
@@ -46,4 +46,19 @@ export async function failingScene (t: Scope): Promise<FakeScene> {
   for (const node of [pd1, pd2]) node.generateFaults.push('failed')
   await ask(pictureUrl('lost'))
   return { url, nodes, store }
+}
+
+/** A node with an open breaker, errors, links, and something to say of itself; the page shows it. */
+export async function nodeScene (t: Scope, options: EpdOptions = {}): Promise<FakeScene> {
+  const nodes = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t), FakeNode.start(t)])
+  const [encoder, , sick] = nodes as [FakeNode, FakeNode, FakeNode]
+  encoder.metrics = 'epd_sequences{status="waiting"} 2\nepd_feature_blocks_capacity 100\nepd_feature_blocks_free 35\n'
+  sick.metrics = 'vllm:num_requests_waiting 3\nvllm:num_requests_running 8\nvllm:kv_cache_usage_perc 0.72\n'
+  const store = new TraceStore()
+  const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store }, ...options } })
+  sick.generateFaults.push('failed', 'busy', 'failed')
+  while (sick.generateFaults.length > 0) await (await post(url + PATH, chat('How many?', pictureUrl(1)))).arrayBuffer()
+  const { registry } = app.epd.gateway
+  while (registry.get(sick.url)!.breakers.decode === 'closed') registry.acquire(sick.url, 'decode').end(new Error('scripted'), 'failed')
+  return { url, nodes, store, hash: `#node=${encodeURIComponent(sick.url)}` }
 }

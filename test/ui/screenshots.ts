@@ -4,9 +4,9 @@ import { join, resolve } from 'node:path'
 import type { Browser } from 'playwright-core'
 import { openBrowser } from '../helper/chromium.ts'
 import { open, SHOTS } from './browse.ts'
-import { failingScene, normalScene } from './scenes.ts'
+import { failingScene, nodeScene, normalScene } from './scenes.ts'
 
-const SCENES = { normal: normalScene, error: failingScene }
+const SCENES = { normal: normalScene, error: failingScene, node: nodeScene }
 const WIDTHS = [1280, 390] as const
 
 const [folder = SHOTS, ...names] = process.argv.slice(2)
@@ -30,7 +30,11 @@ try {
 async function shoot (browser: Browser, address: string, path: string, width: number, dark: boolean): Promise<void> {
   const { page } = await open(browser, { url: new URL(address).origin }, { width, height: 860, dark, hash: new URL(address).hash })
   await page.waitForLoadState('load')
-  await page.screenshot({ path, fullPage: true })
+  // The page asks for its charts and pictures.
+  await page.waitForSelector('.stage')
+  await page.evaluate('Promise.all([...document.images].map(image => image.decode().catch(() => {})))')
+  // A dialog covers what is on the screen.
+  await page.screenshot({ path, fullPage: !await page.locator('dialog').isVisible() })
   process.stdout.write(`${path}\n`)
   await page.context().close()
 }

@@ -16,6 +16,7 @@ const MAX_PAGES = 8
 const INTERVAL_MS = 1_000
 
 const CHART_QUERY = { type: 'object', properties: { range: { enum: Object.keys(RANGES) } } } as const
+const NODE_QUERY = { type: 'object', required: ['id'], properties: { id: { type: 'string', maxLength: 2_048 } } } as const
 
 const NO_PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M1 15 15 1" stroke="#8b9bad" stroke-width=".5"/></svg>'
 
@@ -62,6 +63,10 @@ function live (app: FastifyInstance, gateway: Gateway): void {
   app.get<{ Querystring: { range?: Range } }>('/epd/charts', { schema: { querystring: CHART_QUERY } }, async ({ query: { range = '5m' } }, reply) => {
     reply.header('cache-control', 'no-store')
     return feed.charts(range)
+  })
+  app.get<{ Querystring: { id: string } }>('/epd/node', { schema: { querystring: NODE_QUERY } }, async ({ query: { id } }, reply) => {
+    reply.header('cache-control', 'no-store')
+    return feed.node(id) ?? reply.code(404).send({ error: openAiError(404, 'No node of this id is registered', 'unknown_node') })
   })
   // A HEAD request would open a stream that never ends and that its client can't read.
   app.get('/epd/feed', { exposeHeadRoute: false }, async (_request, reply) => {

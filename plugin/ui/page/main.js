@@ -4,6 +4,7 @@ import { Charts } from './charts.js'
 import { el } from './dom.js'
 import { showFigures } from './figures.js'
 import { Filter } from './filter.js'
+import { NodeView } from './node.js'
 import { RequestList } from './requests.js'
 import { showTopology } from './topology.js'
 import { showWaterfall } from './waterfall.js'
@@ -30,6 +31,7 @@ let updates = 0
 
 const filter = new Filter($('filter'), refresh)
 const charts = new Charts($('stages'), $('range'), $('ranges'), refresh)
+const node = new NodeView($('node'))
 const list = new RequestList($('requests'), id => {
   writeAddress({ trace: id })
   showTrace(id).catch(() => {})
@@ -72,6 +74,7 @@ async function update () {
   showFigures($('figures'), state)
   showTopology($('topology'), state)
   charts.update(state).catch(() => {})
+  node.update(state).catch(() => {})
   filter.offer(models)
   const turn = ++updates
   const traces = await wanted()

@@ -1,4 +1,5 @@
-/* global addEventListener, CSS */
+/* global addEventListener, CSS, dispatchEvent, HashChangeEvent */
+import { addressWith, writeAddress } from './address.js'
 import { bytes, count, el, nameNodes, nameOf, percent, shortId, svg } from './dom.js'
 
 const COLUMNS = [['encoder', 'Encode'], ['prefill', 'Prefill'], ['decode', 'Decode'], ['hybrid', 'Prefill + decode']]
@@ -62,10 +63,21 @@ function build (box, { nodes, links }) {
 
 function card ({ id, role }) {
   return el('article', { class: 'node', data: { id, role }, aria: { label: `${role} ${nameOf(id)} at ${shortId(id)}` } },
-    el('header', {}, el('i', { class: 'dot' }), el('b', {}, nameOf(id)), el('span', { class: 'state' })),
+    el('header', {}, el('i', { class: 'dot' }), el('b', {}, link(id)), el('span', { class: 'state' })),
     el('code', { title: id }, shortId(id)),
     el('div', { class: 'load', role: 'img' }, el('i')),
-    el('p', { class: 'facts' }), el('p', { class: 'notes' }))
+    el('p', { class: 'facts' }), el('p', { class: 'gauges' }), el('p', { class: 'notes' }))
+}
+
+/** Opens the view of the node. */
+function link (id) {
+  const open = event => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return
+    event.preventDefault()
+    writeAddress({ node: id }, { step: true })
+    dispatchEvent(new HashChangeEvent('hashchange'))
+  }
+  return el('a', { href: addressWith({ node: id }), on: { click: open } }, nameOf(id))
 }
 
 function fill (box, node) {
@@ -82,8 +94,18 @@ function fill (box, node) {
   if (node.role === 'encoder') facts.push(count(node.tokens, 'token'), count(node.encoded, 'picture'), node.encoded === 0 ? '' : `${percent(node.cached, node.encoded)} cached`)
   else facts.push(node.role === 'prefill' ? count(node.tokens, 'prompt token') : '', node.models.join(', '))
   at.querySelector('.facts').textContent = facts.filter(Boolean).join(' · ')
+  at.querySelector('.gauges').replaceChildren(...gauges(node.gauges))
   const open = Object.entries(node.breakers).map(([stage, breaker]) => `${stage} breaker ${breaker}`)
   at.querySelector('.notes').textContent = [...open, ...node.notes].join('; ')
+}
+
+/** What the node says of itself, where it does. */
+function gauges (all) {
+  const { waiting, kv, features } = all ?? {}
+  return [
+    ...waiting === undefined ? [] : [el('span', {}, `${waiting} waiting`)],
+    ...[['KV', kv], ['features', features]].flatMap(([name, share]) => share === undefined ? [] : [el('span', {}, `${name} `, el('i', { class: 'meter', style: { '--share': `${Math.round(100 * share)}%` } }), ` ${percent(share, 1)}`)])
+  ]
 }
 
 function drawLinks (box, { links, nodes }) {
