@@ -31,6 +31,15 @@ export const well: Script = (_request, response, { stream }) => {
   else json(response, 200, COMPLETION)
 }
 
+/** Of each answer, whole or streamed. */
+export const USAGE = { prompt_tokens: 100, completion_tokens: 11, total_tokens: 111 }
+
+/** Answers as `well` does, and tells its usage. */
+export const telling: Script = (_request, response, { stream }) => {
+  if (stream === true) response.writeHead(200, { 'content-type': 'text/event-stream' }).end(`${CHUNK}data: {"choices":[],"usage":${JSON.stringify(USAGE)}}\n\ndata: [DONE]\n\n`)
+  else json(response, 200, { ...COMPLETION, usage: USAGE })
+}
+
 /** A server of model `m`: GETs are answered, POSTs are scripted. */
 export async function modelServer (t: Test, script: Script): Promise<ModelServer> {
   const http = createServer((request, response) => {

@@ -5,25 +5,19 @@ import { expose } from '../../adapters/wire/exposition.ts'
 import { buildGateway, chat, pictureUrl, post, settled } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { metric } from '../helper/metrics.ts'
-import { COMPLETION, json, modelServer } from '../helper/model-server.ts'
+import { modelServer, telling } from '../helper/model-server.ts'
 import { promlint } from '../helper/promlint.ts'
 
 const PATH = '/v1/chat/completions'
 const OPEN = 'application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1'
-const USAGE = { prompt_tokens: 100, completion_tokens: 11, total_tokens: 111 }
 
 async function scrape (url: string, accept = 'text/plain'): Promise<string> {
   return await (await fetch(`${url}/metrics`, { headers: { accept } })).text()
 }
 
 /** A gateway in front of a server that tells its usage, in streams too. */
-async function telling (t: Test): Promise<string> {
-  const node = await modelServer(t, (_request, response, { stream }) => {
-    if (stream !== true) return json(response, 200, { ...COMPLETION, usage: USAGE })
-    response.writeHead(200, { 'content-type': 'text/event-stream' })
-    response.write('data: {"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":null}]}\n\n')
-    response.end(`data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: {"choices":[],"usage":${JSON.stringify(USAGE)}}\n\ndata: [DONE]\n\n`)
-  })
+async function gateway (t: Test): Promise<string> {
+  const node = await modelServer(t, telling)
   const { app, url } = await buildGateway(t, { options: { nodes: [{ url: node.url, adapter: 'openai' }] } })
   await app.epd.nodes.waitFor(({ models }) => models.includes('m'))
   return url
@@ -63,7 +57,7 @@ t.test('the format is what the scraper asks for, and text for all others', async
 })
 
 t.test('an exemplar names the trace of a request that its bucket has counted, in OpenMetrics only', async t => {
-  const url = await telling(t)
+  const url = await gateway(t)
   const answer = await post(url + PATH, { ...TEXT, stream: true })
   await answer.text()
   const traceId = answer.headers.get('x-epd-trace-id')!
@@ -76,7 +70,7 @@ t.test('an exemplar names the trace of a request that its bucket has counted, in
 })
 
 t.test('a request that is not sampled leaves no exemplar', async t => {
-  const url = await telling(t)
+  const url = await gateway(t)
   await (await post(url + PATH, TEXT, { headers: { traceparent: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00' } })).text()
   const text = await scrape(url, OPEN)
   t.equal(metric(text, 'gen_ai_server_request_duration_seconds_count'), 1)
@@ -84,7 +78,7 @@ t.test('a request that is not sampled leaves no exemplar', async t => {
 })
 
 t.test('tokens are counted by model and type where answers tell them, whole or streamed', async t => {
-  const url = await telling(t)
+  const url = await gateway(t)
   for (const body of [TEXT, { ...TEXT, stream: true }, { ...TEXT, model: 'invented' }]) await (await post(url + PATH, body)).text()
   const text = await scrape(url)
   const tokens = (type: string): number | undefined => metric(text, 'gen_ai_client_token_usage_sum', { gen_ai_token_type: type, gen_ai_request_model: 'm' })

@@ -3,7 +3,6 @@ import { join } from 'node:path'
 import { metrics } from '@opentelemetry/api'
 import { AggregationTemporality, InMemoryMetricExporter, MeterProvider, PeriodicExportingMetricReader } from '@opentelemetry/sdk-metrics'
 import t from 'tap'
-import { GAUGES } from '../../engines/service/engine-service.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { METRIC } from '../../plugin/telemetry/instruments.ts'
 import { GatewayMetrics } from '../../plugin/telemetry/metrics.ts'
@@ -98,37 +97,6 @@ t.test('an SDK of the application gets the same metrics, and each gateway keeps 
   for (const name of [METRIC.requestDuration, METRIC.timeToFirstChunk, METRIC.stageDuration, METRIC.requests, METRIC.nodeUp, METRIC.breakerState]) t.ok(names.includes(name), name)
   t.ok(metric(await one.text(), 'epd_requests_total', { epd_topology: 'pd' })! > 0)
   t.equal(metric(await (await fetch(`${other.url}/metrics`)).text(), 'epd_requests_total', { epd_topology: 'pd' }), 0)
-})
-
-/** Metric names in a PromQL expression, without functions, labels and keywords. */
-function namesIn (expression: string): string[] {
-  const bare = expression.replace(/\{[^}]*\}/g, ' ').replace(/\b(by|without) *\([^)]*\)/g, ' ').replace(/\[[^\]]*\]/g, ' ').replace(/label_values\(([^,]+),[^)]*\)/g, '$1')
-  return [...bare.matchAll(/\b(epd|gen_ai)_[a-z_]+\b/g)].map(found => found[0])
-}
-
-t.test('the Grafana dashboard and the alert rules name metrics and labels that are there', async t => {
-  const dashboard = JSON.parse(await readFile(join(packageRoot(), 'docs', 'grafana-dashboard.json'), 'utf8'))
-  const alerts = await readFile(join(packageRoot(), 'docs', 'alerts.yml'), 'utf8')
-  const rules = [...alerts.matchAll(/^ +expr: (.+)$/gm)].map(found => found[1]!)
-  t.equal(rules.length, alerts.split('- alert:').length - 1, 'each alert has its rule in one line')
-  const targets = dashboard.panels.flatMap((panel: any) => (panel.targets ?? []).map((target: any) => target.expr as string)) as string[]
-  t.ok(targets.length > 20 && rules.length >= 8)
-  const { text } = await used(t)
-  const page = await text()
-  const known = new Set([
-    ...[...page.matchAll(/^# TYPE (\S+) (\S+)/gm)].flatMap(([, name, type]) => type === 'histogram' ? ['_bucket', '_sum', '_count'].map(suffix => name + suffix) : [name!]),
-    // What no fake node reports: usage in a stream, spans of engines, and the engines' own pages.
-    'gen_ai_server_time_per_output_token_seconds_bucket', 'epd_gateway_migrated_bytes_total', ...Object.keys(GAUGES), 'epd_sequences'
-  ])
-  const labels = new Set([...page.matchAll(/([a-z_]+)="/g)].map(found => found[1]).concat('job', 'instance', 'status', 'le'))
-  for (const expression of [...targets, ...rules, dashboard.templating.list[1].query]) {
-    for (const name of namesIn(expression)) if (!known.has(name)) t.fail(`${name} in ${expression}`)
-    for (const [, list] of expression.matchAll(/\{([^}]*)\}/g)) for (const [, label] of list.matchAll(/([a-z_]+) *[=!]/g)) if (!labels.has(label)) t.fail(`label ${label} in ${expression}`)
-    for (const [, list] of expression.matchAll(/\bby \(([^)]*)\)/g)) for (const label of list.split(',')) if (!labels.has(label.trim())) t.fail(`label ${label} in ${expression}`)
-    t.equal(expression.split('(').length, expression.split(')').length, expression)
-  }
-  const ids = dashboard.panels.map((panel: any) => panel.id as number)
-  t.equal(new Set(ids).size, ids.length)
 })
 
 t.test('docs/tracing.md has every span, attribute and metric, and no other', async t => {
