@@ -1,16 +1,16 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Server } from 'node:https'
-import Fastify, { LogController } from 'fastify'
+import Fastify, { LogController, type FastifyInstance } from 'fastify'
 import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import epd from '../index.ts'
 import { logAccess } from './access-log.ts'
 import { reloading } from './reload.ts'
 import { keepNodes } from './state-file.ts'
-import { tlsFiles } from './tls.ts'
+import { tlsFiles, type TlsFiles } from './tls.ts'
 import { epdError } from '../errors.ts'
 import { sendError } from '../http/error-answer.ts'
-import { resolveOptions, type EpdOptions } from '../options/index.ts'
+import { resolveOptions, type EpdOptions, type ResolvedOptions } from '../options/index.ts'
 
 export interface GatewayProcessOptions {
   /** `server` says where it listens. */
@@ -44,14 +44,8 @@ function isLoopback (host: string): boolean {
   return host === 'localhost' || host === '::1' || host.startsWith('127.')
 }
 
-/**
- * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
- */
-export async function startGateway ({ options, logLevel, load, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
-  const resolved = resolveOptions(options)
-  const { host, port, tls } = resolved.server
-  const ui = options.ui ?? isLoopback(host)
-  const files = tls === undefined ? undefined : tlsFiles(tls)
+/** The server that every gateway of the command line has. */
+export function createServer (resolved: ResolvedOptions, logLevel: string, files?: TlsFiles): FastifyInstance {
   const app = Fastify({
     ...(files === undefined ? {} : { https: files.secure }),
     // stdout has the URL only.
@@ -70,24 +64,53 @@ export async function startGateway ({ options, logLevel, load, onProgress }: Gat
     done()
   })
   app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
+  return app
+}
+
+/** Clients' connections go to this server: its address, its certificates, its access log. */
+export async function listen (app: FastifyInstance, { server: { host, port } }: ResolvedOptions, files?: TlsFiles): Promise<string> {
+  if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
+  return await app.listen({ host, port })
+}
+
+export function warnOfOpen ({ server: { host, tls }, apiKeys, keys }: ResolvedOptions, onProgress: (line: string) => void): void {
+  if (!isLoopback(host) && apiKeys.length + keys.length === 0 && tls?.clientCa === undefined) onProgress(`warning: ${host} is reached from other machines, and there are no keys: whoever reaches it may use the models`)
+}
+
+/**
+ * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
+ */
+export async function startGateway ({ options, logLevel, load, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
+  const resolved = resolveOptions(options)
+  const ui = withPage(options)
+  const files = resolved.server.tls === undefined ? undefined : tlsFiles(resolved.server.tls)
+  const app = createServer(resolved, logLevel, files)
   try {
     if (resolved.server.accessLog) logAccess(app, resolved.prefix)
     await app.register(epd, { ...options, ui })
     if (load !== undefined) await app.register(reloading, { prefix: resolved.prefix, gateway: app.epd.gateway, load: async () => ({ ui, ...await load() }) })
     if (resolved.server.stateFile !== undefined) app.addHook('onClose', keepNodes(resolved.server.stateFile, app.epd.gateway))
-    if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
-    const url = await app.listen({ host, port })
-    if (!isLoopback(host) && resolved.apiKeys.length + resolved.keys.length === 0 && tls?.clientCa === undefined) onProgress(`warning: ${host} is reached from other machines, and there are no keys: whoever reaches it may use the models`)
+    const url = await listen(app, resolved, files)
+    warnOfOpen(resolved, onProgress)
     await embeddedReady(app.epd.embedded, onProgress)
-    const base = url + resolved.prefix
-    return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: resolved.apiKeys[0], adminKey: resolved.adminKey, close: async () => { await app.close() } }
+    return processOf(resolved, url, ui, async () => { await app.close() })
   } catch (err) {
     await app.close()
     throw err
   }
 }
 
-async function embeddedReady (embedded: { readonly ready: Promise<void> } | undefined, onProgress: (line: string) => void): Promise<void> {
+/** Is the inspection page on? */
+export function withPage ({ ui, server }: EpdOptions): boolean {
+  return ui ?? isLoopback(server?.host ?? '127.0.0.1')
+}
+
+export function processOf ({ prefix, apiKeys, adminKey }: ResolvedOptions, url: string, ui: boolean, close: () => Promise<void>): GatewayProcess {
+  const base = url + prefix
+  return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: apiKeys[0], adminKey, close }
+}
+
+export async function embeddedReady (embedded: { readonly ready: Promise<void> } | undefined, onProgress: (line: string) => void): Promise<void> {
   if (embedded === undefined) return
   const started = performance.now()
   onProgress('starting the embedded engines')

@@ -10,12 +10,18 @@ import { UsageError } from './usage.ts'
 interface ReloadingOptions {
   readonly gateway: Gateway
   readonly load: () => Promise<EpdOptions>
+  /** After what was loaded is in force here. */
+  readonly applied?: () => Promise<void>
 }
 
 /** SIGHUP and POST /epd/reload read the configuration again. One that is broken changes nothing. */
-export const reloading: FastifyPluginAsync<ReloadingOptions> = async function reloading (app, { gateway, load }) {
+export const reloading: FastifyPluginAsync<ReloadingOptions> = async function reloading (app, { gateway, load, applied }) {
   let last: Promise<unknown> = Promise.resolve()
-  const once = async (): Promise<Reloaded> => reload(gateway, resolveOptions(await load()))
+  const once = async (): Promise<Reloaded> => {
+    const reloaded = reload(gateway, resolveOptions(await load()))
+    await applied?.()
+    return reloaded
+  }
   // One after the other: of two that overlap, the older file could win.
   const next = async (): Promise<Reloaded> => await (last = last.then(once, once)) as Reloaded
 

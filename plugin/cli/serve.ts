@@ -3,7 +3,7 @@ import { startGateway } from './gateway-process.ts'
 import { loadConfig } from './config.ts'
 import { tlsFiles } from './tls.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
-import { levelOf, parseFlags, portOf, withUsage } from './usage.ts'
+import { levelOf, parseFlags, portOf, UsageError, withUsage } from './usage.ts'
 import { VLLM_FLAGS, withVllmFlags, type FromVllmFlags } from './vllm-flags.ts'
 
 const HELP = `fastify-epd serve: an OpenAI-compatible gateway with EPD routing
@@ -16,6 +16,7 @@ Options:
   --check            checks the configuration and ends: with 0 when it is good, else with 2 and what is wrong where
   --host HOST        address to listen on (default: server.host of the configuration, else 127.0.0.1)
   --port PORT        port to listen on, 0 takes a free one (default: server.port, else 8000)
+  --workers N        processes that serve requests under this port (default: server.workers, else 1)
   --log-level LEVEL  trace, debug, info, warn, error or silent (default: info; logs go to stderr)
   -h, --help         this text
 
@@ -37,6 +38,7 @@ const FLAGS = {
   check: { type: 'boolean', default: false },
   host: { type: 'string' },
   port: { type: 'string' },
+  workers: { type: 'string' },
   'log-level': { type: 'string' },
   ...VLLM_FLAGS,
   help: { type: 'boolean', short: 'h', default: false }
@@ -53,14 +55,16 @@ export function serveCommand (argv: string[]): Promise<number> {
     const { file, raw } = await loadConfig(values.config)
     const withFlags = (raw: EpdOptions): FromVllmFlags => withVllmFlags(withAddress(raw, values), values, process.env)
     const { options, notes } = withFlags(raw)
-    if (values.check) return check(options, file)
+    if (values.check) return await check(options, file)
     for (const note of notes) process.stderr.write(note + '\n')
-    const gateway = await startGateway({
+    const init = {
       options,
       load: async () => withFlags((await loadConfig(values.config)).raw).options,
       logLevel: levelOf('--log-level', values['log-level'] ?? (values['log-requests'] === true ? 'debug' : 'info')),
-      onProgress: line => { process.stderr.write(line + '\n') }
-    })
+      onProgress: (line: string) => { process.stderr.write(line + '\n') }
+    }
+    const { workers } = resolveOptions(options).server
+    const gateway = workers === 1 ? await startGateway(init) : await (await import('./workers/primary.ts')).startWorkers(workers, init)
     if (gateway.page !== undefined) process.stderr.write(`nodes, requests and their stages, live: ${gateway.page}\n`)
     // Before the line that says it is ready: who has read it may send a signal.
     const ended = Promise.race([once(process, 'SIGTERM'), once(process, 'SIGINT')])
@@ -73,14 +77,21 @@ export function serveCommand (argv: string[]): Promise<number> {
 }
 
 /** The configuration with the flags that go before it. */
-function withAddress (options: EpdOptions, { host, port }: { host?: string | undefined, port?: string | undefined }): EpdOptions {
-  if (host === undefined && port === undefined) return options
-  return { ...options, server: { ...options.server, ...(host === undefined ? {} : { host }), ...(port === undefined ? {} : { port: portOf('--port', port) }) } }
+function withAddress (options: EpdOptions, { host, port, workers }: { host?: string | undefined, port?: string | undefined, workers?: string | undefined }): EpdOptions {
+  const flags = { ...(host === undefined ? {} : { host }), ...(port === undefined ? {} : { port: portOf('--port', port) }), ...(workers === undefined ? {} : { workers: workersOf(workers) }) }
+  return Object.keys(flags).length === 0 ? options : { ...options, server: { ...options.server, ...flags } }
+}
+
+function workersOf (text: string): number {
+  const workers = Number(text)
+  if (!/^\d+$/.test(text) || workers < 1 || workers > 64) throw new UsageError(`--workers must be a whole number from 1 to 64, not '${text}'`)
+  return workers
 }
 
 /** Whatever else a start would trip over. */
-function check (options: EpdOptions, file: string | undefined): number {
-  const { nodes, server: { tls } } = resolveOptions(options)
+async function check (options: EpdOptions, file: string | undefined): Promise<number> {
+  const { nodes, server: { tls, workers } } = resolveOptions(options)
+  if (workers > 1) (await import('./workers/options.ts')).checkForWorkers(options)
   if (tls !== undefined) tlsFiles(tls)
   process.stdout.write(`${file ?? 'no configuration file: the defaults'}: ok, ${nodes.length} node${nodes.length === 1 ? '' : 's'}\n`)
   return 0

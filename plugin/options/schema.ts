@@ -165,6 +165,7 @@ const server = section({
   host: text('Address to listen on; --host goes before it.', { default: '127.0.0.1' }),
   port: Type.Integer({ minimum: 0, maximum: 65_535, default: 8_000, description: 'Port to listen on, 0 takes a free one; --port goes before it.' }),
   tls: Type.Optional(tls),
+  workers: Type.Integer({ minimum: 1, maximum: 64, default: 1, description: 'Processes that serve requests under one port; --workers goes before it.' }),
   accessLog: Type.Boolean({ default: true, description: 'One log line, of level info, for each request of the OpenAI routes.' }),
   stateFile: Type.Optional(text('File that keeps the nodes that register at run time, and those that are drained, over a restart.'))
 }, 'With `fastify-epd serve` only: how it listens. In code: Fastify\'s own options.')

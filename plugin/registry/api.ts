@@ -119,6 +119,8 @@ export interface RegistryApi {
   configure (nodes: readonly NodeOptions[]): NodeChanges
   /** What has changed at run time. */
   saved (): SavedNodes
+  /** All nodes, wherever they come from. */
+  listed (): SavedNodes
   snapshot (): RegistrySnapshot
   /** Resolves with the first snapshot for which `check` holds; rejects with the signal's reason or when the registry closes. */
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options?: { signal?: AbortSignal | undefined }): Promise<RegistrySnapshot>

@@ -123,6 +123,11 @@ export class Registry extends NodeTable implements RegistryApi {
     }
   }
 
+  listed (): SavedNodes {
+    const records = [...this.records.values()]
+    return { nodes: records.map(({ options: { configured: _configured, transient: _transient, ...node } }) => node), drained: records.filter(({ drained }) => drained).map(({ id }) => id) }
+  }
+
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options: { signal?: AbortSignal | undefined } = {}): Promise<RegistrySnapshot> {
     const signals = [this.closing.signal, ...(options.signal === undefined ? [] : [options.signal])]
     return new Promise((resolve, reject) => {

@@ -16,9 +16,39 @@ import type { Kind, Rate, Rates } from './rates.ts'
 const HEADERS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision-tokens' }
 const WORDS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision tokens' }
 
+/** Where keys are counted: in this process, or together with others. */
+export interface KeyCounts {
+  take (key: KeyOptions, kind: Kind, amount: number): Promise<Rate | undefined>
+  /** One more request at once; false when the key has as many as it may. */
+  begin (key: KeyOptions): boolean | Promise<boolean>
+  end (name: string): void
+}
+
+const elsewhere = new WeakMap<Gateway, KeyCounts>()
+
+/** The keys of this gateway are counted there from here on. */
+export function countKeysBy (gateway: Gateway, counts: KeyCounts): void {
+  elsewhere.set(gateway, counts)
+}
+
 export class Tenants {
   readonly #gateway: Gateway
   readonly #inFlight = new Map<string, number>()
+  readonly #own: KeyCounts = {
+    take: async (key, kind, amount) => {
+      // Loaded where a key has a bound.
+      this.#rates ??= import('./rates.ts').then(({ Rates }) => new Rates(this.#gateway.options.rates, this.#gateway.log))
+      return await (await this.#rates).take(key, kind, amount)
+    },
+    begin: ({ name, concurrency }) => {
+      const busy = this.#inFlight.get(name) ?? 0
+      if (concurrency !== undefined && busy >= concurrency) return false
+      this.#inFlight.set(name, busy + 1)
+      return true
+    },
+    end: name => { this.#inFlight.set(name, this.#inFlight.get(name)! - 1) }
+  }
+
   /** By the hash of the key: the time of a look-up by hash gives nothing away. */
   #byHash = new Map<string, KeyOptions>()
   #keys: readonly KeyOptions[] | undefined
@@ -42,7 +72,7 @@ export class Tenants {
     const { name, priority = 0, models } = key
     request[kHolder] = { name, priority, models }
     if (request.method !== 'POST') return
-    this.#enter(key, reply)
+    await this.#enter(key, reply)
     const watch: Watch = {
       began: async body => { await this.#charge(key, body, reply) },
       ended: (served, body) => { this.#settle(key, served, body) }
@@ -55,6 +85,10 @@ export class Tenants {
     (await this.#rates)?.close()
   }
 
+  get #counts (): KeyCounts {
+    return elsewhere.get(this.#gateway) ?? this.#own
+  }
+
   #keyOf (request: FastifyRequest): KeyOptions | undefined {
     const { keys } = this.#gateway.options
     if (keys !== this.#keys) {
@@ -65,20 +99,24 @@ export class Tenants {
     return token === undefined ? undefined : this.#byHash.get(`sha256:${digest(token).toString('hex')}`)
   }
 
-  /** Bounds how many requests of a key this gateway serves at once. */
-  #enter ({ name, concurrency }: KeyOptions, reply: FastifyReply): void {
-    const busy = this.#inFlight.get(name) ?? 0
-    if (concurrency !== undefined && busy >= concurrency) {
-      this.#count(name, 'refused')
-      throw epdError('EPD_ERR_RATE', [name, `${concurrency} requests at once`], { retryAfter: 1 })
-    }
-    this.#inFlight.set(name, busy + 1)
-    let left = false
-    onClosed(reply.raw, () => {
-      if (left) return
+  /** Bounds how many requests of a key are served at once. */
+  async #enter (key: KeyOptions, reply: FastifyReply): Promise<void> {
+    const counts = this.#counts
+    let [held, left] = [false, false]
+    const leave = (): void => {
       left = true
-      this.#inFlight.set(name, this.#inFlight.get(name)! - 1)
-    })
+      if (!held) return
+      held = false
+      counts.end(key.name)
+    }
+    onClosed(reply.raw, leave)
+    held = await counts.begin(key)
+    if (!held) {
+      this.#count(key.name, 'refused')
+      throw epdError('EPD_ERR_RATE', [key.name, `${key.concurrency} requests at once`], { retryAfter: 1 })
+    }
+    // Its client may have left in the meantime.
+    if (left) leave()
   }
 
   /** What a request will use is known when its body is there; of its answer's tokens, nothing. */
@@ -113,9 +151,7 @@ export class Tenants {
 
   async #ratesThere (key: KeyOptions, kind: Kind, amount: number): Promise<Rate | undefined> {
     if (key[kind] === undefined) return undefined
-    // Loaded where a key has a bound.
-    this.#rates ??= import('./rates.ts').then(({ Rates }) => new Rates(this.#gateway.options.rates, this.#gateway.log))
-    return await (await this.#rates).take(key, kind, amount)
+    return await this.#counts.take(key, kind, amount)
   }
 
   /** The request is over: its estimate becomes what the answer says it has used. */
