@@ -1,13 +1,15 @@
 /**
  * How media stand in the body of a request: one grammar, read by the gateway's byte scanner (plugin/body/media-collector.ts)
  * and by the engines' parser (`partsOf` below). It has every spelling that vLLM, SGLang and LMDeploy take, in /v1/chat/completions,
- * /v1/responses and /v1/messages:
+ * /v1/responses, /v1/messages, /v1/completions, and what embeds, ranks and scores:
  *
- * - Messages stand in a top-level list (`MESSAGE_LISTS`), and their parts in a list of theirs (`PART_LISTS`), or one part alone.
+ * - Messages stand in a top-level member (`MESSAGE_LISTS`), in a list or one alone, and their parts in a member of theirs (`PART_LISTS`), in a list or one
+ *   alone. But for those of a chat's list, a message without a role may be a part itself.
+ * - Some other members are read in the same way (`APART`), and some are media themselves (`LOOSE`). Only a server that sees can take these.
  * - A part is media by its type (`MEDIA`). One without a type, or with a `uuid`, is media by the first member of `MEDIA` that it has.
  * - Its URL, or base64 text, stands in the member of its type or, failing that, in one of `SOURCES`: as a string, or as `url` or
  *   `data` of an object. Media without one (null beside a `uuid`, a file id) and embeddings are media all the same: a server has to see them.
- * - A part that is no media itself may have a list of parts (a tool's result).
+ * - A part that is no media itself may have a list of parts (a tool's result), also in its `source` (a document).
  *
  * Null is absent.
  */
@@ -17,6 +19,12 @@ export type Modality = 'image' | 'video' | 'audio'
 
 /** Top-level members that hold messages: of chats, and of /v1/responses. */
 export const MESSAGE_LISTS: ReadonlySet<string> = new Set(['messages', 'input'])
+
+/** Others with parts, or with objects that hold parts: what is ranked or scored, a system prompt. */
+export const APART: ReadonlySet<string> = new Set(['system', 'documents', 'query', 'queries', 'items', 'inputs', 'text_1', 'text_2', 'data_1', 'data_2'])
+
+/** Others that are media, by their type: URL or base64 text, an object with one, or a list of these. */
+export const LOOSE: ReadonlyMap<string, string> = new Map([['image_data', 'image_data'], ['video_data', 'video'], ['audio_data', 'audio']])
 
 /** Members of a message that hold its parts: `output` is a tool's, in /v1/responses. In a part only `content`. */
 export const PART_LISTS: ReadonlySet<string> = new Set(['content', 'output'])
@@ -88,31 +96,58 @@ export interface FoundPart {
   readonly path: string
   /** Undefined when it is no media. */
   readonly type: string | undefined
+  /** Media that no encoder gets: it stands where only a server that sees knows what to do with it. */
+  readonly apart: boolean
 }
 
 /** All parts of a body in order of appearance, a part's own parts behind it. */
 export function * partsOf (body: Json): Generator<FoundPart> {
-  for (const list of Object.keys(body).filter(name => MESSAGE_LISTS.has(name))) {
-    for (const [message, value] of listOf(body[list]).entries()) {
-      if (!isObject(value)) continue
-      for (const name of Object.keys(value).filter(name => PART_LISTS.has(name))) {
-        const content = value[name]
-        const path = `${list}[${message}].${name}`
-        if (isObject(content)) yield { part: content, message, index: 0, path, type: mediaType(content) }
-        else yield * partsIn(listOf(content), path, 0, message)
-      }
+  for (const [name, value] of Object.entries(body)) {
+    const loose = LOOSE.get(name)
+    if (loose !== undefined) yield * looseIn(value, name, loose, 0)
+    else if (MESSAGE_LISTS.has(name) || APART.has(name)) yield * messagesIn(value, name)
+  }
+}
+
+function * messagesIn (value: unknown, list: string): Generator<FoundPart> {
+  const apart = APART.has(list)
+  // Chats are lists of messages, and of nothing else.
+  const onlyMessages = list === 'messages' && Array.isArray(value)
+  for (const [message, one] of (isObject(value) ? [value] : listOf(value)).entries()) {
+    if (!isObject(one)) continue
+    const path = isObject(value) ? list : `${list}[${message}]`
+    const type = onlyMessages || Object.hasOwn(one, 'role') ? undefined : mediaType(one)
+    if (type !== undefined) {
+      yield { part: one, message, index: 0, path, type, apart: true }
+      continue
+    }
+    for (const [name, content] of Object.entries(one)) {
+      if (name === 'source' && isObject(content) && !onlyMessages) yield * partsIn(listOf(content.content), `${path}.source.content`, 0, message, apart)
+      if (!PART_LISTS.has(name)) continue
+      if (isObject(content)) yield { part: content, message, index: 0, path: `${path}.${name}`, type: mediaType(content), apart }
+      else yield * partsIn(listOf(content), `${path}.${name}`, 0, message, apart)
     }
   }
 }
 
-function * partsIn (parts: readonly unknown[], list: string, depth: number, message: number, outermost?: number): Generator<FoundPart> {
+function * partsIn (parts: readonly unknown[], list: string, depth: number, message: number, apart: boolean, outermost?: number): Generator<FoundPart> {
   for (const [i, part] of parts.entries()) {
     const index = outermost ?? i
     const path = `${list}[${i}]`
     const type = isObject(part) ? mediaType(part) : undefined
-    yield { part, message, index, path, type }
-    if (type === undefined && isObject(part) && depth < MAX_NESTING) yield * partsIn(listOf(part.content), `${path}.content`, depth + 1, message, index)
+    yield { part, message, index, path, type, apart }
+    if (type !== undefined || !isObject(part) || depth === MAX_NESTING) continue
+    for (const [name, value] of Object.entries(part)) {
+      if (name === 'content') yield * partsIn(listOf(value), `${path}.content`, depth + 1, message, apart, index)
+      else if (name === 'source' && isObject(value)) yield * partsIn(listOf(value.content), `${path}.source.content`, depth + 1, message, apart, index)
+    }
   }
+}
+
+function * looseIn (value: unknown, path: string, type: string, depth: number): Generator<FoundPart> {
+  if (Array.isArray(value)) {
+    if (depth <= MAX_NESTING) for (const [i, one] of value.entries()) yield * looseIn(one, `${path}[${i}]`, type, depth + 1)
+  } else if (isObject(value) || typeof value === 'string') yield { part: isObject(value) ? value : { [type]: value }, message: 0, index: 0, path, type, apart: true }
 }
 
 export function mediaType (part: Json): string | undefined {

@@ -104,7 +104,11 @@ export function collectMedia (body: unknown, options: { maxItems?: number } = {}
   const { maxItems = DEFAULT_MAX_ITEMS } = options
   const base = requestSettings(body)
   const items: MediaItem[] = []
-  for (const { part, message, index, path: param, type } of partsOf(body)) {
+  for (const { part, message, index, path: param, type, apart } of partsOf(body)) {
+    if (apart) {
+      if (type === undefined) continue
+      throw new EngineError('unsupported', 'media are taken in the parts of messages only', { param })
+    }
     if (type === undefined) {
       checkOther(part, param)
       continue

@@ -1,9 +1,9 @@
 import type { Privileged } from '../../adapters/adapter.ts'
-import { MESSAGE_LISTS, PART_LISTS } from '../../adapters/wire/media.ts'
+import { APART, LOOSE, MESSAGE_LISTS, PART_LISTS } from '../../adapters/wire/media.ts'
 import { epdError, type EpdError } from '../errors.ts'
 import { decodeString, type JsonVisitor, type ScalarKind } from './json-scanner.ts'
 import { MediaCollector, type FoundMedia } from './media-collector.ts'
-import { CONTROL_FIELDS, GUARDED_MEMBERS } from './members.ts'
+import { CONTROL_FIELDS, GUARDED_MEMBERS, refuseControl } from './members.ts'
 
 /** Where a top-level member stands, in bytes. */
 export interface Member {
@@ -42,6 +42,8 @@ export class Collector implements JsonVisitor {
   /** Members of it that hold parts: parsers differ in which of two equal ones they believe. */
   #seen = ''
   #inParts = false
+  /** The media collector reads all of the top-level member. */
+  #whole = false
   /** Made for the first content that is no text. */
   #media: MediaCollector | undefined
 
@@ -61,41 +63,47 @@ export class Collector implements JsonVisitor {
   key (depth: number, start: number, end: number, escaped: boolean): void {
     const name = end - start > MAX_NAME ? undefined : decodeString(this.#bytes, start, end, escaped)
     if (depth === ROOT) this.#rootKey(name, start)
-    else if (depth === MESSAGES) this.#guardedKey(name)
+    else if (this.#whole) this.#media!.key(depth, name)
+    else if (depth === MESSAGES) refuseControl(this.#member.name, name)
     else if (depth === MESSAGE) this.#messageKey(name)
     else this.#media!.key(depth, name)
   }
 
   scalar (depth: number, kind: ScalarKind, start: number, end: number, escaped: boolean): void {
-    if (depth > MESSAGE) return this.#media!.scalar(depth, kind, start, end, escaped)
+    if (depth > MESSAGE || this.#whole) return this.#media!.scalar(depth, kind, start, end, escaped)
     if (depth === ROOT) {
       // Spans of values include the quotes.
       const quote = kind === 'string' ? 1 : 0
       this.#rootValue(kind, start - quote, end + quote, escaped)
+      if (quote === 1 && LOOSE.has(this.#member.name ?? '')) this.#readMedia().loose(this.#member.name!, { start, end, escaped })
     } else if (depth === MESSAGES) this.#message++
     else if (depth === 0) throw notAnObject()
   }
 
   open (depth: number, array: boolean, start: number): boolean {
+    if (this.#whole) return this.#media!.open(depth, array, start)
     switch (depth) {
       case 0:
         if (array) throw notAnObject()
         return true
       case ROOT: {
         this.#rootValue(array ? 'array' : 'object', start, start, false)
-        const { name } = this.#member
+        const { name = '' } = this.#member
         this.#message = -1
-        return array ? MESSAGE_LISTS.has(name ?? '') : GUARDED_MEMBERS.includes(name ?? '')
+        // Most often messages are text: these are read here.
+        if (name === 'messages' && array) return true
+        this.#whole = MESSAGE_LISTS.has(name) || APART.has(name) || LOOSE.has(name)
+        if (this.#whole) this.#readMedia().beginMember(depth, name, array, start)
+        return this.#whole || (!array && GUARDED_MEMBERS.includes(name))
       }
       case MESSAGES:
         this.#message++
         this.#seen = ''
-        return !array && MESSAGE_LISTS.has(this.#member.name ?? '')
+        return !array && this.#member.name === 'messages'
       case MESSAGE:
         this.#inParts = PART_LISTS.has(this.#name ?? '')
         if (!this.#inParts) return false
-        this.#media ??= new MediaCollector(this.#bytes)
-        this.#media.begin(depth, this.#message, `${this.#where()}.${this.#name}`, array, start)
+        this.#readMedia().begin(depth, this.#message, `${this.#where()}.${this.#name}`, array, start)
         return true
       default:
         return this.#media!.open(depth, array, start)
@@ -103,8 +111,15 @@ export class Collector implements JsonVisitor {
   }
 
   close (depth: number, end: number): void {
-    if (depth === ROOT) this.#member.end = end
-    else if (depth > MESSAGE || (depth === MESSAGE && this.#inParts)) this.#media!.close(depth, end)
+    if (depth === ROOT) {
+      this.#member.end = end
+      if (this.#whole) this.#media!.close(depth, end)
+      this.#whole = false
+    } else if (depth > MESSAGE || this.#whole || (depth === MESSAGE && this.#inParts)) this.#media!.close(depth, end)
+  }
+
+  #readMedia (): MediaCollector {
+    return (this.#media ??= new MediaCollector(this.#bytes))
   }
 
   #rootKey (name: string | undefined, start: number): void {
@@ -129,12 +144,6 @@ export class Collector implements JsonVisitor {
     member.valueStart = valueStart
     member.end = end
     member.escaped = escaped
-  }
-
-  #guardedKey (name: string | undefined): void {
-    if (name === undefined || !CONTROL_FIELDS.includes(name)) return
-    const param = `${this.#member.name}.${name}`
-    throw epdError('EPD_ERR_INVALID_VALUE', [`${param} is not for clients to set`], { param })
   }
 
   #messageKey (name: string | undefined): void {

@@ -35,13 +35,13 @@ function estimateTokens (size: PictureSize | undefined, modality: Modality): num
 export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]): Promise<MediaItem[]> {
   const pace = new Pace()
   const items: MediaItem[] = []
-  for (const { message, part, path, type, url: text, member, span } of found) {
+  for (const { message, part, path, type, url: text, member, span, apart } of found) {
     const modality = MEDIA.get(type)!
     // Media without a URL have an empty one: nothing is read there and nothing put.
     const { start, end, escaped } = text ?? { start: span.start, end: span.start, escaped: false }
     const size = modality === 'image' && text !== undefined ? inlineSize(bytes, start, end, escaped) : undefined
     const routeKey = text === undefined ? await hash(bytes, span.start, span.end, pace) : await hash(bytes, start, end, pace)
-    const unencodable = text !== undefined ? undefined : isEmbedded(type) ? 'embeddings' : 'media without a URL'
+    const unencodable = text === undefined ? isEmbedded(type) ? 'embeddings' : 'media without a URL' : apart ? 'media outside of messages' : undefined
     items.push({
       index: items.length,
       message,

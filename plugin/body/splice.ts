@@ -1,6 +1,5 @@
 /** A body with changes, made of slices of the original bytes. */
 import type { BodyEdits, MediaItem, MediaPart } from '../../adapters/adapter.ts'
-import { MESSAGE_LISTS } from '../../adapters/wire/media.ts'
 import type { Member } from './collector.ts'
 
 /** Slices shorter than this are copied together: a write call costs more than copying them, in bytes. */
@@ -20,7 +19,7 @@ export function splice (bytes: Buffer, members: readonly Member[], media: readon
     const { name, start, end } = member
     if (name !== undefined && added.has(name)) texts.push([memberText(name, added.get(name)!)])
     else if (name !== undefined && remove.includes(name)) continue
-    else texts.push(MESSAGE_LISTS.has(name ?? '') ? withMedia(bytes, member, media, mediaUrls, mediaParts) : [bytes.subarray(start, end)])
+    else texts.push(media.length > 0 ? withMedia(bytes, member, media, mediaUrls, mediaParts) : [bytes.subarray(start, end)])
     if (name !== undefined) added.delete(name)
   }
   for (const [name, json] of added) texts.push([memberText(name, json)])
@@ -55,18 +54,18 @@ export function pick (body: { readonly bytes: Buffer, json (name: string): Buffe
   return compact(chunks)
 }
 
-/** A list of messages, with new URLs and parts for its media. */
+/** A member, with new URLs and parts for its media. */
 function withMedia (bytes: Buffer, list: Member, media: readonly MediaItem[], urls: ReadonlyArray<string | undefined>, parts: ReadonlyArray<MediaPart | undefined>): Buffer[] {
   const chunks: Buffer[] = []
   let start = list.start
   for (const [i, item] of media.entries()) {
-    const { url, span, unencodable } = item
+    const { url, span } = item
     if (span.start < list.start || span.end > list.end) continue
     const [replacement, part] = [urls[i], parts[i]]
     if (part !== undefined) {
       chunks.push(bytes.subarray(start, span.start), ...partChunks(bytes, item, part))
       start = span.end
-    } else if (replacement !== undefined && unencodable === undefined) {
+    } else if (replacement !== undefined && url.end > url.start) {
       chunks.push(bytes.subarray(start, url.start), Buffer.from(JSON.stringify(replacement).slice(1, -1)))
       start = url.end
     }

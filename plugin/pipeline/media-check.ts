@@ -33,7 +33,7 @@ export class MediaCheck {
     const urls: string[] = []
     const look = await looker()
     for (const item of body.media) {
-      if (item.unencodable !== undefined) continue
+      if (item.url.end === item.url.start) continue
       const found = await this.#bytesOf(item, textOf(body, item), signal)
       if (found === undefined) continue
       const wrong = await look(found.bytes)

@@ -26,8 +26,9 @@ export function prefixKey (body: Body, path: string): string | undefined {
   if (value === undefined) return undefined
   const isList = value[0] === 0x5b
   if (name === 'prompt' || !isList) return hash(value, name === 'prompt' ? Math.min(PROMPT_BYTES, value.length) : value.length)
-  const [picture] = body.media
-  const start = picture === undefined ? value.length : picture.span.start - (value.byteOffset - body.bytes.byteOffset)
+  const from = value.byteOffset - body.bytes.byteOffset
+  const picture = body.media.find(({ span }) => span.start >= from && span.end <= from + value.length)
+  const start = picture === undefined ? value.length : picture.span.start - from
   const opening = picture?.message === 0 ? undefined : openingOf(value, Math.min(start, MAX_OPENING))
   return opening === undefined && picture !== undefined ? picture.routeKey : hash(value, opening?.end ?? value.length)
 }

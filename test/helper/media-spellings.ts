@@ -59,14 +59,56 @@ export const NONE: Record<string, unknown> = {
 }
 
 export type Wrap = (parts: unknown[]) => unknown
-const inList = (role: string): Wrap => content => ({ role, content })
-const CHAT_ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'robot']
-/** Each route's messages around a list of parts. */
-export const PLACES: Record<string, { list: 'messages' | 'input', wrap: Wrap }> = {
-  ...Object.fromEntries(CHAT_ROLES.map(role => [`chat, ${role}`, { list: 'messages' as const, wrap: inList(role) }])),
-  'chat, no role': { list: 'messages', wrap: content => ({ content }) },
-  'messages, a tool\'s result': { list: 'messages', wrap: parts => ({ role: 'user', content: [{ type: 'tool_result', tool_use_id: 't', content: parts }] }) },
-  'messages, a result in a result': { list: 'messages', wrap: parts => ({ role: 'user', content: [{ content: [{ type: 'tool_result', content: parts }], type: 'tool_result' }] }) },
-  'responses, a message': { list: 'input', wrap: content => ({ type: 'message', role: 'user', content }) },
-  'responses, a function\'s output': { list: 'input', wrap: output => ({ type: 'function_call_output', call_id: 'c', output }) }
+export interface Place {
+  /** The top-level member. */
+  readonly member: string
+  /** Its value around a list of parts. */
+  readonly wrap: Wrap
+  readonly routes: readonly string[]
 }
+const CHATS = ['/v1/chat/completions', '/v1/messages']
+const RESPONSES = ['/v1/responses']
+const CHAT_ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'robot']
+const chat = (wrap: Wrap): Place => ({ member: 'messages', wrap: parts => [wrap(parts)], routes: CHATS })
+const result: Wrap = content => ({ type: 'tool_result', tool_use_id: 't', content })
+const document: Wrap = content => ({ type: 'document', title: 'x', source: { type: 'content', content } })
+
+/** Places of which an encoder gets the media: each route's messages around a list of parts. */
+export const PLACES: Record<string, Place> = {
+  ...Object.fromEntries(CHAT_ROLES.map(role => [`chat, ${role}`, chat(content => ({ role, content }))])),
+  'chat, no role': chat(content => ({ content })),
+  'chat, one message alone': { member: 'messages', wrap: content => ({ role: 'user', content }), routes: CHATS },
+  'messages, a tool\'s result': chat(parts => ({ role: 'user', content: [result(parts)] })),
+  'messages, a result in a result': chat(parts => ({ role: 'user', content: [{ content: [{ type: 'tool_result', content: parts }], type: 'tool_result' }] })),
+  'messages, a document': chat(parts => ({ role: 'user', content: [document(parts)] })),
+  'messages, a document in a result': chat(parts => ({ role: 'user', content: [result([document(parts)])] })),
+  'responses, a message': { member: 'input', wrap: content => [{ type: 'message', role: 'user', content }], routes: RESPONSES },
+  'responses, one message alone': { member: 'input', wrap: content => ({ content, role: 'user' }), routes: RESPONSES },
+  'responses, a function\'s output': { member: 'input', wrap: output => [{ type: 'function_call_output', call_id: 'c', output }], routes: RESPONSES }
+}
+
+/** Places of which only a model that sees knows what to do with the media. */
+export const APART_PLACES: Record<string, Place> = {
+  'rerank, a document': { member: 'documents', wrap: content => ['text', { content }], routes: ['/v1/rerank'] },
+  'rerank, all documents in one': { member: 'documents', wrap: content => ({ content }), routes: ['/v1/rerank'] },
+  'rerank, the query': { member: 'query', wrap: content => ({ content }), routes: ['/v1/rerank'] },
+  'score, text_1': { member: 'text_1', wrap: content => ({ content }), routes: ['/v1/score'] },
+  'score, text_2': { member: 'text_2', wrap: content => [{ content }], routes: ['/v1/score'] },
+  'score, queries': { member: 'queries', wrap: content => [{ content }], routes: ['/v1/score'] },
+  'score, items': { member: 'items', wrap: parts => parts, routes: ['/v1/score'] },
+  'score, data_1': { member: 'data_1', wrap: content => ({ content }), routes: ['/v1/score'] },
+  'score, data_2': { member: 'data_2', wrap: parts => parts, routes: ['/v1/score'] },
+  'embeddings, a part for an input': { member: 'input', wrap: parts => parts, routes: ['/v1/embeddings'] },
+  'embeddings, one part alone': { member: 'input', wrap: parts => Array.isArray(parts.at(-1)) ? parts : parts.at(-1) ?? null, routes: ['/v1/embeddings'] },
+  'embeddings, messages for inputs': { member: 'inputs', wrap: content => [{ content }], routes: ['/v1/embeddings'] },
+  'messages, the system prompt': { member: 'system', wrap: parts => parts, routes: ['/v1/messages'] },
+  'messages, a document in the system prompt': { member: 'system', wrap: parts => [document(parts)], routes: ['/v1/messages'] }
+}
+
+/** Media that stand alone in a top-level member, with so many items. */
+export const LOOSE_MEDIA: Array<readonly [items: number, body: Record<string, unknown>]> = [
+  [1, { image_data: PICTURE }], [1, { image_data: PNG }], [2, { image_data: [PICTURE, PNG] }], [1, { image_data: [{ data: PNG, id: 12 }] }], [1, { image_data: { url: PICTURE } }],
+  [3, { image_data: [[PICTURE], [PNG, { url: PICTURE }]] }], [1, { image_data: [null, { id: 7 }] }], [1, { image_data: [{ type: 'text', data: PNG }] }],
+  [1, { video_data: 'https://example.com/a.mp4' }], [1, { audio_data: ['https://example.com/a.wav'] }],
+  [0, { image_data: null }], [0, { image_data: [] }], [0, { image_data: [[]] }], [0, { image_data: 7 }], [0, { data: PNG, url: PICTURE }]
+]
