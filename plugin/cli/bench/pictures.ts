@@ -22,12 +22,14 @@ const SUB = 1
 const UP = 2
 
 const deflated = promisify(deflate)
+/** Not of the type of its name: whoever has not installed it must be able to bundle and compile without. */
+const SHARP: string = 'sharp'
 
 /** @throws Error when pictures are to be JPEG and there is no encoder */
 export async function pictureMaker ({ seed, width, height, format }: PictureOptions): Promise<Pictures> {
   const png = (id: number): Promise<Buffer> => pngOf(width, height, seeded(seed, id))
   if (format === 'png') return async id => dataUrl('image/png', await png(id))
-  const { default: sharp } = await import('sharp').catch(() => { throw new Error('JPEG pictures need the package sharp: npm install sharp, or ask for PNG') })
+  const { default: sharp } = await (import(SHARP) as Promise<typeof import('sharp')>).catch(() => { throw new Error('JPEG pictures need the package sharp: npm install sharp, or ask for PNG') })
   return async id => dataUrl('image/jpeg', await sharp(await png(id)).jpeg({ quality: JPEG_QUALITY }).toBuffer())
 }
 
