@@ -1,13 +1,17 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { TraceSummary } from '../traces/summary.ts'
 import type { TraceView } from '../traces/view.ts'
-import { UnreachableError } from './trace-source.ts'
+import { UnreachableError } from './gateway-client.ts'
+
+export type Wanted = (trace: Pick<TraceSummary, 'status' | 'failures'>) => boolean
 
 export interface FollowOptions {
   /** Reads from the gateway; undefined for 404. @throws UnreachableError while it is down */
   readonly get: <T extends object>(path: string) => Promise<T | undefined>
   /** Query of GET /epd/traces. */
   readonly filter: URLSearchParams
+  /** Which of them are shown. @default all */
+  readonly wanted?: Wanted
   readonly show: (trace: TraceView) => void
   /** The gateway went down, and came back. */
   readonly onLost: (err: Error) => void
@@ -27,7 +31,7 @@ const LIMIT = 200
  * Shows each request once it is complete, oldest first, from now until the signal aborts. Waits for a gateway that
  * restarts; rejects when the gateway is down at the start.
  */
-export async function follow ({ get, filter, show, onLost, onFound, signal, settledMs }: FollowOptions): Promise<void> {
+export async function follow ({ get, filter, wanted = () => true, show, onLost, onFound, signal, settledMs }: FollowOptions): Promise<void> {
   filter.set('limit', String(LIMIT))
   const list = async (): Promise<TraceSummary[]> => (await get<{ traces: TraceSummary[] }>(`/epd/traces?${filter}`))?.traces ?? []
   let seen = new Set((await list()).map(trace => trace.traceId))
@@ -37,7 +41,7 @@ export async function follow ({ get, filter, show, onLost, onFound, signal, sett
       if (seen.has(traceId) || partial || Date.now() - Date.parse(start) - durationMs < settledMs) continue
       const trace = await get<TraceView>(`/epd/traces/${traceId}`)
       seen.add(traceId)
-      if (trace !== undefined && !signal.aborted) show(trace)
+      if (trace !== undefined && wanted(trace) && !signal.aborted) show(trace)
     }
     // A trace that left the list never comes back.
     if (traces.length > 0) seen = new Set(traces.map(trace => trace.traceId).filter(id => seen.has(id)))

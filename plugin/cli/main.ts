@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The command line. Each command has a file, which is loaded only when it runs. */
 import { VERSION } from '../../adapters/wire/version.ts'
+import { clean } from './terminal.ts'
 
 const HELP = `fastify-epd ${VERSION}: EPD routing for vision-language models
 
@@ -11,6 +12,7 @@ Commands:
   engine   start one reference engine (encoder or language model)
   demo     start gateway and engines, ask about a sample picture, show the stages
   trace    show the last (or a given) request's stages as a waterfall
+  nodes    the nodes of a running gateway: list, add, remove, drain
   bench    send a load of pictures and text to any OpenAI-compatible server, and measure it
 
 fastify-epd <command> --help lists a command's options.
@@ -23,6 +25,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   engine: async () => (await import('./engine.ts')).engineCommand,
   demo: async () => (await import('./demo.ts')).demoCommand,
   trace: async () => (await import('./trace.ts')).traceCommand,
+  nodes: async () => (await import('./nodes.ts')).nodesCommand,
   bench: async () => (await import('./bench/command.ts')).benchCommand
 }
 
@@ -49,7 +52,7 @@ for (const stream of [process.stdout, process.stderr]) stream.on('error', (err: 
 main(process.argv.slice(2)).then(
   code => { process.exitCode = code },
   (err: unknown) => {
-    process.stderr.write(`fastify-epd: ${err instanceof Error ? err.message : String(err)}\n`)
+    process.stderr.write(`fastify-epd: ${(err instanceof Error ? err.message : String(err)).split('\n').map(clean).join('\n')}\n`)
     process.exitCode = 1
   }
 )

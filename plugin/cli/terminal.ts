@@ -15,16 +15,14 @@ export function clean (text: string): string {
   return text.replace(/[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, ' ')
 }
 
-/** Rows in columns, without control characters. Columns with a number, with or without a unit, stand at the right. */
+/** Rows in columns, without control characters. A column of numbers, with or without a unit, stands at the right, also below a head. */
 export function table (rows: ReadonlyArray<readonly string[]>): string {
   const shown = rows.map(row => row.map(clean))
-  const columns: Array<{ width: number, numbers: boolean }> = []
-  for (const row of shown) {
-    for (const [i, cell] of row.entries()) {
-      const { width = 0, numbers = false } = columns[i] ?? {}
-      columns[i] = { width: Math.max(width, cell.length), numbers: numbers || (i > 0 && NUMBER.test(cell)) }
-    }
-  }
+  const columns = Array.from({ length: Math.max(...shown.map(row => row.length)) }, (_, i) => {
+    const cells = shown.map(row => row[i] ?? '')
+    const values = (cells.length > 1 ? cells.slice(1) : cells).filter(cell => cell !== '' && cell !== '-')
+    return { width: Math.max(...cells.map(cell => cell.length)), numbers: i > 0 && values.length > 0 && values.every(cell => NUMBER.test(cell)) }
+  })
   return shown.map(row => row.map((cell, i) => {
     const { width, numbers } = columns[i]!
     return numbers ? cell.padStart(width) : cell.padEnd(width)

@@ -1,4 +1,5 @@
 import { parseArgs, type ParseArgsConfig } from 'node:util'
+import { clean } from './terminal.ts'
 
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const
 
@@ -52,7 +53,7 @@ export async function withUsage (command: string, run: () => Promise<number>): P
     return await run()
   } catch (err) {
     if (!(err instanceof UsageError)) throw err
-    process.stderr.write(`fastify-epd ${command}: ${err.message}\nfastify-epd ${command} --help lists the options.\n`)
+    process.stderr.write(`fastify-epd ${command}: ${err.message.split('\n').map(clean).join('\n')}\nfastify-epd ${command} --help lists the options.\n`)
     return 2
   }
 }

@@ -9,7 +9,7 @@ export interface WaterfallOptions {
   readonly color?: boolean
 }
 
-interface Row { readonly span: SpanView, readonly depth: number }
+export interface Row { readonly span: SpanView, readonly depth: number }
 
 const DEFAULT_WIDTH = 100
 const MIN_WIDTH = 60
@@ -53,14 +53,14 @@ export function renderWaterfall (trace: TraceView, options: WaterfallOptions = {
     const bar = barOf(span, zero, total, barWidth)
     const head = `${name} ${paint(bar, colorOf(span))} ${duration(span.durationMs).padStart(8)}`
     const room = width - nameWidth - barWidth - 11
-    const facts = cut(factsOf(span), room)
+    const facts = cut(factsOf(span).join('  '), room)
     return (facts === '' ? head : `${head} ${span.status.code === 'error' ? paint(facts, 31) : facts}`).trimEnd()
   })
   return [`trace ${trace.traceId}  ${clean(trace.name)}  ${trace.status}  ${duration(trace.durationMs)}`, ...lines].join('\n') + '\n'
 }
 
 /** Depth first, children in order of their start. A span whose parent is not here stands at the top. */
-function rowsOf (spans: readonly SpanView[]): Row[] {
+export function rowsOf (spans: readonly SpanView[]): Row[] {
   const ids = new Set(spans.map(span => span.spanId))
   const children = new Map<string | null, SpanView[]>()
   for (const span of spans) {
@@ -90,7 +90,8 @@ function barOf (span: SpanView, zero: number, total: number, width: number): str
   return '·'.repeat(from) + '█'.repeat(length) + '·'.repeat(width - from - length)
 }
 
-function factsOf (span: SpanView): string {
+/** What explains a span, in the words that stand beside its bar. */
+export function factsOf (span: SpanView): string[] {
   const facts = FACTS.flatMap(([key, show]) => {
     const value = span.attributes[key]
     return value === undefined ? [] : [show(String(value))]
@@ -98,7 +99,7 @@ function factsOf (span: SpanView): string {
   if (span.attributes[ATTR.node] === undefined && span.instance !== null) facts.unshift(`@ ${span.instance.replace(/^https?:\/\//, '')}`)
   if (span.status.code === 'error') facts.unshift(['ERROR', span.attributes[ATTR.errorType], span.status.message].filter(part => part !== undefined).join(' '))
   if (span.attributes[ATTR.aborted] === true) facts.unshift('client left')
-  return facts.filter(fact => fact !== '').join('  ')
+  return facts.filter(fact => fact !== '')
 }
 
 function colorOf (span: SpanView): number {
