@@ -237,6 +237,8 @@ async function suite (browser: Browser): Promise<void> {
     t.equal(await selected(), first)
     await shows(page, first)
     await page.keyboard.press('Tab')
+    t.equal(await page.evaluate('document.activeElement.name'), 'compare', 'behind the list are the request\'s button and its spans')
+    await page.keyboard.press('Tab')
     await page.keyboard.press('Enter')
     t.ok(await page.locator('#detail .span[open]').count() > 0, 'a span opens with Enter')
     const outline = await page.evaluate('getComputedStyle(document.activeElement).outlineStyle')

@@ -62,3 +62,11 @@ export async function nodeScene (t: Scope, options: EpdOptions = {}): Promise<Fa
   while (registry.get(sick.url)!.breakers.decode === 'closed') registry.acquire(sick.url, 'decode').end(new Error('scripted'), 'failed')
   return { url, nodes, store, hash: `#node=${encodeURIComponent(sick.url)}` }
 }
+
+/** Two of those requests beside each other: the first one, with nothing cached, and a later one about the same picture. */
+export async function comparedScene (t: Scope): Promise<Scene> {
+  const { url } = await normalScene(t)
+  const { traces } = await (await fetch(`${url}/epd/traces?plan=e-pd`)).json() as { traces: Array<{ traceId: string, items: number }> }
+  const single = traces.filter(({ items }) => items === 1)
+  return { url, hash: `#trace=${single[0]!.traceId}&compare=${single.at(-1)!.traceId}` }
+}

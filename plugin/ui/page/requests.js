@@ -9,6 +9,7 @@ export class RequestList {
   #onSelect
   #rows = new Map()
   #order = []
+  #compare
   selected
 
   constructor (box, onSelect) {
@@ -56,10 +57,14 @@ export class RequestList {
     this.#onSelect(id)
   }
 
-  /** Shows it as the selected one; it may not be in the list. */
-  mark (id) {
+  /** Shows it as the selected one; it may not be in the list. @param compare the one it is compared with */
+  mark (id, compare = this.#compare) {
     this.selected = id
-    for (const [trace, row] of this.#rows) row.setAttribute('aria-selected', String(trace === id))
+    this.#compare = compare
+    for (const [trace, row] of this.#rows) {
+      row.setAttribute('aria-selected', String(trace === id))
+      row.classList.toggle('compared', trace === compare && trace !== id)
+    }
     if (this.#rows.has(id)) this.#box.setAttribute('aria-activedescendant', `r${id}`)
     else this.#box.removeAttribute('aria-activedescendant')
   }
