@@ -1,3 +1,4 @@
+import { trace, TraceFlags, type Context } from '@opentelemetry/api'
 import { expose, type Exposition, type Family } from '../../adapters/wire/exposition.ts'
 import { processMetrics } from '../../adapters/wire/process-metrics.ts'
 import { Histogram, type Sample } from '../../adapters/wire/series.ts'
@@ -14,7 +15,7 @@ export interface EngineMetrics {
   /** Gauges and counters are read from the engine at this moment. @param accept the scraper's header */
   read (accept: string | undefined): Exposition
   /** `seconds`: from the complete request to the last byte of its answer. */
-  observeRequest (operation: string, seconds: number): void
+  observeRequest (operation: string, seconds: number, context: Context): void
   close (): void
 }
 
@@ -23,7 +24,7 @@ export function engineMetrics (engine: EngineService): EngineMetrics {
   const duration = latency(DURATION_BOUNDS)
   const latencies: Record<LatencyName, Histogram> = { time_to_first_token: latency(TTFT_BOUNDS), time_per_output_token: latency(TPOT_BOUNDS) }
   const { name: model } = engine.model
-  engine.counters.onObserve((name, seconds) => { latencies[name].record(seconds, ['chat', model]) })
+  engine.counters.onObserve((name, seconds, context) => { latencies[name].record(seconds, ['chat', model], sampledTrace(context)) })
   const process = processMetrics({ component: 'engine', role: engine.role, backend: engine.backend, version: VERSION })
   const histogram = (name: string, help: string, histogram: Histogram): Family => ({ name, type: 'histogram', unit: 's', help, read: () => histogram.distributions() })
   const families = [
@@ -36,9 +37,15 @@ export function engineMetrics (engine: EngineService): EngineMetrics {
   ]
   return {
     read: accept => expose(families, accept),
-    observeRequest: (operation, seconds) => { duration.record(seconds, [operation, model]) },
+    observeRequest: (operation, seconds, context) => { duration.record(seconds, [operation, model], sampledTrace(context)) },
     close: process.close
   }
+}
+
+/** The trace that an exemplar may name: one that the caller has sampled. */
+function sampledTrace (context: Context | undefined): string | undefined {
+  const span = context === undefined ? undefined : trace.getSpanContext(context)
+  return span !== undefined && (span.traceFlags & TraceFlags.SAMPLED) !== 0 ? span.traceId : undefined
 }
 
 function gauges (engine: EngineService): Family[] {

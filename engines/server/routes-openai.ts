@@ -48,8 +48,9 @@ async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTi
   abortWhenClientGone(reply, flight)
   closeWhenAborted(reply, flight)
   reply.header(REQUEST_ID_HEADER, flight.requestId)
+  const context = contextOf(request.headers)
   const ended = (): void => {
-    state.metrics?.observeRequest(operation, (performance.now() - startedAt) / 1_000)
+    state.metrics?.observeRequest(operation, (performance.now() - startedAt) / 1_000, context)
     flight.end()
   }
   try {
@@ -59,7 +60,7 @@ async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTi
       requestId: flight.requestId,
       tenant: textOf(body[TENANT_FIELD]),
       consumer: headerOf(request, CONSUMER_HEADER),
-      context: contextOf(request.headers)
+      context
     })
     return sendAnswer(reply, answer, { flight, unreadTimeoutMs, ended })
   } catch (err) {

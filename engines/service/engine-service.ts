@@ -55,6 +55,7 @@ export type GaugeName = keyof typeof GAUGES
 
 /** Histograms of the GenAI semantic conventions that an engine feeds, in seconds; the api_server measures whole requests itself. */
 export type LatencyName = 'time_to_first_token' | 'time_per_output_token'
+type LatencyListener = (name: LatencyName, seconds: number, context: Context | undefined) => void
 
 /**
  * What an engine has done since its start, in plain numbers that GET /metrics reads. The api_server listens for
@@ -69,14 +70,15 @@ export class EngineCounters {
   migratedBytes = 0
   /** ACKs that ended a lease of this engine (as producer). */
   acks = 0
-  #listener: ((name: LatencyName, seconds: number) => void) | undefined
+  #listener: LatencyListener | undefined
 
-  observe (name: LatencyName, seconds: number): void {
-    this.#listener?.(name, seconds)
+  /** @param context the caller's, whose trace the latency is an example of */
+  observe (name: LatencyName, seconds: number, context?: Context): void {
+    this.#listener?.(name, seconds, context)
   }
 
   /** One listener: the api_server's histograms. */
-  onObserve (listener: (name: LatencyName, seconds: number) => void): void {
+  onObserve (listener: LatencyListener): void {
     this.#listener = listener
   }
 }

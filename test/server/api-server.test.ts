@@ -229,6 +229,16 @@ t.test('metrics are good Prometheus text and good OpenMetrics, before and after 
   }
 })
 
+t.test('an exemplar names the trace of a sampled request', async t => {
+  const { get, post } = await start(t)
+  const of = (flags: string, digit: string): Record<string, string> => ({ traceparent: `00-${digit.repeat(32)}-b7ad6b7169203331-${flags}` })
+  await post('/v1/chat/completions', MESSAGES, of('01', 'a'))
+  const { text } = await get('/metrics', { accept: 'application/openmetrics-text' })
+  t.match(text, new RegExp(`^gen_ai_server_request_duration_seconds_bucket\\{.*\\} 1 # \\{trace_id="${'a'.repeat(32)}"\\}`, 'm'))
+  await post('/v1/chat/completions', MESSAGES, of('00', 'c'))
+  t.notMatch((await get('/metrics', { accept: 'application/openmetrics-text' })).text, 'cccc')
+})
+
 t.test('metrics carry every name of the design, read at the moment of asking', async t => {
   const { engine, get, post } = await start(t)
   await post('/v1/chat/completions', MESSAGES)

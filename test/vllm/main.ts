@@ -8,13 +8,14 @@ import { parseArgs } from 'node:util'
 import t, { type Test } from 'tap'
 import { bearsMalice, equalsPlain, losesOneToTruncatedFiles, sharesVisionWork, survivesConsumer, survivesEncoder, survivesPrefill, throwsOldHandlesAway } from './scenarios.ts'
 import { VllmServers } from './servers.ts'
+import { oneWaterfall, startCollector } from './spans.ts'
 
-const HELP = `npm run test:vllm -- --model FOLDER [--only e-pd|e-p-d|mooncake]
+const HELP = `npm run test:vllm -- --model FOLDER [--only e-pd|e-p-d|mooncake|spans]
 
 Starts vLLM servers on loopback, at most four at a time, and tests the gateway in front of them: 10 to 30 minutes on a CPU.
 
   --model FOLDER  a vision-language model; a tiny one with random weights will do. Also EPD_VLLM_MODEL
-  --only NAME     one topology; mooncake, E -> PD with ECMooncakeConnector, runs only when it is named; on a CPU PD loads nothing (0.32.0):  pip install mooncake-transfer-engine
+  --only NAME     one topology; spans: E -> PD once, whose spans must be one tree with the gateway's; mooncake, E -> PD with ECMooncakeConnector, runs only when it is named; on a CPU PD loads nothing (0.32.0):  pip install mooncake-transfer-engine
   EPD_VLLM        the vllm command (default: vllm in PATH). It is installed by:  pip install vllm nixl
   EPD_VLLM_ARGS   arguments for every server, such as  --kv-cache-memory-bytes 64M  on a CPU
 `
@@ -38,14 +39,19 @@ const PATIENCE_MS = 15 * 60_000
 const P_KEEPS_MS = 32_000
 t.setTimeout(0)
 const extra = (process.env.EPD_VLLM_ARGS ?? '').split(/\s+/).filter(word => word !== '')
-const servers = await VllmServers.prepare({ command, model, extra, patience: PATIENCE_MS })
+const only = (name: string): boolean => values.only === name
+const collector = only('spans') ? await startCollector(t) : undefined
+const servers = await VllmServers.prepare({ command, model, extra, patience: PATIENCE_MS, ...(collector === undefined ? {} : { otlp: collector.url }) })
 t.teardown(() => servers.close())
 t.comment(`vllm ${version.stdout.trim().split('\n').at(-1)}, logs in ${servers.logs}`)
 /** A test that takes as long as the servers do. */
 const real = async (name: string, run: (t: Test) => Promise<void>): Promise<void> => { await t.test(name, { timeout: 0 }, run) }
-const only = (name: string): boolean => values.only === name
 const always = { routing: { disaggregate: 'always' } } as const
-await servers.start('plain', ...(only('mooncake') ? [] : ['e'] as const))
+if (collector === undefined) await servers.start('plain', ...(only('mooncake') ? [] : ['e'] as const))
+else {
+  await servers.start('e', 'pd')
+  await real('spans of vLLM and of the gateway are one tree', async t => { await oneWaterfall(t, servers.house('e', 'pd'), collector) })
+}
 
 if (values.only === undefined || only('e-pd')) {
   await servers.start('pd')

@@ -16,6 +16,8 @@ export interface VllmCommand {
   /** For every server: what the machine needs. */
   readonly extra: readonly string[]
   readonly patience: number
+  /** Where servers send their spans. */
+  readonly otlp?: string
 }
 
 /** `em` and `pdm`: E and PD with ECMooncakeConnector. */
@@ -124,11 +126,16 @@ export class VllmServers {
       // A group of its own: a server is several processes.
       detached: true,
       stdio: ['ignore', log, log],
-      env: { ...process.env, ...ENVIRONMENT, ...(name === 'em' || name === 'pdm' ? { VLLM_HOST_IP: '127.0.0.1' } : {}), VLLM_NIXL_SIDE_CHANNEL_PORT: String(port + 10_000 > 65_535 ? port - 10_000 : port + 10_000) }
+      env: { ...process.env, ...ENVIRONMENT, ...(name === 'em' || name === 'pdm' ? { VLLM_HOST_IP: '127.0.0.1' } : {}), ...this.#spans(name), VLLM_NIXL_SIDE_CHANNEL_PORT: String(port + 10_000 > 65_535 ? port - 10_000 : port + 10_000) }
     })
     closeSync(log)
     child.on('error', error => { process.stderr.write(`${this.#command.command}: ${error.message}\n`) })
     this.#running.set(name, child)
+  }
+
+  #spans (name: Name): Record<string, string> {
+    if (this.#command.otlp === undefined) return {}
+    return { OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'http/protobuf', OTEL_BSP_SCHEDULE_DELAY: '200', OTEL_SERVICE_NAME: 'vllm', OTEL_RESOURCE_ATTRIBUTES: `service.instance.id=${this.url(name)}` }
   }
 
   #arguments (name: Name, port: number): string[] {
@@ -155,7 +162,8 @@ export class VllmServers {
     }
     return [
       'serve', this.#command.model, '--served-model-name', 'tiny', '--host', '127.0.0.1', '--port', String(port),
-      '--dtype', 'float32', '--enforce-eager', '--max-model-len', '8192', '--max-num-seqs', '8', ...own[name], ...this.#command.extra
+      '--dtype', 'float32', '--enforce-eager', '--max-model-len', '8192', '--max-num-seqs', '8', ...own[name], ...this.#command.extra,
+      ...(this.#command.otlp === undefined ? [] : ['--otlp-traces-endpoint', `${this.#command.otlp}/v1/traces`])
     ]
   }
 

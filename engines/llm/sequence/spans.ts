@@ -48,7 +48,7 @@ export class SequenceSpans {
     sequence.times.lastToken = now
     if (sequence.times.firstToken !== undefined) return
     sequence.times.firstToken = now
-    this.#counters.observe('time_to_first_token', (now - sequence.times.arrived) / 1000)
+    this.#counters.observe('time_to_first_token', (now - sequence.times.arrived) / 1000, sequence.context)
     // A sequence of one token has no decode span; its prefill span ends with it.
     if (sequence.maxTokens === 1 && sequence.migration === undefined) return
     const spans = this.#spansOf(sequence)
@@ -59,7 +59,7 @@ export class SequenceSpans {
   ended (sequence: Sequence, outcome: Outcome): void {
     const { firstToken, lastToken = 0 } = sequence.times
     if (firstToken !== undefined && sequence.generated > 1) {
-      this.#counters.observe('time_per_output_token', (lastToken - firstToken) / 1000 / (sequence.generated - 1))
+      this.#counters.observe('time_per_output_token', (lastToken - firstToken) / 1000 / (sequence.generated - 1), sequence.context)
     }
     const spans = this.#spans.get(sequence)
     this.#spans.delete(sequence)
