@@ -136,6 +136,7 @@ class UpstreamBody extends Readable implements UpstreamResponse, Dispatcher.Disp
     if (statusCode > 599) { this.destroy(nonsense(this.#node, `status ${statusCode}`)); return }
     this.statusCode = statusCode
     this.headers = headers
+    if (Array.isArray(headers['content-type'])) headers['content-type'] = headers['content-type'][0]!
     this.#resolve(this)
   }
 

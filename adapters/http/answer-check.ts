@@ -87,18 +87,20 @@ async function beginStream (path: string, response: UpstreamResponse, { onAlive 
   let at = 0
   let mark = 0
   let first: StreamEvent | undefined
+  /** Where what is kept for the client begins. */
+  let kept: number | undefined
   const begun = await peek(response.body, bytes => {
     // A byte order mark is no part of the first line, and none of a client's stream, where it may not come first.
     if (at === 0 && bytes.indexOf(BYTE_ORDER_MARK) === 0) at = mark = BYTE_ORDER_MARK.length
     for (;;) {
       const event = eventAt(bytes, at)
-      const passed = onAlive === undefined ? mark : at
+      const passed = kept ?? (onAlive === undefined ? mark : at)
       if (event === undefined) return bytes.length - at > FIRST_EVENT_LIMIT ? passed : undefined
-      if (!isAlive(event)) {
+      if (CHOICES.test(path) && isPreamble(event)) kept = passed
+      else if (!isAlive(event)) {
         first = event
         return passed
-      }
-      onAlive?.(bytes.subarray(at, event.end), response)
+      } else if (kept === undefined) onAlive?.(bytes.subarray(at, event.end), response)
       at = event.end
     }
   })
@@ -225,6 +227,17 @@ function isAlive ({ name, data }: StreamEvent): boolean {
   return data === undefined || name === 'ping' || /^\{"type":\s*"ping"\}$/.test(data)
 }
 
+/** Says something of the answer, and is no part of it: what a filter says of the prompt, or the usage alone. */
+function isPreamble ({ name, data = '' }: StreamEvent): boolean {
+  if (name === 'error' || !/"choices":\s*\[\s*\]/.test(data)) return false
+  try {
+    const value = JSON.parse(data) as { choices?: unknown }
+    return !isErrorBody(value) && Array.isArray(value.choices) && value.choices.length === 0
+  } catch {
+    return false
+  }
+}
+
 /** What is wrong with the first event that says something. */
 function checkEvent (path: string, { name, data = '' }: StreamEvent): Fault {
   const generates = GENERATES.test(path)
@@ -239,6 +252,5 @@ function checkEvent (path: string, { name, data = '' }: StreamEvent): Fault {
   if (isErrorBody(value)) return { error: value }
   if (!generates) return undefined
   if (!hasMembers(value)) return { why: 'an event that is no part of an answer' }
-  // With an empty list it may have the usage, or what a filter says of the prompt.
   return CHOICES.test(path) && !Array.isArray(value.choices) ? { why: 'an event without choices' } : undefined
 }

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Server } from 'node:https'
-import Fastify, { LogController, type FastifyInstance } from 'fastify'
+import Fastify, { LogController, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import epd from '../index.ts'
 import { logAccess } from './access-log.ts'
@@ -63,7 +63,13 @@ export function createServer (resolved: ResolvedOptions, logLevel: string, files
     reply.header(REQUEST_ID_HEADER, request.id)
     done()
   })
-  app.setNotFoundHandler((request, reply) => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]])))
+  const noRoute = (request: FastifyRequest, reply: FastifyReply): FastifyReply => sendError(request, reply, epdError('EPD_ERR_NO_ROUTE', [request.method, request.url.split('?', 1)[0]]))
+  app.setNotFoundHandler(noRoute)
+  // Fastify reads the body first, and finds fault with it.
+  app.setErrorHandler((error, request, reply) => {
+    if (!request.is404) throw error
+    return noRoute(request, reply)
+  })
   return app
 }
 

@@ -100,7 +100,7 @@ t.test('an error event in place of the first event is an error, by its code', as
 })
 
 t.test('a good event that speaks of errors is good', async t => {
-  const text = 'data: {"id":"error","choices":[]}\n\n'
+  const text = 'data: {"id":"error","choices":[{"delta":{}}]}\n\n'
   const { url } = await upstream(t, (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).end(text) })
   t.equal(await textOf(await postStream(nodeAt(url), POST, callWith(dispatcherFor(t)))), text)
 })

@@ -6,6 +6,8 @@ import { ask, CHUNK, COMPLETION, gatewayFor, modelServer, well, type ModelServer
 const WHOLE = JSON.stringify(COMPLETION)
 const EVENTS = 'text/event-stream'
 const JSON_TYPE = 'application/json'
+/** What Azure says of a prompt before it answers. */
+const PREAMBLE = '{"id":"","object":"chat.completion.chunk","model":"","choices":[],"prompt_filter_results":[]}'
 
 /** A server that answers with these bytes, its gateway, and one that has a well server too. */
 async function house (t: Parameters<typeof modelServer>[0]): Promise<{ say (type: string | undefined, text: string, chunked?: boolean): void, alone: TestGateway, both: TestGateway, ill: ModelServer }> {
@@ -33,7 +35,7 @@ t.test('an answer that is none moves the request; without another node it is a 5
     [JSON_TYPE, ''], [JSON_TYPE, 'null'], [JSON_TYPE, '{}'], [JSON_TYPE, '[]'], [JSON_TYPE, '"Hello"'], [JSON_TYPE, '{"choices":[]}'], [JSON_TYPE, '{"choices":[null]}'], [JSON_TYPE, '{"choices":null}'],
     [JSON_TYPE, '<html>Sign in</html>'], ['text/html', '<html>Sign in</html>'], ['text/html', WHOLE], ['text/plain', WHOLE], [undefined, WHOLE], ['application/octet-stream', '\0\0'],
     ...Array.from({ length: 8 }, (_, i): [string, string] => [JSON_TYPE, WHOLE.slice(0, 1 + Math.floor(i * (WHOLE.length - 2) / 7))]),
-    [EVENTS, ''], [EVENTS, 'data: [DONE]\n\n'], [EVENTS, 'data: null\n\n'], [EVENTS, 'data: {}\n\ndata: [DONE]\n\n'], [EVENTS, 'data: []\n\n'], [EVENTS, 'data: {"id":"a"}\n\n'], [EVENTS, 'data: {"choices":null}\n\n'], [EVENTS, 'data: <html>\n\n'], [EVENTS, CHUNK.slice(0, 40)], [EVENTS, '<html>']
+    [EVENTS, ''], [EVENTS, 'data: [DONE]\n\n'], [EVENTS, 'data: null\n\n'], [EVENTS, 'data: {}\n\ndata: [DONE]\n\n'], [EVENTS, 'data: []\n\n'], [EVENTS, 'data: {"id":"a"}\n\n'], [EVENTS, 'data: {"choices":null}\n\n'], [EVENTS, `data: ${PREAMBLE}\n\ndata: [DONE]\n\n`], [EVENTS, `data: ${PREAMBLE}\n\n: ping\n\ndata: ${PREAMBLE}\n\n`], [EVENTS, 'data: <html>\n\n'], [EVENTS, CHUNK.slice(0, 40)], [EVENTS, '<html>']
   ]
   for (const [i, [type, text]] of wrong.entries()) {
     for (const stream of [true, false]) {
@@ -58,7 +60,7 @@ t.test('a good answer passes byte for byte, however it comes', async t => {
       t.ok(status === 200 && seen === text, `${text.length} bytes`)
     }
   }
-  for (const begun of [CHUNK, `\r\n${CHUNK}`, CHUNK.replaceAll('\n', '\r\n'), CHUNK.replaceAll('\n', '\r') + 'data: [DONE]\r\r', `event: message\n${CHUNK}`, 'data: {"id":"error","choices":[]}\n\n']) {
+  for (const begun of [CHUNK, `\r\n${CHUNK}`, CHUNK.replaceAll('\n', '\r\n'), CHUNK.replaceAll('\n', '\r') + 'data: [DONE]\r\r', `event: message\n${CHUNK}`, CHUNK.replace('"id":"c"', '"id":"error"')]) {
     const text = begun.includes('[DONE]') ? begun : begun + 'data: [DONE]\n\n'
     say(EVENTS, text)
     t.equal((await alone.post(ask({ stream: true }))).text, text)
@@ -75,6 +77,33 @@ t.test('a good answer passes byte for byte, however it comes', async t => {
     say(type, text)
     t.match(await alone.post({ model: 'm', input: 'x' }, '/v1/audio/speech'), { status: 200, text }, 'other routes answer as they like')
   }
+})
+
+t.test('what comes before the first choice waits for it, and passes with it in its order', async t => {
+  const { say, alone, both } = await house(t)
+  for (const text of [`data: ${PREAMBLE}\n\n${CHUNK}data: [DONE]\n\n`, `: a\n\ndata: ${PREAMBLE}\n\n: b\n\ndata: ${PREAMBLE}\n\n${CHUNK}data: [DONE]\n\n`]) {
+    say(EVENTS, text)
+    t.equal((await alone.post(ask({ stream: true }))).text, text)
+    t.equal((await both.post(ask({ stream: true }))).text.split('Hello').length, 2)
+  }
+  say(EVENTS, `data: ${PREAMBLE}\n\ndata: {"error":{"message":"why","code":400}}\n\n`)
+  t.match(await alone.post(ask({ stream: true })), { status: 400, body: { error: { message: 'why' } } })
+})
+
+t.test('of two content-types the first counts', async t => {
+  let types: string[] = []
+  let text = WHOLE
+  const node = await modelServer(t, (_request, response) => { response.writeHead(200, types.flatMap(type => ['content-type', type])).end(text) })
+  const { post } = await gatewayFor(t, [node])
+  types = [JSON_TYPE, 'text/plain']
+  for (const path of ['/v1/chat/completions', '/v1/load_lora_adapter']) {
+    const { status, headers, text: seen } = await post(ask(), path)
+    t.same([status, headers.get('content-type'), seen], [200, JSON_TYPE, WHOLE], path)
+  }
+  types = [EVENTS, JSON_TYPE]
+  text = `${CHUNK}data: [DONE]\n\n`
+  const { headers, text: seen } = await post(ask({ stream: true }))
+  t.same([headers.get('content-type'), seen], [EVENTS, text])
 })
 
 t.test('a compressed answer that is none moves the request as a plain one does', async t => {

@@ -71,7 +71,7 @@ function form (random: () => number, model: string | undefined): { readonly type
   return { type: `multipart/form-data; boundary=${quoted ? `"${boundary}"` : boundary}`, bytes: Buffer.concat([...parts, Buffer.from(`--${boundary}--\r\n`)]) }
 }
 
-t.test('a form goes to a node of its model, byte for byte; without a model to any', async t => {
+t.test('case 15: a form goes to a node of its model, byte for byte; without a model to any', async t => {
   const servers = await Promise.all(['org/a', 'b'].map(async id => await server(t, { id })))
   const url = await gatewayOver(t, ...servers)
   const random = seededRandom(15)
@@ -126,5 +126,14 @@ t.test('fastify-epd serve forgives a slash too many, and has no other shape of e
     t.equal(answer.status, 404)
     t.match(await answer.json(), { error: { message: /base URLs/, type: 'invalid_request_error', code: 'not_found', param: null } })
   }
-  t.equal((await fetch(`${url}/v1/chat/completions`, { method: 'OPTIONS', headers: { origin: 'http://localhost:3000', 'access-control-request-method': 'POST' } })).status, 204)
+  for (const method of ['PUT', 'PATCH', 'POST']) {
+    for (const [type, body] of [['application/json', undefined], ['application/json', '{'], ['none', undefined], ['application/json', `"${'x'.repeat(2_000_000)}"`]] as const) {
+      const answer = await fetch(`${url}${method === 'POST' ? '' : '/v1'}/files`, { method, headers: { 'content-type': type }, ...(body === undefined ? {} : { body }) })
+      t.equal(answer.status, 404, `${method} ${type} ${body?.slice(0, 5)}`)
+      t.match(await answer.json(), { error: { message: new RegExp(`no route ${method}`), type: 'invalid_request_error', code: 'not_found', param: null } })
+    }
+  }
+  const asked = await fetch(`${url}/v1/chat/completions`, { method: 'OPTIONS', headers: { origin: 'http://localhost:3000', 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization,content-type' } })
+  t.equal(asked.status, 204, 'case 14: a browser that asks first')
+  t.match(Object.fromEntries(asked.headers), { 'access-control-allow-origin': 'http://localhost:3000', 'access-control-allow-methods': /POST/, 'access-control-allow-headers': 'authorization,content-type' })
 })
