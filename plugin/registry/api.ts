@@ -1,7 +1,7 @@
 /** What the gateway and the pipeline call the registry with. */
 import type { Dispatcher } from 'undici'
 import type { Histogram } from '../../adapters/wire/series.ts'
-import type { Adapter, CallSignal, Link, Log, Stage } from '../../adapters/adapter.ts'
+import type { Adapter, CallSignal, Link, Log, NodeInfo, Stage } from '../../adapters/adapter.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { BreakerState, LinkState, LinkView, NodeSnapshot, NodeState, RegistrySnapshot, Verdict } from './types.ts'
 
@@ -66,6 +66,13 @@ export interface NodeStatus {
   readonly adapter: string
   readonly backend: string | null
   readonly epoch: number | null
+  /** What it does with media, what it hands on and takes, and which model it is: null and none before its first good probe. */
+  readonly vision: NodeInfo['vision'] | null
+  readonly produces: readonly string[]
+  readonly accepts: readonly string[]
+  readonly fingerprint: string | null
+  /** Role decode: it also takes requests without a prefill on another node. */
+  readonly standalone: boolean
   readonly vision_tokens: number
   /** Vision tokens encoded in a second, as measured lately. */
   readonly vision_rate: number | null
