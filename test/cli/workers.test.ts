@@ -101,6 +101,11 @@ t.test('both serve, and operators see one gateway, whichever takes the connectio
   await until(async () => String([await models(), await models()]) === 'm,m', 'both have it drained')
   t.equal((await ask(`${url}/nodes/status`, undefined, { 'x-forwarded-for': '8.8.8.8' })).status, 403, 'the guards see the client')
   t.equal((await ask(`${url}/nodes/status`, undefined, { 'x-epd-client-address': '127.0.0.1', 'x-forwarded-for': '8.8.8.8' })).status, 403)
+  // The answer comes before the body has been read, or with its last byte.
+  for (let n = 0; n < 10; n++) {
+    t.equal((await ask(`${url}/epd/otlp/v1/traces`, { spans: 'x'.repeat(100_000) }, { authorization: 'Bearer of-another-time' })).status, 401, 'a refusal comes through')
+    t.equal((await fetch(`${url}/nodes/add`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{' })).status, 400)
+  }
   t.equal(await gateway.stop(), 0)
 })
 

@@ -28,7 +28,7 @@ function pass (path: string, request: FastifyRequest, reply: FastifyReply, strea
     socketPath,
     method: request.method,
     path,
-    headers: { ...headers, [REQUEST_ID_HEADER]: request.id, [CLIENT_HEADER]: request.ip },
+    headers: { ...headers, connection: 'keep-alive', [REQUEST_ID_HEADER]: request.id, [CLIENT_HEADER]: request.ip },
     agent: false
   })
   reply.hijack()
@@ -38,6 +38,7 @@ function pass (path: string, request: FastifyRequest, reply: FastifyReply, strea
   upstream.once('response', answer => {
     raw.writeHead(answer.statusCode!, withoutHop(answer.headers))
     answer.pipe(raw)
+    answer.once('end', () => { upstream.destroy() })
     answer.once('error', () => { raw.destroy() })
   })
   upstream.once('close', () => {
@@ -59,6 +60,11 @@ function withoutHop (headers: IncomingHttpHeaders): IncomingHttpHeaders {
 
 /** In the primary: register it before the plugin. Only workers reach its socket. */
 export function fromWorkers (app: FastifyInstance): void {
+  // A body may be refused before it is whole. If that closed the connection, the worker could write no more, and would lose the answer.
+  app.addHook('onSend', (_request, reply, _payload, done) => {
+    reply.header('connection', 'keep-alive')
+    done()
+  })
   app.addHook('onRequest', (request, _reply, done) => {
     const address = request.headers[CLIENT_HEADER]
     delete request.headers[CLIENT_HEADER]
