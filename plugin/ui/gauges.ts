@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { AdapterNode, CallSignal } from '../../adapters/adapter.ts'
 import { TimeLimit } from '../../adapters/abort.ts'
 import { send } from '../../adapters/http.ts'
@@ -48,6 +49,8 @@ export class NodeGauges {
   start (): void {
     if (this.#timer !== undefined) return
     this.#calls = new AbortController()
+    // A listener for each node that is being asked.
+    setMaxListeners(0, this.#calls.signal)
     this.#timer = setInterval(() => { this.#round() }, INTERVAL_MS).unref()
     this.#round()
   }

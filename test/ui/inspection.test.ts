@@ -9,7 +9,7 @@ import { buildGateway } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { until } from '../helper/until.ts'
 import { barriers, open, OVERLAPS, SHOTS, shows, storeOf } from './browse.ts'
-import { failingScene, nodeScene } from './scenes.ts'
+import { failingScene, manyScene, nodeScene } from './scenes.ts'
 
 const SIZE = { width: 1280, height: 860 }
 
@@ -267,6 +267,41 @@ async function suite (browser: Browser): Promise<void> {
     await page.reload()
     await until(async () => /no longer kept/.test(String(await page.locator('#detail').textContent())), 'what is not kept is said')
     t.strictSame(problems.filter(problem => !problem.includes('404')), [])
+    await page.context().close()
+  })
+
+  t.test('forty nodes stay readable: tiles, what is wrong in words, and the links of one at a time', async t => {
+    const scene = await manyScene(t)
+    const [e4, e7, d6] = [scene.nodes[3]!, scene.nodes[6]!, scene.nodes[25]!]
+    const { page, problems } = await open(browser, scene, SIZE)
+    await page.waitForSelector('.tiles .node[data-state=unhealthy]')
+    t.equal(await page.locator('.tiles .node').count(), 40)
+    t.strictSame(await page.locator('.column h3').allTextContents(), ['Encode 11 of 12 healthy', 'Prefill 7 of 8 healthy', 'Decode 12 of 12 healthy', 'Prefill + decode 8 of 8 healthy'])
+    const links = await page.locator('.links li').allTextContents()
+    t.ok(links.includes('E7 → 16 nodes: refused (another fingerprint)'), 'links that share a fault are one line')
+    t.ok(links.length <= 5, links.join('; '))
+    t.ok(links.some(link => /^Prefill → Decode: 96 of 96 links, /.test(link)))
+    t.match(await page.locator(`[data-id="${d6.url}"]`).textContent(), /decode (half-)?open/)
+    t.match(await page.locator(`[data-id="${e4.url}"]`).textContent(), /^E4unhealthy/)
+    t.equal(await page.evaluate('(box => box.scrollHeight <= box.clientHeight + 1)(document.querySelector("#topology"))'), true, 'nothing is hidden')
+    t.ok(await page.evaluate('document.querySelector("#requests-title").getBoundingClientRect().bottom < innerHeight'), 'the requests are in sight')
+    await until(async () => await page.locator('.tiles .gauges:not(:empty)').count() >= 38, 'the nodes have said how full they are')
+    await page.screenshot({ path: join(SHOTS, 'many-1280.png'), fullPage: true })
+    t.strictSame(await page.evaluate(barriers(axe.source)), [], 'axe finds no barrier')
+
+    const peers = (state: string): Promise<number> => page.locator(`.node[data-peer=${state}]`).count()
+    await page.locator(`[data-id="${e7.url}"]`).hover()
+    t.strictSame([await peers('self'), await peers('refused'), await peers('linked')], [1, 16, 0])
+    await page.locator('#figures').hover()
+    t.equal(await page.locator('.looking').count(), 0)
+    await page.locator('.node', { hasText: 'P1' }).first().getByRole('link').focus()
+    t.strictSame([await peers('self'), await peers('linked')], [1, 23], 'the keyboard shows them too: eleven encoders, but for the refused one and the dead one still linked, and twelve decode nodes')
+    await page.keyboard.press('Enter')
+    await until(async () => /^P1/.test(String(await page.locator('#node h2').textContent())), 'Enter opens the view')
+    await page.keyboard.press('Escape')
+    await page.setViewportSize({ width: 390, height: 844 })
+    t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
+    t.strictSame(problems, [])
     await page.context().close()
   })
 }

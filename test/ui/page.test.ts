@@ -48,25 +48,6 @@ async function suite (browser: Browser): Promise<void> {
     await page.context().close()
   })
 
-  t.test('many nodes scroll in a region of their own, and the requests stay in sight', async t => {
-    const nodes = await Promise.all(Array.from({ length: 28 }, (_, i) => FakeNode.start(t, { role: i < 12 ? 'encoder' : 'hybrid' })))
-    const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store: storeOf(1) } } })
-    const { page, problems } = await open(browser, { url }, { width: 1280, height: 860 })
-    await page.waitForSelector('.wires[data-many=true] .wire')
-    t.equal(await page.locator('.wire[data-state=linked]:not(.head)').count(), 12 * 16)
-    t.equal(await page.locator('.links li').count(), 12 * 16)
-    t.notOk(await page.locator('.wires text').first().isVisible(), 'labels would hide one another')
-    t.ok(await page.evaluate('document.querySelector("#requests").getBoundingClientRect().top < innerHeight'))
-    // Behind the skip link and the two buttons.
-    for (let i = 0; i < 4; i++) await page.keyboard.press('Tab')
-    t.equal(await page.evaluate('document.activeElement.id'), 'topology')
-    await page.keyboard.press('End')
-    await until(() => page.evaluate('(box => box.scrollTop + box.clientHeight > box.scrollHeight - 2)(document.querySelector("#topology"))'), 'it is scrolled to its end')
-    await page.screenshot({ path: join(SHOTS, 'many-1280.png') })
-    t.strictSame(problems, [])
-    await page.context().close()
-  })
-
   t.test('prefill and decode nodes have columns of their own, with the KV blocks that move between them', async t => {
     const nodes = await Promise.all((['encoder', 'prefill', 'prefill', 'decode', 'hybrid'] as const).map(role => FakeNode.start(t, { role })))
     const store = new TraceStore()

@@ -70,3 +70,22 @@ export async function comparedScene (t: Scope): Promise<Scene> {
   const single = traces.filter(({ items }) => items === 1)
   return { url, hash: `#trace=${single[0]!.traceId}&compare=${single.at(-1)!.traceId}` }
 }
+
+/** Forty nodes of all roles: one dead, one drained, one that rests, a pair that can not link. */
+export async function manyScene (t: Scope): Promise<FakeScene> {
+  const roles = [['encoder', 12], ['prefill', 8], ['decode', 12], ['hybrid', 8]] as const
+  const nodes = await Promise.all(roles.flatMap(([role, count]) => Array.from({ length: count }, () => FakeNode.start(t, { role }))))
+  for (const [i, node] of nodes.entries()) node.metrics = node.role === 'encoder' ? `epd_feature_blocks_capacity 100\nepd_feature_blocks_free ${100 - 7 * (i + 1)}\n` : `vllm:num_requests_waiting ${i % 4}\nvllm:kv_cache_usage_perc ${((i * 37) % 100) / 100}\n`
+  const store = new TraceStore()
+  const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
+  const { registry } = app.epd.gateway
+  const [dead, drained, resting, lonely] = [nodes[3]!, nodes[14]!, nodes[25]!, nodes[6]!]
+  for (let n = 0; n < 12; n++) await (await post(url + PATH, chat('How many?', pictureUrl(n)))).arrayBuffer()
+  for (let n = 0; n < 40; n++) registry.reserve(nodes[n]!.url, (n * 997) % 9_000)
+  registry.refuseLinks(lonely.url, 'another fingerprint')
+  registry.drain(drained.url, true)
+  while (registry.get(resting.url)!.breakers.decode === 'closed') registry.acquire(resting.url, 'decode').end(new Error('scripted'), 'failed')
+  await dead.close()
+  await registry.ask(dead.url)
+  return { url, nodes, store }
+}

@@ -4,9 +4,9 @@ import { join, resolve } from 'node:path'
 import type { Browser } from 'playwright-core'
 import { openBrowser } from '../helper/chromium.ts'
 import { open, SHOTS } from './browse.ts'
-import { comparedScene, failingScene, nodeScene, normalScene } from './scenes.ts'
+import { comparedScene, failingScene, manyScene, nodeScene, normalScene } from './scenes.ts'
 
-const SCENES = { normal: normalScene, error: failingScene, node: nodeScene, comparison: comparedScene }
+const SCENES = { normal: normalScene, error: failingScene, node: nodeScene, comparison: comparedScene, many: manyScene }
 const WIDTHS = [1280, 390] as const
 
 const [folder = SHOTS, ...names] = process.argv.slice(2)

@@ -1,35 +1,36 @@
 /* global addEventListener, CSS, dispatchEvent, HashChangeEvent */
 import { addressWith, writeAddress } from './address.js'
-import { bytes, count, el, nameNodes, nameOf, percent, shortId, svg } from './dom.js'
+import { bytes, count, el, named, nameNodes, nameOf, percent, shortId, svg } from './dom.js'
+import { drawLinks, inWords, LANES, noteSpeeds } from './wires.js'
 
 const COLUMNS = [['encoder', 'Encode'], ['prefill', 'Prefill'], ['decode', 'Decode'], ['hybrid', 'Prefill + decode']]
 /** Load that fills a node's bar: vision tokens of encoders, prompt tokens of prefill nodes, else calls. */
 const FULL_TOKENS = { encoder: 4_096, prefill: 16_384 }
 const FULL_CALLS = 16
-/** Most links for which the map has labels. */
-const LABELLED = 40
-/** Lanes below the cards for links that skip a column; further links share the last lane. */
-const LANES = 6
-const LANE_PX = 13
-const STATES = { linked: 'linked', linking: 'linking', failed: 'failed', refused: 'refused', none: 'not linked' }
+/** More nodes or links than this make a dense map: tiles in place of cards, links in words in place of wires. */
+const [MANY_NODES, MANY_LINKS] = [16, 40]
+/** Links that a dense map names, because something is wrong with them. */
+const NAMED = 12
 
 let shape = ''
 let redraw = () => {}
-const speeds = new Map()
-const seen = new Map()
+/** Of the dense map: how each node is linked to the others. */
+let peers = new Map()
 
 /** Nodes in columns by role, and the links over which features and KV blocks move. Rebuilt when nodes come and go; otherwise only the numbers change. */
 export function showTopology (box, state) {
   nameNodes(state.nodes)
-  for (const link of state.links) noteSpeed(link, state.at)
+  noteSpeeds(state)
   const next = JSON.stringify([state.nodes.map(({ id, role }) => [id, role]), state.links.map(({ from, to }) => [from, to])])
   if (next !== shape) {
     shape = next
     build(box, state)
   }
   for (const node of state.nodes) fill(box, node)
+  const dense = isDense(state)
+  if (dense) summarise(box, state)
   redraw = () => {
-    drawLinks(box, state)
+    if (!dense) drawLinks(box, state)
     // A region that scrolls must be a Tab stop; one that does not must not be.
     if (box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0
     else box.removeAttribute('tabindex')
@@ -39,19 +40,13 @@ export function showTopology (box, state) {
 
 addEventListener('resize', () => { redraw() })
 
-function noteSpeed ({ from, to, bytes: moved }, at) {
-  const key = `${from} ${to}`
-  const last = seen.get(key)
-  if (last !== undefined && at > last.at) speeds.set(key, moved > last.moved)
-  seen.set(key, { at, moved })
-}
-
 function build (box, { nodes, links }) {
   if (nodes.length === 0) {
     box.replaceChildren(el('p', { class: 'empty' }, 'No nodes yet. Engines register by POST /nodes/add.'))
     return
   }
   const columns = COLUMNS.map(([role, title]) => [title, role, nodes.filter(node => node.role === role)]).filter(([, , mine]) => mine.length > 0)
+  if (isDense({ nodes, links })) return buildDense(box, columns)
   const at = new Map(columns.flatMap(([, , mine], i) => mine.map(({ id }) => [id, i])))
   const passing = links.filter(({ from, to }) => at.get(to) - at.get(from) > 1).length
   box.replaceChildren(
@@ -59,6 +54,69 @@ function build (box, { nodes, links }) {
       ...columns.map(([title, role, mine]) => el('div', { class: 'column', data: { role } }, el('h3', {}, title), ...mine.map(card)))),
     el('ul', { class: 'links', aria: { label: 'Links' } }, ...links.map(() => el('li')))
   )
+}
+
+function isDense ({ nodes, links }) {
+  return nodes.length > MANY_NODES || links.length > MANY_LINKS
+}
+
+/** Tiles; those that are linked to the one under the pointer, or in focus, stand out. */
+function buildDense (box, columns) {
+  const map = el('div', { class: 'map', data: { dense: 'true' } }, ...columns.map(([title, role, mine]) =>
+    el('div', { class: 'column', data: { role }, style: { '--share': String(mine.length) } }, el('h3', {}, title, ' ', el('small')), el('div', { class: 'tiles' }, ...mine.map(card)))))
+  const look = event => { mark(map, event.target.closest('.node')?.dataset.id) }
+  for (const type of ['pointerover', 'focusin']) map.addEventListener(type, look)
+  for (const type of ['pointerleave', 'focusout']) map.addEventListener(type, () => { mark(map, undefined) })
+  box.replaceChildren(map, el('ul', { class: 'links named', aria: { label: 'Links' } }))
+}
+
+function mark (map, id) {
+  map.classList.toggle('looking', id !== undefined)
+  for (const node of map.querySelectorAll('.node')) {
+    const state = id === undefined ? undefined : node.dataset.id === id ? 'self' : peers.get(id)?.get(node.dataset.id)
+    if (state === undefined) delete node.dataset.peer
+    else node.dataset.peer = state
+  }
+}
+
+/** The links with which something is wrong; those of one node that share the reason, together. */
+function wrongOf (links) {
+  const groups = new Map()
+  for (const link of links) {
+    if (link.state !== 'failed' && link.state !== 'refused') continue
+    const key = JSON.stringify([link.from, link.state, link.reason])
+    groups.set(key, [...groups.get(key) ?? [], link])
+  }
+  return [...groups.values()].map(group => group.length === 1 ? inWords(group[0]) : `${nameOf(group[0].from)} → ${group.length} nodes: ${group[0].state}${group[0].reason === null ? '' : ` (${named(group[0].reason)})`}`)
+}
+
+/** Of each pair of columns how many links there are, and those with which something is wrong. */
+function summarise (box, { nodes, links }) {
+  const roles = new Map(nodes.map(({ id, role }) => [id, role]))
+  peers = new Map(nodes.map(({ id }) => [id, new Map()]))
+  const pairs = new Map()
+  for (const { from, to, state, bytes: moved } of links) {
+    peers.get(from)?.set(to, state)
+    peers.get(to)?.set(from, state)
+    const key = `${roles.get(from)} ${roles.get(to)}`
+    const pair = pairs.get(key) ?? { from: roles.get(from), to: roles.get(to), all: 0, linked: 0, moved: 0 }
+    pairs.set(key, pair)
+    pair.all++
+    if (state === 'linked') pair.linked++
+    pair.moved += moved
+  }
+  const titles = new Map(COLUMNS)
+  const wrong = wrongOf(links)
+  const lines = [
+    ...[...pairs.values()].map(({ from, to, all, linked, moved }) => [`${titles.get(from) ?? from} → ${titles.get(to) ?? to}: ${linked} of ${count(all, 'link')}, ${bytes(moved)} moved`, true]),
+    ...wrong.slice(0, NAMED).map(text => [text, false]),
+    ...wrong.length > NAMED ? [[`and ${wrong.length - NAMED} more`, false]] : []
+  ]
+  box.querySelector('.links').replaceChildren(...lines.map(([text, well]) => el('li', { class: well ? '' : 'wrong' }, text)))
+  for (const column of box.querySelectorAll('.column')) {
+    const mine = nodes.filter(({ role }) => role === column.dataset.role)
+    column.querySelector('small').textContent = `${mine.filter(({ state }) => state === 'healthy').length} of ${mine.length} healthy`
+  }
 }
 
 function card ({ id, role }) {
@@ -84,6 +142,7 @@ function fill (box, node) {
   const at = box.querySelector(`[data-id="${CSS.escape(node.id)}"]`)
   if (at === null) return
   at.dataset.state = node.state
+  at.classList.toggle('ailing', Object.keys(node.breakers).length > 0)
   at.querySelector('.state').textContent = node.state
   const full = FULL_TOKENS[node.role]
   const share = Math.min(1, full === undefined ? node.requests / FULL_CALLS : node.tokens / full)
@@ -95,8 +154,11 @@ function fill (box, node) {
   else facts.push(node.role === 'prefill' ? count(node.tokens, 'prompt token') : '', node.models.join(', '))
   at.querySelector('.facts').textContent = facts.filter(Boolean).join(' · ')
   at.querySelector('.gauges').replaceChildren(...gauges(node.gauges))
-  const open = Object.entries(node.breakers).map(([stage, breaker]) => `${stage} breaker ${breaker}`)
-  at.querySelector('.notes').textContent = [...open, ...node.notes].join('; ')
+  // A tile has room for two words.
+  const noun = at.closest('.tiles') === null ? ' breaker' : ''
+  const open = Object.entries(node.breakers).map(([stage, breaker]) => `${stage}${noun} ${breaker}`)
+  at.querySelector('.notes').textContent = [...open, ...node.notes.map(named)].join('; ')
+  at.querySelector('.notes').title = node.notes.join('; ')
 }
 
 /** What the node says of itself, where it does. */
@@ -105,66 +167,5 @@ function gauges (all) {
   return [
     ...waiting === undefined ? [] : [el('span', {}, `${waiting} waiting`)],
     ...[['KV', kv], ['features', features]].flatMap(([name, share]) => share === undefined ? [] : [el('span', {}, `${name} `, el('i', { class: 'meter', style: { '--share': `${Math.round(100 * share)}%` } }), ` ${percent(share, 1)}`)])
-  ]
-}
-
-function drawLinks (box, { links, nodes }) {
-  const prefills = new Set(nodes.filter(({ role }) => role === 'prefill').map(({ id }) => id))
-  const map = box.querySelector('.map')
-  if (map === null) return
-  const frame = map.getBoundingClientRect()
-  const wires = map.querySelector('.wires')
-  wires.setAttribute('viewBox', `0 0 ${frame.width} ${frame.height}`)
-  wires.dataset.many = String(links.length > LABELLED)
-  const places = new Map([...map.querySelectorAll('.node')].map(node => [node.dataset.id, node.getBoundingClientRect()]))
-  let lanes = 0
-  const drawn = links.flatMap(link => {
-    const [from, to] = [places.get(link.from), places.get(link.to)]
-    if (from === undefined || to === undefined) return []
-    const between = [...places.values()].filter(place => place.left > from.right && place.right < to.left)
-    const way = between.length === 0 ? straight(from, to, frame) : around(between, Math.min(lanes++, LANES - 1), from, to, frame)
-    return wire(link, wares(link, prefills), way)
-  })
-  wires.replaceChildren(...drawn)
-  const items = box.querySelectorAll('.links li')
-  for (const [i, link] of links.entries()) {
-    items[i].textContent = `${nameOf(link.from)} → ${nameOf(link.to)}: ${STATES[link.state] ?? link.state}${link.transport === null ? '' : ` over ${link.transport}`}, ${bytes(link.bytes)}${wares(link, prefills) === 'kv' ? ' of KV blocks' : ''} moved${link.reason === null ? '' : ` (${link.reason})`}`
-  }
-}
-
-/** What moves over a link. */
-function wares ({ from }, prefills) {
-  return prefills.has(from) ? 'kv' : 'features'
-}
-
-/** A link from one card's right edge to another's left edge: its end, its path, and its label's place. */
-function straight (from, to, frame) {
-  const [x1, y1, x2, y2] = ends(from, to, frame)
-  const bend = Math.max(24, (x2 - x1) / 2)
-  return { x2, y2, path: `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`, label: [(x1 + x2) / 2, (y1 + y2) / 2 - 7] }
-}
-
-/** A link below the cards in between: behind a card it would look like two links. */
-function around (between, lane, from, to, frame) {
-  const [x1, y1, x2, y2] = ends(from, to, frame)
-  const left = Math.min(...between.map(place => place.left)) - frame.left
-  const right = Math.max(...between.map(place => place.right)) - frame.left
-  const y = Math.max(...between.map(place => place.bottom)) - frame.top + (lane + 0.8) * LANE_PX
-  const path = `M${x1},${y1} C${(x1 + left) / 2},${y1} ${(x1 + left) / 2},${y} ${left},${y} H${right} C${(right + x2) / 2},${y} ${(right + x2) / 2},${y2} ${x2},${y2}`
-  return { x2, y2, path, label: [(left + right) / 2, y + 4] }
-}
-
-function ends (from, to, frame) {
-  return [from.right - frame.left, from.top + from.height / 2 - frame.top, to.left - frame.left, to.top + to.height / 2 - frame.top]
-}
-
-function wire (link, kind, { x2, y2, path, label: [x, y] }) {
-  const state = link.state === 'linked' && speeds.get(`${link.from} ${link.to}`) ? 'busy' : link.state
-  const label = svg('text', { x, y, 'text-anchor': 'middle' })
-  label.textContent = link.state === 'linked' ? bytes(link.bytes) : STATES[link.state] ?? link.state
-  return [
-    svg('path', { d: path, class: 'wire', 'data-state': state, 'data-kind': kind }),
-    svg('path', { d: `M${x2 - 7},${y2 - 4} L${x2},${y2} L${x2 - 7},${y2 + 4}`, class: 'wire head', 'data-state': state, 'data-kind': kind }),
-    label
   ]
 }
