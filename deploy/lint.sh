@@ -14,6 +14,7 @@ lint () {
 temp=$(mktemp -d)
 trap 'rm -rf "$temp"' EXIT
 lint kubectl kubectl kustomize kubernetes
+lint kubectl kubectl kustomize kubernetes-discovery
 lint hadolint hadolint Dockerfile
 lint nginx nginx -t -e stderr -p "$temp" -g "pid $temp/nginx.pid;" -c "$PWD/nginx.conf"
 lint systemd-analyze systemd-analyze verify --man=no fastify-epd.service

@@ -64,6 +64,14 @@ const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, r
   app.addHook('onClose', async () => { await tenants.close() })
   await mountRoutes(app, epd, tenants, metrics)
   lifeCycle(app, gateway, embedded, metrics)
+  if (options.discover.length > 0) await discover(app, gateway)
+}
+
+/** Loaded only where there is something to discover. */
+async function discover (app: FastifyInstance, gateway: Gateway): Promise<void> {
+  const { Discovery } = await import('./discovery/index.ts')
+  const discovery = await Discovery.start(gateway)
+  app.addHook('preClose', async () => { discovery.close() })
 }
 
 /** Plain plugins, not fastify-plugin's: prefix, parsers and error shape stay inside, and the application's hooks apply. */

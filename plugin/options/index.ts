@@ -4,14 +4,14 @@ import { OptionsError, type OptionsProblem } from '../errors.ts'
 import { checkUrl, sameNode } from '../registry/node-url.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
-  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type NodeOptions, type RouteOptions, type RateOptions, type RoutingOptions, type ServerOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
+  optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type RouteOptions, type RateOptions, type RoutingOptions, type ServerOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
 } from './schema.ts'
 
 export { OptionsError, type OptionsProblem }
-export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type KeyOptions, type MediaOptions, type NodeOptions, type RateOptions, type RoutingOptions, type TlsOptions } from './schema.ts'
+export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type KeyOptions, type MediaOptions, type NodeOptions, type PodOptions, type RateOptions, type RoutingOptions, type SourceOptions, type TlsOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
-interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'aliases' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
+interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'discover' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'aliases' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
   readonly routing: RoutingOptions
   readonly sse: SseOptions
   readonly server: ServerOptions
@@ -62,8 +62,8 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   const options = copy(raw ?? {})
   if (!fill(options)) throw new OptionsError(problemsOf(fill.errors ?? []))
   const { $schema: _, embedded, routes, telemetry, ...rest } = options
-  const engines = embeddedOf(embedded, options.nodes)
-  const mistakes = [...nodeMistakes(options), ...keyMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
+  const engines = embeddedOf(embedded, options)
+  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
   if (mistakes.length > 0) throw new OptionsError(mistakes)
   return {
     ...rest,
@@ -83,17 +83,26 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
 }
 
 /** What the schema can't express about nodes: unknown adapters, URLs that are no node's, and repeated ones. */
-function nodeMistakes ({ nodes, adapters }: Filled): OptionsProblem[] {
+function nodeMistakes ({ nodes, discover, adapters }: Filled): OptionsProblem[] {
   const known = new Set([...adapters.map(adapter => adapter.name), ...shipped.keys()])
   const names = [...known].map(name => JSON.stringify(name)).join(', ')
-  return nodes.flatMap(({ url, adapter }, i) => {
+  const unknown = (adapter: string | undefined, path: string): OptionsProblem[] => adapter === undefined || known.has(adapter) ? [] : [problem(path, `must be one of ${names}, not ${shown(adapter)}`)]
+  const sources = discover.flatMap(({ adapter }, i) => unknown(adapter, `/discover/${i}/adapter`))
+  return [...sources, ...nodes.flatMap(({ url, adapter }, i) => {
     const first = nodes.findIndex(node => node.url === url || sameNode(node.url, url))
     return [
       ...urlMistake(url, `/nodes/${i}/url`),
-      ...(adapter === undefined || known.has(adapter) ? [] : [problem(`/nodes/${i}/adapter`, `must be one of ${names}, not ${shown(adapter)}`)]),
+      ...unknown(adapter, `/nodes/${i}/adapter`),
       ...(first === i ? [] : [problem(`/nodes/${i}/url`, `must not be that of nodes[${first}]`)])
     ]
-  })
+  })]
+}
+
+function sourceMistakes ({ discover }: Filled): OptionsProblem[] {
+  return discover.flatMap(({ dns, kubernetes, port, server }, i) => [
+    ...((dns === undefined) === (kubernetes === undefined) ? [problem(`/discover/${i}`, `must have one of dns and kubernetes, not ${dns === undefined ? 'neither' : 'both'}`)] : []),
+    ...(kubernetes !== undefined && (port ?? server) !== undefined ? [problem(`/discover/${i}/${port === undefined ? 'server' : 'port'}`, 'must stand beside dns; of pods there is kubernetes.port')] : [])
+  ])
 }
 
 function keyMistakes ({ keys }: Filled): OptionsProblem[] {
@@ -113,8 +122,8 @@ function urlMistake (url: string, instancePath: string): OptionsProblem[] {
   }
 }
 
-function embeddedOf (embedded: EpdOptions['embedded'], nodes: readonly NodeOptions[]): EmbeddedEngines | undefined {
-  if (embedded === false || (embedded === undefined && nodes.length > 0)) return undefined
+function embeddedOf (embedded: EpdOptions['embedded'], { nodes, discover }: Filled): EmbeddedEngines | undefined {
+  if (embedded === false || (embedded === undefined && nodes.length + discover.length > 0)) return undefined
   if (typeof embedded !== 'object') return DEFAULT_EMBEDDED
   const { prefill = 0, decode = 0 } = embedded
   return { ...DEFAULT_EMBEDDED, ...(prefill > 0 && decode > 0 ? { engines: 0 } : {}), ...embedded }

@@ -58,6 +58,26 @@ const node = object({
   speed: Type.Optional(Type.Number({ exclusiveMinimum: 0, description: 'Relative capacity, for balancing.' }))
 })
 
+/** What all nodes of a source have in common. */
+const { url: _url, ecZmqAddrs: _addresses, ...shared } = node.properties
+
+const kubernetes = object({
+  selector: text('Label selector of the pods: app=encoder.'),
+  namespace: Type.Optional(text('Default: that of the kubeconfig or of the own pod.')),
+  port: Type.Integer({ minimum: 1, maximum: 65_535, description: 'Of all pods.' }),
+  roleLabel: Type.Optional(text('Label whose value is the role of a pod, where it has one.')),
+  kubeconfig: Type.Optional(text('File. Default: KUBECONFIG, ~/.kube/config, or the service account of the own pod.'))
+}, { description: 'Pods that are ready are nodes. Needs the package @kubernetes/client-node.' })
+
+const source = object({
+  dns: Type.Optional(text('Name whose addresses are nodes: A and AAAA records with `port`, else SRV records.')),
+  port: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535, description: 'Of all addresses of `dns`. Without it `dns` names SRV records, which have ports.' })),
+  server: Type.Optional(Type.String({ pattern: '^(\\d{1,3}(\\.\\d{1,3}){3}|\\[[0-9a-fA-F:.]+\\])(:\\d{1,5})?$', expects: 'an address such as 10.0.0.2:53 or [::1]:53', description: 'Name server to ask for `dns`. Default: that of the system.' })),
+  kubernetes: Type.Optional(kubernetes),
+  ...shared,
+  scheme: Type.Optional(oneOf(['http', 'https'], { description: 'Of their URLs. Default http.' }))
+})
+
 const engineCount = (description: string) => Type.Integer({ minimum: 0, maximum: 16, description })
 
 const embedded = Type.Partial(object({
@@ -182,6 +202,7 @@ export const optionsSchema = Type.Partial(object({
   $schema: Type.String({ description: 'For editors: ./node_modules/fastify-epd/epd.config.schema.json' }),
   embedded: switchOr(embedded, { expects: `true, false or an object with ${Object.keys(embedded.properties).join(', ')}`, description: 'Engines started as child processes. Default: true without nodes, else false.' }),
   nodes: list(node, 'Model servers known from the start. Others register with POST /nodes/add.'),
+  discover: list(source, 'Where nodes are found that come and go.'),
   adapters: Type.Unsafe<readonly Adapter[]>(Type.Array(adapter, { default: [], inCode: true, description: 'Adapters beyond the shipped ones.' })),
   prefix: Type.String({ pattern: '^(/.*)?$', default: '', expects: 'empty or a path that begins with /', description: 'Path in front of all own routes.' }),
   routes: switchOr(routes, { default: true, expects: `true, false or an object with ${Object.keys(routes.properties).join(', ')}`, description: 'Which routes the plugin mounts.' }),
@@ -218,6 +239,8 @@ export const optionsSchema = Type.Partial(object({
 /** What `app.register(epd, options)` takes; every member is optional. docs/options.md explains each. */
 export interface EpdOptions extends Static<typeof optionsSchema> {}
 export interface NodeOptions extends Static<typeof node> {}
+export interface SourceOptions extends Static<typeof source> {}
+export interface PodOptions extends Static<typeof kubernetes> {}
 export type EmbeddedOptions = Static<typeof embedded>
 export type RouteOptions = Required<Static<typeof routes>>
 export type RoutingOptions = Required<Static<typeof routing>>

@@ -13,6 +13,8 @@ export interface Registrant {
   readonly peer?: string | undefined
   /** The process that registers ends with the gateway: it is not in `saved`. */
   readonly transient?: boolean | undefined
+  /** What has found the node, such as `dns encoder.vlm.svc`: it finds it again after a restart. */
+  readonly discovered?: string | undefined
 }
 
 /** What a gateway must be given at its next start, beside its configuration. */
@@ -63,6 +65,8 @@ export interface NodeStatus {
   readonly latency: readonly number[]
   readonly speed: number | null
   readonly health: NodeState
+  /** Where the node comes from: `configuration`, `registration`, `embedded`, or what has discovered it. */
+  readonly source: string
   readonly adapter: string
   readonly backend: string | null
   readonly epoch: number | null
@@ -126,6 +130,8 @@ export interface RegistryApi {
   configure (nodes: readonly NodeOptions[]): NodeChanges
   /** What has changed at run time. */
   saved (): SavedNodes
+  /** Where a node comes from. */
+  sourceOf (id: string): string | undefined
   /** All nodes, wherever they come from. */
   listed (): SavedNodes
   snapshot (): RegistrySnapshot

@@ -9,7 +9,7 @@ import { StageBreakers } from './load.ts'
 import { ASK_MS, isCertain, NodeRecord } from './node.ts'
 import { checkUrl, sameNode } from './node-url.ts'
 import { checkedInfo, type ProbeOutcome, type ProbeTiming } from './probe.ts'
-import { statusOf } from './snapshot.ts'
+import { sourceOf, statusOf } from './snapshot.ts'
 import { NodeTable } from './table.ts'
 import type { LinkView, NodeSnapshot, RegistrySnapshot } from './types.ts'
 
@@ -116,16 +116,21 @@ export class Registry extends NodeTable implements RegistryApi {
 
   saved (): SavedNodes {
     const records = [...this.records.values()]
-    const lasting = records.filter(({ options }) => options.transient !== true)
+    const lasting = records.filter(({ options }) => options.transient !== true && options.discovered === undefined)
     return {
       nodes: lasting.filter(({ options }) => options.configured !== true).map(({ options }) => options),
       drained: lasting.filter(({ drained }) => drained).map(({ id }) => id)
     }
   }
 
+  sourceOf (id: string): string | undefined {
+    const record = this.records.get(id)
+    return record === undefined ? undefined : sourceOf(record)
+  }
+
   listed (): SavedNodes {
     const records = [...this.records.values()]
-    return { nodes: records.map(({ options: { configured: _configured, transient: _transient, ...node } }) => node), drained: records.filter(({ drained }) => drained).map(({ id }) => id) }
+    return { nodes: records.map(({ options: { configured: _configured, transient: _transient, discovered: _discovered, ...node } }) => node), drained: records.filter(({ drained }) => drained).map(({ id }) => id) }
   }
 
   waitFor (check: (snapshot: RegistrySnapshot) => boolean, options: { signal?: AbortSignal | undefined } = {}): Promise<RegistrySnapshot> {

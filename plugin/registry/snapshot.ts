@@ -74,7 +74,8 @@ export function buildSnapshot (version: number, records: Iterable<NodeRecord>, v
 }
 
 /** GET /nodes/status: LMDeploy's fields first, then what its tools ignore. */
-export function statusOf (node: NodeSnapshot, { options, load }: NodeRecord): NodeStatus {
+export function statusOf (node: NodeSnapshot, record: NodeRecord): NodeStatus {
+  const { options, load } = record
   const { encode, prefill, decode } = node.breakers
   return {
     role: ROLE_TO_WIRE[node.role],
@@ -83,6 +84,7 @@ export function statusOf (node: NodeSnapshot, { options, load }: NodeRecord): No
     latency: load.latencies,
     speed: options.speed ?? null,
     health: node.state,
+    source: sourceOf(record),
     adapter: node.adapter.name,
     backend: node.info?.backend ?? null,
     epoch: node.info?.epoch ?? null,
@@ -97,4 +99,8 @@ export function statusOf (node: NodeSnapshot, { options, load }: NodeRecord): No
     breakers: { encode, prefill, decode },
     links: Object.fromEntries([...node.links].map(([other, { state, reason, link }]) => [other, { state, ...(reason === undefined ? {} : { reason }), ...(link === undefined ? {} : { transport: link.transport }) }]))
   }
+}
+
+export function sourceOf ({ options: { configured, discovered, transient } }: NodeRecord): string {
+  return configured === true ? 'configuration' : discovered ?? (transient === true ? 'embedded' : 'registration')
 }

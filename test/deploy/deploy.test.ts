@@ -14,7 +14,7 @@ const yaml = (file: string): any => parse(read(file), { merge: true })
 
 t.test('the configurations pass serve --check', async t => {
   const dir = t.testdir({ 'api-key': 'k' })
-  for (const file of ['compose.config.yaml', 'kubernetes/epd.config.yaml']) {
+  for (const file of ['compose.config.yaml', 'kubernetes/epd.config.yaml', 'kubernetes-discovery/epd.config.yaml']) {
     const path = join(dir, file.replaceAll('/', '-'))
     writeFileSync(path, read(file).replaceAll(/\$\{file:[^}]*\}/g, `\${file:${dir}/api-key}`))
     const { raw } = await loadConfig(path)
@@ -49,6 +49,16 @@ t.test('every manifest is listed, and selects what the Deployment labels', async
   t.same(yaml('kubernetes/network.yaml').spec.podSelector.matchLabels, label)
   t.same(yaml('kubernetes/monitor.yaml').spec.selector.matchLabels, label)
   for (const file of resources) t.same(parseAllDocuments(read(`kubernetes/${file}`)).flatMap(({ errors }) => errors), [], file)
+})
+
+t.test('a gateway that finds pods may list and watch them, and runs with that account', async t => {
+  const { resources, patches } = yaml('kubernetes-discovery/kustomization.yaml')
+  t.same(resources, ['../kubernetes', 'rbac.yaml', 'network.yaml'])
+  const [account, role, binding] = parseAllDocuments(read('kubernetes-discovery/rbac.yaml')).map(document => document.toJS())
+  t.match(role.rules, [{ apiGroups: [''], resources: ['pods'], verbs: ['get', 'list', 'watch'] }])
+  t.match(binding, { roleRef: { name: role.metadata.name }, subjects: [{ kind: 'ServiceAccount', name: account.metadata.name }] })
+  t.match(parse(patches[0].patch).spec.template.spec, { serviceAccountName: account.metadata.name, automountServiceAccountToken: true })
+  t.match(yaml('kubernetes-discovery/network.yaml').spec.podSelector, yaml('kubernetes/network.yaml').spec.podSelector)
 })
 
 t.test('probes, metrics and ports are those of the gateway', async t => {

@@ -28,6 +28,7 @@ export function optionsOfWorker (options: EpdOptions, { workers, vllmSecret, byp
   return {
     ...options,
     nodes: [],
+    discover: [],
     embedded: false,
     bypass,
     ui: false,
