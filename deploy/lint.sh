@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints what is in deploy/ by the tools that are here, and says which are not: kubectl, hadolint, nginx, systemd-analyze, shellcheck.
+# Lints what is in deploy/ by the tools that are here, and says which are not: kubectl, hadolint, nginx, systemd-analyze, shellcheck, promtool.
 set -uo pipefail
 cd "$(dirname "$0")" || exit 2
 failed=0
@@ -19,4 +19,5 @@ lint hadolint hadolint Dockerfile
 lint nginx nginx -t -e stderr -p "$temp" -g "pid $temp/nginx.pid;" -c "$PWD/nginx.conf"
 lint systemd-analyze systemd-analyze verify --man=no fastify-epd.service
 lint shellcheck shellcheck lint.sh
+lint promtool promtool check rules alerts.yml
 exit "$failed"

@@ -27,6 +27,8 @@ const FACTS: ReadonlyArray<readonly [key: string, show: (value: string) => strin
   // vLLM's own names.
   ['gen_ai.usage.prompt_tokens', value => `${value} in`],
   ['gen_ai.usage.completion_tokens', value => `${value} out`],
+  ['gen_ai.latency.time_in_queue', seconds => `queued ${duration(Number(seconds) * 1_000)}`],
+  ['gen_ai.latency.time_to_first_token', seconds => `first token ${duration(Number(seconds) * 1_000)}`],
   [ATTR.cached, value => (value === '0' || value === 'false' ? '' : value === 'true' ? 'cached' : `${value} cached`)],
   [ATTR.bytes, bytes],
   [ATTR.blocks, value => counted(value, 'block')],
