@@ -13,6 +13,7 @@ Commands:
   demo     start gateway and engines, ask about a sample picture, show the stages
   trace    show the last (or a given) request's stages as a waterfall
   nodes    the nodes of a running gateway: list, add, remove, drain
+  top      nodes and rates of a running gateway, live
   doctor   which nodes can work together, what they can serve, and what is missing
   bench    send a load of pictures and text to any OpenAI-compatible server, and measure it
 
@@ -27,6 +28,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   demo: async () => (await import('./demo.ts')).demoCommand,
   trace: async () => (await import('./trace.ts')).traceCommand,
   nodes: async () => (await import('./nodes.ts')).nodesCommand,
+  top: async () => (await import('./top/command.ts')).topCommand,
   doctor: async () => (await import('./doctor/command.ts')).doctorCommand,
   bench: async () => (await import('./bench/command.ts')).benchCommand
 }

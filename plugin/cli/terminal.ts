@@ -1,6 +1,7 @@
 /** What commands write to a terminal. */
 
 const DEFAULT_WIDTH = 120
+const DEFAULT_HEIGHT = 40
 const NUMBER = /^\d[\d.,]*( ?(ms|s|%|MiB|GiB|\/s))?$/
 
 /** Colour and width of the terminal on stdout. */
@@ -61,5 +62,28 @@ export class ProgressLine {
     if (this.#shown) this.#stream.write('\r\x1b[K')
     this.#shown = false
     this.#last = -Infinity
+  }
+}
+
+/** A picture that fills the terminal and is drawn again and again. What was there before comes back at `close`. */
+export class Screen {
+  readonly #stream: NodeJS.WriteStream
+
+  constructor (stream: NodeJS.WriteStream) {
+    this.#stream = stream
+    stream.write('\x1b[?1049h\x1b[?25l')
+  }
+
+  show (text: string): void {
+    const { columns = DEFAULT_WIDTH, rows = DEFAULT_HEIGHT } = this.#stream
+    const lines = text.trimEnd().split('\n')
+    const more = lines.length - rows + 1
+    const shown = more > 0 ? [...lines.slice(0, rows - 2), `... and ${more + 1} lines more`] : lines
+    // In place, line by line: a screen that is emptied first flickers.
+    this.#stream.write('\x1b[H' + shown.map(line => `${clean(line).slice(0, columns)}\x1b[K\n`).join('') + '\x1b[J')
+  }
+
+  close (): void {
+    this.#stream.write('\x1b[?25h\x1b[?1049l')
   }
 }

@@ -1,6 +1,7 @@
 import { parseArgs, type ParseArgsConfig } from 'node:util'
 import { clean } from './terminal.ts'
 
+const UNITS: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000 }
 const LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const
 
 /** A mistake in how a command was called: one line on stderr and exit code 2. */
@@ -28,6 +29,16 @@ export function whole (flag: string, text: string | undefined, min: number, max:
   const value = Number(text)
   if (!/^\d+$/.test(text) || value < min || value > max) throw new UsageError(`${flag} must be a whole number from ${min} to ${max}, not '${text}'`)
   return value
+}
+
+/** Milliseconds; undefined where the flag is not given. */
+export function timeOf (flag: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined
+  const [, count, unit] = /^(\d+(?:\.\d+)?)(ms|s|m|h)$/.exec(text) ?? []
+  const ms = Number(count) * UNITS[unit ?? '']!
+  // The longest that a timer of Node.js waits.
+  if (!(ms > 0 && ms < 2 ** 31)) throw new UsageError(`${flag} must be a time such as 500ms, 2s or 1m, not '${text}'`)
+  return ms
 }
 
 /** The URL without trailing slashes. */

@@ -1,4 +1,4 @@
-import { oneOf, httpUrl, parseFlags, UsageError, whole, withUsage } from '../usage.ts'
+import { oneOf, httpUrl, parseFlags, timeOf, UsageError, whole, withUsage } from '../usage.ts'
 import { ProgressLine } from '../terminal.ts'
 import { runLoad, type LoadOptions, type LoadProgress } from './load.ts'
 import { renderReport } from './summary.ts'
@@ -77,7 +77,6 @@ const MAX_RATE = 100_000
 const MAX_PICTURES = 64
 const MAX_EDGE = 8_192
 const MAX_TOKENS = 1_000_000
-const UNITS: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000 }
 
 /** `fastify-epd bench`. */
 export function benchCommand (argv: string[]): Promise<number> {
@@ -152,16 +151,6 @@ function optionsOf (values: Values, positionals: readonly string[]): LoadOptions
     sloTtftMs: timeOf('--slo-ttft', values['slo-ttft']),
     sloTpotMs: timeOf('--slo-tpot', values['slo-tpot'])
   }
-}
-
-/** Milliseconds. */
-function timeOf (flag: string, text: string | undefined): number | undefined {
-  if (text === undefined) return undefined
-  const [, count, unit] = /^(\d+(?:\.\d+)?)(ms|s|m|h)$/.exec(text) ?? []
-  const ms = Number(count) * UNITS[unit ?? '']!
-  // The longest that a timer of Node.js waits.
-  if (!(ms > 0 && ms < 2 ** 31)) throw new UsageError(`${flag} must be a time such as 500ms, 2s or 1m, not '${text}'`)
-  return ms
 }
 
 function rateOf (text: string | undefined): number | undefined {

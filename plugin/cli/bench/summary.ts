@@ -8,18 +8,15 @@ const TIMES: ReadonlyArray<readonly [name: string, key: 'ttftMs' | 'tpotMs' | 'e
 /** A report for people. */
 export function renderReport (report: LoadReport): string {
   const { load, byKind, errors } = report
-  const parts = [
-    `${clean(report.url)}  ${clean(load.model)}\n${shapeOf(load)}\n`,
-    table(totals(report)),
-    table([
-      ['', 'p50', 'p90', 'p99', 'max'],
-      ...TIMES.flatMap(([name, key]) => [
-        ...rowOf(name, report[key]),
-        ...(byKind === null ? [] : [...rowOf('  with pictures', byKind.pictures[key]), ...rowOf('  text only', byKind.text[key])])
-      ]),
-      ...rowOf('sent late', report.lateMs)
-    ])
+  const times = [
+    ...TIMES.flatMap(([name, key]) => [
+      ...rowOf(name, report[key]),
+      ...(byKind === null ? [] : [...rowOf('  with pictures', byKind.pictures[key]), ...rowOf('  text only', byKind.text[key])])
+    ]),
+    ...rowOf('sent late', report.lateMs)
   ]
+  const parts = [`${clean(report.url)}  ${clean(load.model)}\n${shapeOf(load)}\n`, table(totals(report))]
+  if (times.length > 0) parts.push(table([['', 'p50', 'p90', 'p99', 'max'], ...times]))
   if (errors.length > 0) parts.push('errors\n' + table(errors.map(({ status, code, count, message }) => [`  ${status ?? 'no answer'}`, code, String(count), message])))
   const late = report.lateMs !== null && report.lateMs.p90 > LATE_MS
   if (late) parts.push(`Requests left ${duration(report.lateMs!.p90)} late (p90): ${whyLate(report)}\n`)
