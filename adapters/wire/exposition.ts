@@ -29,7 +29,7 @@ export function expose (families: readonly Family[], accept: string | undefined)
   if (open) lines.push('# EOF')
   return {
     contentType: open ? `${OPEN_METRICS}; version=1.0.0; charset=utf-8` : 'text/plain; version=0.0.4; charset=utf-8',
-    text: lines.map(line => line + '\n').join('')
+    text: lines.join('\n') + '\n'
   }
 }
 
@@ -63,30 +63,41 @@ function writeFamily ({ name: plain, type, help, unit, read }: Family, open: boo
   }
 }
 
+/** Labels are written once for all buckets: 40 nodes have 5,000 lines, and relayed bytes wait meanwhile. */
 function writeDistribution (name: string, { labels, bounds, buckets, sum, exemplars }: Distribution, open: boolean, lines: string[]): void {
+  const pairs = pairsOf(labels)
+  const head = `${name}_bucket{${pairs === '' ? '' : pairs + ','}le="`
   let count = 0
-  for (const [i, inBucket] of buckets.entries()) {
-    count += inBucket
+  for (let i = 0; i < buckets.length; i++) {
+    count += buckets[i]!
     const le = i < bounds.length ? bounds[i]! : Infinity
     // OpenMetrics has one spelling for each bound.
     const text = open && Number.isInteger(le) ? le.toFixed(1) : numberOf(le)
     const exemplar = open ? exemplars[i] : undefined
-    lines.push(`${name}_bucket${labelsOf({ ...labels, le: text })} ${count}${exemplar === undefined ? '' : exemplarOf(exemplar)}`)
+    lines.push(`${head}${text}"} ${count}${exemplar === undefined ? '' : exemplarOf(exemplar)}`)
   }
-  const all = labelsOf(labels)
+  const all = pairs === '' ? '' : `{${pairs}}`
   lines.push(`${name}_sum${all} ${numberOf(sum)}`, `${name}_count${all} ${count}`)
 }
 
+/** A trace id is hexadecimal. */
 function exemplarOf ({ traceId, value, at }: Exemplar): string {
-  return ` # ${labelsOf({ trace_id: traceId })} ${numberOf(value)} ${at.toFixed(3)}`
+  return ` # {trace_id="${traceId}"} ${numberOf(value)} ${at.toFixed(3)}`
 }
 
 function labelsOf (labels: Labels): string {
-  const parts = Object.entries(labels).map(([name, value]) => `${name.replaceAll('.', '_')}="${escape(value, true)}"`)
-  return parts.length === 0 ? '' : `{${parts.join(',')}}`
+  const pairs = pairsOf(labels)
+  return pairs === '' ? '' : `{${pairs}}`
+}
+
+function pairsOf (labels: Labels): string {
+  let pairs = ''
+  for (const name in labels) pairs += `${pairs === '' ? '' : ','}${name.replaceAll('.', '_')}="${escape(labels[name]!, true)}"`
+  return pairs
 }
 
 function escape (text: string, quotes: boolean): string {
+  if (!/[\\\n"]/.test(text)) return text
   const escaped = text.replaceAll('\\', '\\\\').replaceAll('\n', '\\n')
   return quotes ? escaped.replaceAll('"', '\\"') : escaped
 }
