@@ -27,6 +27,7 @@ export const ERRORS = {
   EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or ".."', statusCode: 400, code: 'invalid_path' },
   EPD_ERR_CONFIGURATION: { message: '%s', statusCode: 400, code: 'invalid_configuration' },
   EPD_ERR_NO_HYBRID: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, code: 'unsupported_value' },
+  EPD_ERR_CONTEXT_LENGTH: { message: 'The request is too long: the nodes of the model %s take %s', statusCode: 400, code: 'context_length_exceeded' },
   EPD_ERR_UNAUTHORIZED: { message: 'Incorrect API key provided', statusCode: 401, code: 'invalid_api_key' },
   EPD_ERR_FORBIDDEN: { message: 'This route answers loopback and allowed networks only; others need the admin key', statusCode: 403, code: 'forbidden' },
   EPD_ERR_MODEL_NOT_FOUND: { message: 'The model %s does not exist', statusCode: 404, code: 'model_not_found' },

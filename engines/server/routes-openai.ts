@@ -25,8 +25,9 @@ export function openaiRoutes (app: FastifyInstance, state: ServerState, unreadTi
   app.post('/v1/completions', (request, reply) => serve(serving, request, reply, 'text_completion', only('completions')))
   app.post('/v1/responses', (request, reply) => serve(serving, request, reply, 'responses', only('responses')))
   app.get('/v1/models', async () => {
-    const { model } = state.health.control()
-    const entry = { id: model.name, object: 'model', created: CREATED, owned_by: 'fastify-epd', root: model.name, parent: null, permission: [] }
+    const { limits, model } = state.health.control()
+    const room = limits === undefined ? {} : { max_model_len: limits.tokens, epd: { max_messages: limits.messages, max_characters: limits.characters } }
+    const entry = { id: model.name, object: 'model', created: CREATED, owned_by: 'fastify-epd', root: model.name, parent: null, permission: [], ...room }
     return { object: 'list', data: [entry] }
   })
 }

@@ -107,6 +107,16 @@ export type ChatAnswer =
   | { readonly status: number, readonly json: unknown, readonly headers?: Readonly<Record<string, string>> }
   | { readonly status: number, readonly stream: AsyncIterable<Buffer>, readonly headers?: Readonly<Record<string, string>> }
 
+/** What every request must fit in. */
+export interface RequestLimits {
+  /** Tokens of prompt and answer together. */
+  readonly tokens: number
+  /** Messages, and parts of messages. */
+  readonly messages: number
+  /** UTF-16 code units of the prompt's text. */
+  readonly characters: number
+}
+
 /** One engine. All methods may be called at any time after construction; `chat` before `ready` waits or throws `initialising`. */
 export interface EngineService {
   readonly role: EngineRole
@@ -121,6 +131,8 @@ export interface EngineService {
   /** Why the engine can't serve just now, though it is ready: a thread of it has ended and is being started anew. */
   readonly problem?: string | undefined
   info (): EngineInfo
+  /** Of requests; absent where there is none. What is larger is refused with `context_length_exceeded`. */
+  readonly limits?: RequestLimits | undefined
   gauges (): Partial<Record<GaugeName, number>>
   /** Sequences (in an encoder: items) by status, for `epd_sequences{status}`. Statuses with none may be left out or be 0. */
   sequences (): Readonly<Record<string, number>>

@@ -4,6 +4,7 @@ import { epdError } from '../errors.ts'
 import { Collector, type Member } from './collector.ts'
 import { decodeString, JsonScanner } from './json-scanner.ts'
 import { describeMedia } from './media.ts'
+import type { PromptSize } from './members.ts'
 import { pick, splice } from './splice.ts'
 import { scanInSteps } from './steps.ts'
 
@@ -16,6 +17,7 @@ export interface Body extends RequestBody {
   readonly bytes: Buffer
   /** Bytes that are not media: a measure of the prompt. */
   readonly textBytes: number
+  readonly size: PromptSize
   /** Control fields that the client tried to send. */
   readonly stripped: readonly string[]
   /** JSON text of a top-level member; undefined when it is absent. */
@@ -51,17 +53,19 @@ class ScannedBody implements Body {
   readonly model: string
   readonly stream: boolean
   readonly textBytes: number
+  readonly size: PromptSize
   readonly stripped: readonly string[]
   /** Top-level members that go upstream, in order. */
   readonly #members: readonly Member[]
   readonly #byName: ReadonlyMap<string, Member>
   readonly #privileged: readonly Privileged[]
 
-  constructor (bytes: Buffer, { members, byName, stripped, privileged }: Collector, media: readonly MediaItem[]) {
+  constructor (bytes: Buffer, { members, byName, stripped, privileged, size }: Collector, media: readonly MediaItem[]) {
     this.bytes = bytes
     this.media = media
     this.#members = members
     this.#byName = byName
+    this.size = size
     this.stripped = stripped
     this.#privileged = privileged
     this.textBytes = media.reduce((rest, item) => rest - (item.url.end - item.url.start), bytes.length)

@@ -1,9 +1,9 @@
 import type { Privileged } from '../../adapters/adapter.ts'
 import { APART, LOOSE, MESSAGE_LISTS, PART_LISTS } from '../../adapters/wire/media.ts'
 import { epdError, type EpdError } from '../errors.ts'
-import { decodeString, type JsonVisitor, type ScalarKind } from './json-scanner.ts'
+import { charactersIn, decodeString, type JsonVisitor, type ScalarKind } from './json-scanner.ts'
 import { MediaCollector, type FoundMedia } from './media-collector.ts'
-import { CONTROL_FIELDS, GUARDED_MEMBERS, refuseControl } from './members.ts'
+import { CONTROL_FIELDS, GUARDED_MEMBERS, refuseControl, type PromptSize } from './members.ts'
 
 /** Where a top-level member stands, in bytes. */
 export interface Member {
@@ -37,6 +37,8 @@ export class Collector implements JsonVisitor {
   readonly #bytes: Buffer
   #member!: Member
   #message = -1
+  #messages = 0
+  #characters = 0
   /** The member of the message that is being read. */
   #name: string | undefined
   /** Members of it that hold parts: parsers differ in which of two equal ones they believe. */
@@ -49,6 +51,12 @@ export class Collector implements JsonVisitor {
 
   constructor (bytes: Buffer) {
     this.#bytes = bytes
+  }
+
+  /** A lower bound: messages and their parts, and the characters of their text. */
+  get size (): PromptSize {
+    const { parts = 0, characters = 0 } = this.#media ?? {}
+    return { messages: this.#messages + parts, characters: Math.floor(this.#characters + characters) }
   }
 
   get media (): readonly FoundMedia[] {
@@ -77,6 +85,7 @@ export class Collector implements JsonVisitor {
       this.#rootValue(kind, start - quote, end + quote, escaped)
       if (quote === 1 && LOOSE.has(this.#member.name ?? '')) this.#readMedia().loose(this.#member.name!, { start, end, escaped })
     } else if (depth === MESSAGES) this.#message++
+    else if (depth === MESSAGE && kind === 'string' && this.#name === 'content') this.#characters += charactersIn(end - start, escaped)
     else if (depth === 0) throw notAnObject()
   }
 
@@ -113,6 +122,7 @@ export class Collector implements JsonVisitor {
   close (depth: number, end: number): void {
     if (depth === ROOT) {
       this.#member.end = end
+      if (this.#member.name === 'messages') this.#messages = this.#message + 1
       if (this.#whole) this.#media!.close(depth, end)
       this.#whole = false
     } else if (depth > MESSAGE || this.#whole || (depth === MESSAGE && this.#inParts)) this.#media!.close(depth, end)

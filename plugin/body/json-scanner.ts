@@ -15,6 +15,11 @@ export interface JsonVisitor {
   close (depth: number, end: number): void
 }
 
+/** UTF-16 code units of a string, at least: an escape of one takes six bytes, a letter in UTF-8 three. */
+export function charactersIn (bytes: number, escaped: boolean): number {
+  return bytes / (escaped ? 6 : 3)
+}
+
 // What may come next; from VALUE_OR_END on, the end of the container too.
 const NOTHING = 0
 const IN_STRING = 1

@@ -2,7 +2,7 @@ import type { Privileged } from '../../adapters/adapter.ts'
 import { isEmbedded, LOOSE, MAX_NESTING, MEDIA, mediaTypeOf, MESSAGE_LISTS, PART_LISTS, sourcesOf, SOURCES } from '../../adapters/wire/media.ts'
 import { LEASE_SCHEME } from '../../adapters/wire/results.ts'
 import { epdError } from '../errors.ts'
-import { decodeString, type ScalarKind } from './json-scanner.ts'
+import { charactersIn, decodeString, type ScalarKind } from './json-scanner.ts'
 import { isLeaseUrl } from './lease-url.ts'
 
 interface Text { readonly start: number, readonly end: number, readonly escaped: boolean }
@@ -41,6 +41,8 @@ interface Part {
   /** Its media members, with the URL of those that have one. */
   readonly urls: Map<string, Text | undefined>
   readonly nulls: string[]
+  /** Of its text, at least. */
+  characters: number
 }
 
 // What a container is.
@@ -59,6 +61,10 @@ export class MediaCollector {
   readonly found: FoundMedia[] = []
   /** What only a gateway may send to some engines. */
   readonly privileged: Privileged[] = []
+
+  /** Parts of messages, and the characters of their text, at least. */
+  parts = 0
+  characters = 0
 
   readonly #bytes: Buffer
   #message = -1
@@ -124,6 +130,7 @@ export class MediaCollector {
     const container = this.#kinds[depth]
     if (container === LIST) {
       const index = ++this.#indices[depth]!
+      this.#countPart()
       if (this.#loose !== undefined && kind === 'string') this.loose(`${this.#lists.at(-1)!}[${index}]`, { start, end, escaped })
     } else if (container === OBJECT) {
       if (kind === 'string') this.#innerText({ start, end, escaped })
@@ -132,6 +139,7 @@ export class MediaCollector {
       const { name } = part
       if (name === 'type') this.#type(part, kind === 'string' ? decodeString(this.#bytes, start, end, escaped) ?? '' : kind === 'null' ? undefined : '')
       else if (name === 'uuid') part.hasUuid = kind !== 'null'
+      else if (name === 'text' && kind === 'string') part.characters += charactersIn(end - start, escaped)
       else if (name !== undefined && MEDIA_MEMBERS.has(name)) {
         if (kind === 'string') this.#url(part, name, { start, end, escaped })
         else if (kind === 'null') part.nulls.push(name)
@@ -177,6 +185,11 @@ export class MediaCollector {
     else if (container === LIST) this.#lists.pop()
   }
 
+  /** Of messages that are a list; what is in a part counts with it. */
+  #countPart (): void {
+    if (!this.#whole && this.#lists.length <= 1) this.parts++
+  }
+
   /** What is being read is a message. */
   get #isMessage (): boolean {
     return this.#whole && this.#parts.length === 1
@@ -199,7 +212,8 @@ export class MediaCollector {
 
   #beginPart (inside: number, list: string, index: number, start: number): void {
     this.#kinds[inside] = PART
-    this.#parts.push({ list, index, start, before: this.found.length, type: undefined, hasUuid: false, hasRole: false, name: undefined, seen: [], innerSeen: [], urls: new Map(), nulls: [] })
+    this.#parts.push({ list, index, start, before: this.found.length, type: undefined, hasUuid: false, hasRole: false, name: undefined, seen: [], innerSeen: [], urls: new Map(), nulls: [], characters: 0 })
+    this.#countPart()
   }
 
   #endPart (end: number): void {
@@ -208,7 +222,10 @@ export class MediaCollector {
     const isMessage = this.#whole && this.#parts.length === 0
     if (isMessage && part.hasRole && this.#loose === undefined) return
     const type = this.#loose ?? mediaTypeOf({ type: part.type, hasUuid, has: member => urls.has(member) || (hasUuid && nulls.includes(member)) })
-    if (type === undefined) return
+    if (type === undefined) {
+      if (!this.#whole && this.#parts.length === 0) this.characters += part.characters
+      return
+    }
     this.found.length = before
     const member = sourcesOf(type).find(name => urls.get(name) !== undefined)
     const outermost = this.#parts[this.#whole ? 1 : 0] ?? part

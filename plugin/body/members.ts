@@ -12,6 +12,14 @@ export const CONTROL_FIELDS: readonly string[] = [
 /** Members whose own members some engine merges with control fields (vLLM's `extra_args`). */
 export const GUARDED_MEMBERS: readonly string[] = ['vllm_xargs']
 
+/** How large the prompt of a chat is, at least. */
+export interface PromptSize {
+  /** Messages and their parts. */
+  readonly messages: number
+  /** Of the messages' text, in UTF-16 code units. */
+  readonly characters: number
+}
+
 /** @param member one of {@link GUARDED_MEMBERS}. @throws EPD_ERR_INVALID_VALUE when `name`, a member of it, is a control field */
 export function refuseControl (member: string | undefined, name: string | undefined): void {
   if (name === undefined || !CONTROL_FIELDS.includes(name)) return

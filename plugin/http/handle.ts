@@ -8,6 +8,7 @@ import { serve, type KeyHolder, type Served } from '../pipeline/index.ts'
 import { modelFor } from './aliases.ts'
 import { deliver, onClientGone } from './client.ts'
 import { sendError } from './error-answer.ts'
+import { upstreamPath } from './upstream-path.ts'
 
 export interface HandleOverrides {
   /** Another model than the body's, such as what an alias stands for. */
@@ -116,28 +117,6 @@ async function readRequest (source: unknown, overrides: HandleOverrides, maxItem
 
 function isScanned (source: unknown): source is Body {
   return typeof source === 'object' && source !== null && 'splice' in source && 'bytes' in source && 'media' in source
-}
-
-/**
- * A client's path, to be continued below a node's URL.
- *
- * @throws EPD_ERR_INVALID_PATH for `.` and `..`, however written: a proxy in front of a node would take them for steps
- * out of `/v1`. Some decode twice (`%252e`), some cut parameters off a segment first (`..;x`).
- */
-export function upstreamPath (url: string): string {
-  const [path] = url.split('?', 1) as [string]
-  for (let text = path, last = ''; text !== last; last = text, text = decoded(text)) {
-    if (text.split(/[/\\]/).some(segment => /^\.\.?(;|$)/.test(segment))) throw epdError('EPD_ERR_INVALID_PATH', [path])
-  }
-  return path.replace(/\/{2,}/g, '/') + url.slice(path.length)
-}
-
-function decoded (text: string): string {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    return text
-  }
 }
 
 /** Path below the node's URL. A route of the application that names no path of the API is a chat. */

@@ -1,14 +1,14 @@
 import { Readable } from 'node:stream'
 import { AdapterError, type EncoderResult } from '../../adapters/adapter.ts'
 import { epdError } from '../errors.ts'
-import { ownTokens, planRequest, visionTokens, promptTokens, viewRequest, workOf, type Plan, type Refusal } from '../planning/index.ts'
+import { ownTokens, planRequest, promptTokens, roomFor, SMALL_BODY, viewRequest, visionTokens, workOf, type Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { encodeStage, mediaView } from './encode.ts'
 import { Exchange } from './exchange.ts'
 import { generateStage, type Generation } from './generate.ts'
 import { prefillStage } from './prefill.ts'
 import { recordDelivery, recordFailure } from './record.ts'
-import { endLive, finalError, startAgain } from './setback.ts'
+import { endLive, finalError, refusalError, startAgain } from './setback.ts'
 import type { Delivery } from './answer-stream.ts'
 import type { Core, Deliver, GatewayRequest } from './types.ts'
 
@@ -99,7 +99,8 @@ function makePlan (exchange: Exchange): Plan {
   const span = exchange.trace.begin(SPAN.plan, { [ATTR.attempt]: exchange.attempts })
   exchange.encodedBy = []
   const view = viewRequest(body, path, headers, exchange.singleNode)
-  const plan = planRequest(body.media.length === 0 ? view : { ...view, ...mediaView(exchange) }, registry.snapshot(), { bypass, routing: options.routing }, exchange.avoided)
+  const snapshot = body.bytes.length > SMALL_BODY ? roomFor(body, path, registry.snapshot()) : registry.snapshot()
+  const plan = 'refused' in snapshot ? snapshot : planRequest(body.media.length === 0 ? view : { ...view, ...mediaView(exchange) }, snapshot, { bypass, routing: options.routing }, exchange.avoided)
   if ('refused' in plan) {
     const error = refusalError(plan, body.model)
     span.end({ error })
@@ -109,11 +110,6 @@ function makePlan (exchange: Exchange): Plan {
   span.set({ [ATTR.topology]: plan.topology, [ATTR.reason]: plan.reason, [ATTR.node]: plan.node.id })
   span.end()
   return plan
-}
-
-function refusalError ({ refused, reason, param }: Refusal, model: string): Error {
-  if (refused === 'EPD_ERR_NO_HYBRID') return epdError(refused, [reason, model], { param })
-  return epdError(refused, [model], refused === 'EPD_ERR_MODEL_NOT_FOUND' ? { param: 'model' } : { cause: new Error(reason) })
 }
 
 async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, deliver: Deliver): Promise<Delivery> {

@@ -1,7 +1,7 @@
 /** What a request does when a call to a node has failed. */
 import { AdapterError, type EncoderResult, type Stage } from '../../adapters/adapter.ts'
 import { epdError, isEpdError } from '../errors.ts'
-import type { Plan } from '../planning/index.ts'
+import type { Plan, Refusal } from '../planning/index.ts'
 import { againAfter, clientsError, outcomeOf, saysMore } from './blame.ts'
 import type { Delivery } from './answer-stream.ts'
 import { EncodersExhausted } from './encode.ts'
@@ -112,4 +112,11 @@ export function noteFailure (exchange: Exchange, { node, prefill }: Plan, featur
   if (!unlinked) return
   const producers = prefill === undefined ? features.map(feature => feature.node) : [prefill.id]
   for (const producer of new Set(producers)) exchange.core.registry.linkLost(producer, node.id)
+}
+
+/** No plan is possible. */
+export function refusalError ({ refused, reason, param }: Refusal, model: string): Error {
+  if (refused === 'EPD_ERR_CONTEXT_LENGTH') return epdError(refused, [model, reason], { param })
+  if (refused === 'EPD_ERR_NO_HYBRID') return epdError(refused, [reason, model], { param })
+  return epdError(refused, [model], refused === 'EPD_ERR_MODEL_NOT_FOUND' ? { param: 'model' } : { cause: new Error(reason) })
 }

@@ -1,5 +1,6 @@
 /** Pure functions from (request, registry snapshot, options) to a plan. */
 export { byAffinity } from './encoders.ts'
+export { roomFor, SMALL_BODY } from './limits.ts'
 export { ownTokens, planRequest, visionTokens } from './planner.ts'
 export { byLoad, POLICIES, type Policy, type PolicyName, type PolicyRequest } from './policy.ts'
 export { rank } from './rendezvous.ts'

@@ -35,7 +35,7 @@ export interface Plan {
   readonly order: ReadonlyArray<readonly NodeSnapshot[]>
 }
 
-export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_ERR_NO_ENCODER' | 'EPD_ERR_NO_HYBRID'
+export type RefusalCode = 'EPD_ERR_MODEL_NOT_FOUND' | 'EPD_ERR_NO_NODE' | 'EPD_ERR_NO_ENCODER' | 'EPD_ERR_NO_HYBRID' | 'EPD_ERR_CONTEXT_LENGTH'
 
 /** No plan is possible, and why. */
 export interface Refusal {

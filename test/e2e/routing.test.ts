@@ -56,6 +56,21 @@ await t.test('without an encoder the language model engine encodes by itself, an
   t.equal(answer.headers.get('x-epd-plan'), 'hybrid')
 })
 
+await t.test('what is too long for the engine is refused before it gets there, as the engine itself would', async t => {
+  const { data: [card] } = await (await fetch(`${gateway.url}/v1/models`)).json() as { data: [{ max_model_len: number, epd: { max_messages: number, max_characters: number } }] }
+  const { max_model_len: tokens, epd: { max_messages: most, max_characters: characters } } = card
+  t.ok(tokens > 0 && most >= tokens && characters > tokens)
+  for (const messages of [Array.from({ length: most + 1 }, () => ({ role: 'user', content: 'a' })), [{ role: 'user', content: 'a'.repeat(3 * characters + 3) }]]) {
+    const seen = await Promise.all([gateway.url, hybrid.url].map(async base => {
+      const response = await fetch(`${base}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', messages }) })
+      const { error } = await response.json() as { error: { code: string, param: string, type: string } }
+      return { status: response.status, code: error.code, param: error.param, type: error.type, plan: response.headers.get('x-epd-plan') }
+    }))
+    const refusal = { status: 400, code: 'context_length_exceeded', param: 'messages', type: 'invalid_request_error', plan: null }
+    t.same(seen, [refusal, refusal])
+  }
+})
+
 await t.test(`with 1 to ${ENCODERS} encoders a picture always meets the same one`, async t => {
   const pictures = await Promise.all(Array.from({ length: PICTURES }, (_, i) => drawScene(100 + i)))
   const used: number[] = []

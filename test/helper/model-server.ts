@@ -40,10 +40,10 @@ export const telling: Script = (_request, response, { stream }) => {
   else json(response, 200, { ...COMPLETION, usage: USAGE })
 }
 
-/** A server of model `m`: GETs are answered, POSTs are scripted. */
-export async function modelServer (t: Test, script: Script): Promise<ModelServer> {
+/** A server of model `m`: GETs are answered, POSTs are scripted. @param card what its card says besides */
+export async function modelServer (t: Test, script: Script, card: object = {}): Promise<ModelServer> {
   const http = createServer((request, response) => {
-    if (request.url === '/v1/models') { json(response, 200, { object: 'list', data: [{ id: 'm', object: 'model' }] }); return }
+    if (request.url === '/v1/models') { json(response, 200, { object: 'list', data: [{ id: 'm', object: 'model', ...card }] }); return }
     if (request.method === 'GET') { response.writeHead(request.url === '/health' ? 200 : 404).end(); return }
     server.asked++
     const chunks: Buffer[] = []

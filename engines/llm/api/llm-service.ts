@@ -4,7 +4,7 @@ import type { VisionRunner } from '../../encoder/vision.ts'
 import { FEATURES_FORMAT, KV_FORMAT } from '../../../adapters/wire/results.ts'
 import { ROLE_TO_WIRE } from '../../../adapters/wire/roles.ts'
 import {
-  ONE_DEVICE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName
+  ONE_DEVICE, type ChatAnswer, type ChatCall, type EngineBackend, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName, type RequestLimits
 } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
 import { LeaseGrants } from '../../cache/lease-grants.ts'
@@ -145,6 +145,10 @@ export class LlmService implements EngineService {
       ...CARRIED[this.role],
       ...info
     }
+  }
+
+  get limits (): RequestLimits | undefined {
+    return this.#runtime?.text.limits
   }
 
   gauges (): Partial<Record<GaugeName, number>> {

@@ -1,5 +1,5 @@
 import { ProgramHost } from '../../runtime/program-host.ts'
-import type { EngineLog } from '../../service/engine-service.ts'
+import type { EngineLog, RequestLimits } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
 import type { ChatTemplate } from './chat-template.ts'
 import type { TextJob, TextMethods } from './text-program.ts'
@@ -35,14 +35,20 @@ export class PromptText {
     return this.#options.template.toolFormat
   }
 
+  /** Each message has a role, and no token has more characters than the longest. */
+  get limits (): RequestLimits {
+    const tokens = this.#options.maxLength()
+    return { tokens, messages: tokens, characters: tokens * this.#options.tokenizer.longest }
+  }
+
   /** @throws EngineError `context_length_exceeded`, or what the template throws */
   async encode (job: Job, signal: AbortSignal): Promise<readonly number[]> {
-    const { tokenizer, template, maxLength: limit } = this.#options
-    const maxLength = limit()
+    const { tokenizer, template } = this.#options
+    const { limits } = this
+    const maxLength = limits.tokens
     const { characters, messages } = sizeOf(job.input)
-    // Each message has a role, and no token has more characters than the longest.
-    if (messages > maxLength || characters > maxLength * tokenizer.longest) {
-      throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; ${messages > maxLength ? `${messages} messages and parts` : `${characters} characters`} are more`, { param: job.param })
+    if (messages > limits.messages || characters > limits.characters) {
+      throw new EngineError('context_length_exceeded', `this engine takes ${maxLength} tokens, prompt and output together; ${messages > limits.messages ? `${messages} messages and parts` : `${characters} characters`} are more`, { param: job.param })
     }
     if (characters <= SMALL_CHARACTERS && messages <= SMALL_MESSAGES) {
       const { input } = job

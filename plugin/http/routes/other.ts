@@ -15,7 +15,8 @@ import { usableOf, type NodeSnapshot } from '../../registry/index.ts'
 import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
 import { deliver, onClientGone } from '../client.ts'
 import { sendError } from '../error-answer.ts'
-import { callId, kHolder, upstreamPath, type Held, type Handle } from '../handle.ts'
+import { callId, kHolder, type Held, type Handle } from '../handle.ts'
+import { upstreamPath } from '../upstream-path.ts'
 import { formField } from './form.ts'
 
 export interface OtherRoutesOptions {
