@@ -14,7 +14,7 @@ import { feedMeter } from './telemetry/instruments.ts'
 import { GatewayMetrics } from './telemetry/metrics.ts'
 import { uninstrumented } from './telemetry/propagation.ts'
 import { Tracing } from './telemetry/tracing.ts'
-import { GATEWAY_HEADER } from '../adapters/wire/headers.ts'
+import { chosen, GATEWAY_HEADER } from '../adapters/wire/headers.ts'
 import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from '../adapters/wire/semconv.ts'
 import type { Thumbnails } from './ui/thumbnails.ts'
 import type { StoredSpan } from './traces/span.ts'
@@ -86,14 +86,14 @@ export class Gateway implements Core {
   }
 
   /**
-   * What the calls of a request say in {@link GATEWAY_HEADER}: the gateways that it has passed, and this one.
+   * Headers of the calls of a request: the client's that are forwarded, the gateways that it has passed, and this one.
    *
    * @throws EPD_ERR_LOOP when this one is among them
    */
-  via ({ [GATEWAY_HEADER]: passed }: IncomingHttpHeaders): string {
-    if (passed === undefined) return this.#id
-    if (passed.includes(this.#id)) throw epdError('EPD_ERR_LOOP')
-    return `${String(passed)}, ${this.#id}`
+  via (incoming: IncomingHttpHeaders): Record<string, string> {
+    const { [GATEWAY_HEADER]: passed } = incoming
+    if (passed?.includes(this.#id) === true) throw epdError('EPD_ERR_LOOP')
+    return { ...(this.options.forwardHeaders.length > 0 && chosen(incoming, this.options.forwardHeaders)), [GATEWAY_HEADER]: passed === undefined ? this.#id : `${String(passed)}, ${this.#id}` }
   }
 
   /** No longer takes requests. */

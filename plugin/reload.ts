@@ -29,6 +29,7 @@ const LIVE: Readonly<Partial<Record<Name, true | readonly string[]>>> = {
   adminKey: true,
   allowedNetworks: true,
   headers: true,
+  forwardHeaders: true,
   tenant: true,
   timeouts: ['encode', 'prefill', 'firstByte', 'answer', 'idle', 'total', 'grace'],
   limits: ['items']

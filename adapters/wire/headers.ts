@@ -17,3 +17,15 @@ export const NODE_TOKEN_HEADER = 'x-epd-node-token'
 
 /** Marks the gateway's calls to P and D: LMDeploy refuses control fields without it, because a client could have sent them (InternLM/lmdeploy#4969). */
 export const PROXY_HEADERS: Readonly<Record<string, string>> = { 'x-lmdeploy-distserve-proxy': '1' }
+
+/** Headers that no option forwards: they belong to one connection, say who a client is, or are the gateway's own to send. */
+const OWN = /^(authorization|cookie|proxy-.*|host|connection|keep-alive|te|trailer|transfer-encoding|upgrade|expect|accept-encoding|content-.*|traceparent|tracestate|x-request-id|x-api-key|x-epd-.*|x-lmdeploy-.*)$/
+
+export function isForwardable (name: string): boolean {
+  return !OWN.test(name.toLowerCase())
+}
+
+/** Of a client's headers those of these names. */
+export function chosen (headers: Readonly<Record<string, string | string[] | undefined>>, names: readonly string[]): Record<string, string> {
+  return Object.fromEntries(names.flatMap(name => headers[name.toLowerCase()] === undefined ? [] : [[name.toLowerCase(), String(headers[name.toLowerCase()])]]))
+}

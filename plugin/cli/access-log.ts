@@ -3,13 +3,14 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { isEpdError } from '../errors.ts'
 import { onClosed } from '../http/client.ts'
 import { kHolder, kWatches, type Held, type Watch, type Watched } from '../http/handle.ts'
+import { BESIDE_V1 } from '../http/routes/other.ts'
 import type { Served } from '../pipeline/index.ts'
 
 /** Call it before the plugin is registered, so that requests which its hooks refuse are logged too. */
 export function logAccess (app: FastifyInstance, prefix: string): void {
-  const below = `${prefix}/v1/`
+  const below = [`${prefix}/v1/`, ...BESIDE_V1.map(path => prefix + path)]
   app.addHook('onRequest', (request, reply, done) => {
-    if (request.url.startsWith(below)) follow(request, reply)
+    if (below.some(path => request.url.startsWith(path))) follow(request, reply)
     done()
   })
 }

@@ -1,5 +1,6 @@
 import { Ajv, type ErrorObject } from 'ajv'
 import { adapters as shipped } from '../../adapters/index.ts'
+import { isForwardable } from '../../adapters/wire/headers.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
 import { checkUrl, sameNode } from '../registry/node-url.ts'
 import type { TraceStore } from '../traces/store.ts'
@@ -11,7 +12,7 @@ export { OptionsError, type OptionsProblem }
 export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type KeyOptions, type MediaOptions, type NodeOptions, type PodOptions, type RateOptions, type RoutingOptions, type SourceOptions, type TlsOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
-interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'discover' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'aliases' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers'>>> {
+interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'discover' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'aliases' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers' | 'forwardHeaders'>>> {
   readonly routing: RoutingOptions
   readonly sse: SseOptions
   readonly server: ServerOptions
@@ -63,7 +64,7 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   if (!fill(options)) throw new OptionsError(problemsOf(fill.errors ?? []))
   const { $schema: _, embedded, routes, telemetry, ...rest } = options
   const engines = embeddedOf(embedded, options)
-  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
+  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
   if (mistakes.length > 0) throw new OptionsError(mistakes)
   return {
     ...rest,
@@ -103,6 +104,10 @@ function sourceMistakes ({ discover }: Filled): OptionsProblem[] {
     ...((dns === undefined) === (kubernetes === undefined) ? [problem(`/discover/${i}`, `must have one of dns and kubernetes, not ${dns === undefined ? 'neither' : 'both'}`)] : []),
     ...(kubernetes !== undefined && (port ?? server) !== undefined ? [problem(`/discover/${i}/${port === undefined ? 'server' : 'port'}`, 'must stand beside dns; of pods there is kubernetes.port')] : [])
   ])
+}
+
+function headerMistakes ({ forwardHeaders }: Filled): OptionsProblem[] {
+  return forwardHeaders.flatMap((name, i) => isForwardable(name) ? [] : [problem(`/forwardHeaders/${i}`, `must be none that belongs to a connection, says who a client is, or is the gateway's own, not ${shown(name)}`)])
 }
 
 function keyMistakes ({ keys }: Filled): OptionsProblem[] {

@@ -90,7 +90,7 @@ const embedded = Type.Partial(object({
 }))
 
 const routes = Type.Partial(object({
-  openai: Type.Boolean({ description: 'POST /v1/chat/completions, POST /v1/completions, GET /v1/models, other /v1/*.' }),
+  openai: Type.Boolean({ description: 'POST /v1/chat/completions, POST /v1/completions, GET /v1/models, other /v1/*, /tokenize, /detokenize, /score, /rerank, /v2/rerank, /pooling.' }),
   nodes: Type.Boolean({ description: '/nodes/* and POST /distserve/connection_warmup.' }),
   sglang: Type.Boolean({ description: 'What SGLang\'s encoders call: /register_encoder_url, /unregister_encoder_url, /list_encoder_urls; its language servers: /sglang/v/*.' }),
   vllm: Type.Boolean({ description: 'What launch scripts of vLLM\'s disagg_epd_proxy.py call: /instances.' }),
@@ -230,6 +230,7 @@ export const optionsSchema = Type.Partial(object({
   adminKey: text('Bearer token with which the routes of operators answer from anywhere.'),
   allowedNetworks: list(Type.String({ pattern: '^[0-9a-fA-F.:]+(/[0-9]{1,3})?$', expects: 'an IP address or a network such as 10.0.0.0/8' }), 'Where the routes of operators answer without a key, beside loopback.'),
   headers: Type.Boolean({ default: true, description: 'Response headers x-epd-plan, x-epd-reason, x-epd-encoders, x-epd-trace-id.' }),
+  forwardHeaders: list(Type.String({ pattern: '^[A-Za-z0-9!#$%&\'*+.^_`|~-]{1,64}$', expects: 'the name of a header' }), "Headers of a client's request that go to the nodes too."),
   ui: Type.Boolean({ description: 'The inspection page at /epd/. Default: false; true from the command line on loopback.' }),
   telemetry,
   tenant: Type.Union([text('Name of a request header.'), inCode<TenantOf>()], { expects: "a request header's name or, in code, a function", description: 'Separates the caches of different customers.' }),

@@ -1,6 +1,6 @@
 import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log, type UpstreamResponse } from '../../adapters/adapter.ts'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
-import { GATEWAY_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
+import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { epdError } from '../errors.ts'
 import type { Plan, SingleNode } from '../planning/index.ts'
 import { ATTR } from '../../adapters/wire/semconv.ts'
@@ -48,7 +48,7 @@ export class Exchange implements Cancellable {
   singleNode: SingleNode | undefined
   #request: GatewayRequest | undefined
   readonly #id: string
-  #via = ''
+  #via: Readonly<Record<string, string>> = {}
   #encodeCalls = 0
   #checked = false
   #pass: Pass | undefined
@@ -185,7 +185,7 @@ export class Exchange implements Cancellable {
   }
 
   call (signal: TimeLimit, span: StageSpan, id: string): Call {
-    const headers = { ...span.headers, [REQUEST_ID_HEADER]: id, [GATEWAY_HEADER]: this.#via }
+    const headers = { ...span.headers, [REQUEST_ID_HEADER]: id, ...this.#via }
     return { signal, headers, dispatcher: this.core.dispatcher, log: this.log, onAlive: this.onAlive }
   }
 

@@ -29,8 +29,8 @@ export interface Core {
   readonly callers: Callers
   readonly timings: Timings
   readonly mediaCheck: { check (body: Body, signal: TimeLimit): Promise<Body> }
-  /** For the header that breaks rings. Throws when the request has passed here before. */
-  via (headers: IncomingHttpHeaders): string
+  /** For calls: the header that breaks rings, and those of the client that are forwarded. Throws when the request has passed here before. */
+  via (headers: IncomingHttpHeaders): Readonly<Record<string, string>>
 }
 
 /** Who asks, where keys have names. */

@@ -5,6 +5,7 @@ import type { AddressInfo } from 'node:net'
 import { buffer } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { startCli } from '../helper/cli.ts'
+import { resolveOptions } from '../../plugin/index.ts'
 import { buildGateway, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { seededRandom } from '../helper/pictures.ts'
@@ -136,4 +137,40 @@ t.test('fastify-epd serve forgives a slash too many, and has no other shape of e
   const asked = await fetch(`${url}/v1/chat/completions`, { method: 'OPTIONS', headers: { origin: 'http://localhost:3000', 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization,content-type' } })
   t.equal(asked.status, 204, 'case 14: a browser that asks first')
   t.match(Object.fromEntries(asked.headers), { 'access-control-allow-origin': 'http://localhost:3000', 'access-control-allow-methods': /POST/, 'access-control-allow-headers': 'authorization,content-type' })
+})
+
+t.test('routes beside /v1 reach a node of their model, or any where they name none', async t => {
+  const [one, two] = [await server(t, { id: 'one' }), await server(t, { id: 'two' })]
+  const url = await gatewayOver(t, one, two)
+  for (const path of ['/tokenize', '/detokenize', '/score', '/rerank', '/v2/rerank', '/pooling']) {
+    const answer = await post(url + path, { model: 'two', prompt: 'x' })
+    t.equal(answer.status, 200, path)
+    t.match(await answer.json(), { by: 'two' })
+    t.match(two.seen.at(-1), { method: 'POST', url: path })
+    t.same(JSON.parse(two.seen.at(-1)!.body.toString()), { model: 'two', prompt: 'x' })
+  }
+  t.equal((await post(`${url}/tokenize`, { prompt: 'x' })).status, 200)
+  t.match(await (await post(`${url}/score`, { model: 'three' })).json(), { error: { code: 'model_not_found' } })
+  t.equal((await fetch(`${url}/tokenize`)).status, 404, 'there is nothing to get')
+})
+
+t.test('an application keeps its own route of such a name, and a key is asked for', async t => {
+  const one = await server(t, { id: 'm' })
+  const { url } = await buildGateway(t, { options: { nodes: [{ url: one.url, adapter: 'openai' }], apiKeys: ['k'] }, before: app => app.post('/score', async () => 'mine') })
+  t.equal(await (await post(`${url}/score`, {})).text(), 'mine')
+  t.equal((await post(`${url}/rerank`, { model: 'm' })).status, 401)
+})
+
+t.test('chosen headers of the client go to the nodes', async t => {
+  const one = await server(t, { id: 'm' })
+  const { app, url } = await buildGateway(t, { options: { nodes: [{ url: one.url, adapter: 'openai' }], forwardHeaders: ['X-Tenant', 'x-absent'] } })
+  await app.epd.nodes.waitFor(({ models }) => models.length === 1)
+  const headers = { 'x-tenant': 'a', 'x-other': 'b', authorization: 'Bearer c', cookie: 'd=e' }
+  for (const path of ['/v1/embeddings', '/v1/chat/completions']) await post(url + path, { model: 'm', messages: [{ role: 'user', content: 'x' }] }, { headers })
+  await fetch(`${url}/v1/files`, { headers })
+  const seen = one.seen.filter(({ url }) => url.startsWith('/v1/'))
+  t.same([...new Set(seen.map(({ url }) => url))], ['/v1/embeddings', '/v1/chat/completions', '/v1/files'])
+  for (const { headers } of seen) t.same([headers['x-tenant'], headers['x-other'], headers.authorization, headers.cookie, headers['x-absent']], ['a', undefined, undefined, undefined, undefined])
+  for (const name of ['authorization', 'Cookie', 'Content-Length', 'host', 'x-request-id', 'traceparent', 'x-epd-gateway', 'transfer-encoding']) t.throws(() => resolveOptions({ forwardHeaders: [name] }), { message: /forwardHeaders\[0\] must be none that belongs/ }, name)
+  t.throws(() => resolveOptions({ forwardHeaders: ['a b'] }), { message: /forwardHeaders\[0\] must be the name of a header/ })
 })

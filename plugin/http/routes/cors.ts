@@ -1,4 +1,5 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { BESIDE_V1 } from './other.ts'
 
 const MAX_AGE_SECONDS = 600
 
@@ -22,7 +23,7 @@ export function allowOrigins (app: FastifyInstance, origins: readonly string[]):
     if (wanted !== undefined) reply.header('access-control-allow-headers', wanted)
     return reply.code(204).send()
   })
-  app.options('/v1/*', async (_request, reply) => reply.code(204).send())
+  for (const url of ['/v1/*', ...BESIDE_V1]) app.options(url, async (_request, reply) => reply.code(204).send())
 }
 
 function asksFirst ({ method, headers }: FastifyRequest): boolean {

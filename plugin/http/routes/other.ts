@@ -5,7 +5,7 @@ import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
 import { abortable, TimeLimit } from '../../../adapters/abort.ts'
 import { AdapterError, type Role } from '../../../adapters/adapter.ts'
 import { send } from '../../../adapters/http.ts'
-import { GATEWAY_HEADER, REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
+import { REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
 import { parseBody, readBody } from '../../body/index.ts'
 import { epdError, isEpdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
@@ -36,7 +36,10 @@ interface Passed {
 }
 
 /** Routes that may carry pictures: without a model none knows a node that sees them. */
-const INFERENCE = /^\/v1\/(responses|messages)\/?(\?|$)/
+const INFERENCE = /^\/v1\/(responses|messages)\/?(\?|$)|^\/pooling\/?(\?|$)/
+
+/** What vLLM and SGLang serve beside /v1. */
+export const BESIDE_V1 = ['/tokenize', '/detokenize', '/score', '/rerank', '/v2/rerank', '/pooling'] as const
 
 /** Proxies' clients write the whole URL. */
 const ORIGIN = /^https?:\/\/[^/?#]*/i
@@ -48,7 +51,7 @@ export const otherRoutes: FastifyPluginAsync<OtherRoutesOptions> = async functio
 
   app.route({ method: ['GET', 'DELETE'], url: '/v1/*', handler: async (request, reply) => await forward(gateway, request, reply, { path: pathOf(request) }) })
 
-  app.post('/v1/*', async (request, reply) => {
+  const pass = async (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> => {
     const path = pathOf(request)
     const bytes = request.body as Buffer | undefined
     const contentType = request.headers['content-type']
@@ -60,14 +63,16 @@ export const otherRoutes: FastifyPluginAsync<OtherRoutesOptions> = async functio
       if (!isEpdError(err) || err.code !== 'EPD_ERR_MISSING_VALUE' || err.param !== 'model' || INFERENCE.test(path)) return sendError(request, reply, err)
       return await forward(gateway, request, reply, { path, bytes })
     }
-  })
+  }
+  // An application may have routes of these names.
+  for (const url of ['/v1/*', ...BESIDE_V1]) if (!app.hasRoute({ method: 'POST', url: app.prefix + url })) app.post(url, pass)
 }
 
 /** Hands a request to a healthy node, and its answer back, errors included. */
 async function forward (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, { path, model, bytes, contentType }: Passed): Promise<FastifyReply> {
   if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
   let node: NodeSnapshot
-  let via: string
+  let via: Record<string, string>
   try {
     via = gateway.via(request.headers)
     checkModel(request, model)
@@ -83,7 +88,7 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
   const ticket = gateway.registry.acquire(node.id, 'decode', 0, ANSWER_TOKENS)
   try {
     const trace = parentContext(request.headers)
-    const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id), [GATEWAY_HEADER]: via }
+    const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id), ...via }
     const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
     const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'POST' | 'DELETE', path, body: bytes === undefined ? undefined : [bytes], contentType }, call), limit))
     const answer = await beginAnswer(node.id, upstream, limit, timeouts.idle)
