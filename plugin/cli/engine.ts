@@ -1,6 +1,8 @@
 import { once } from 'node:events'
+import { basename } from 'node:path'
 import type { StartEngineOptions } from '../../engines/server/index.ts'
 import { ENGINE_HELP, engineOptions, type EngineFlags } from './engine-flags.ts'
+import { ticking } from './terminal.ts'
 import { UsageError, withUsage } from './usage.ts'
 
 type EngineServer = typeof import('../../engines/server/index.ts')
@@ -31,8 +33,9 @@ export function engineCommand (argv: string[]): Promise<number> {
 
 async function run (flags: EngineFlags, asked: Promise<void>): Promise<void> {
   const server = await import('../../engines/server/index.ts')
-  const starting = server.startEngine(complete(flags.start, server))
-  const started = await Promise.race([starting, asked.then(() => undefined)])
+  const options = complete(flags.start, server)
+  const done = ticking(seconds => `loading ${basename(options.modelDir)}, ${seconds} s`)
+  const started = await Promise.race([server.startEngine(options), asked.then(() => undefined)]).finally(done)
   // Loading can't be interrupted, and no request is in flight.
   if (started === undefined) process.exit(0)
   process.stdout.write(`listening on ${started.url}\n`)

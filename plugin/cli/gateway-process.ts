@@ -3,10 +3,12 @@ import type { IncomingMessage } from 'node:http'
 import type { Server } from 'node:https'
 import Fastify, { LogController, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
+import type { EmbeddedHandle } from '../embedded/index.ts'
 import epd from '../index.ts'
 import { logAccess } from './access-log.ts'
 import { reloading } from './reload.ts'
 import { keepNodes } from './state-file.ts'
+import { ticking } from './terminal.ts'
 import { tlsFiles, type TlsFiles } from './tls.ts'
 import { epdError } from '../errors.ts'
 import { sendError } from '../http/error-answer.ts'
@@ -116,10 +118,14 @@ export function processOf ({ prefix, apiKeys, adminKey }: ResolvedOptions, url: 
   return { url, base, page: ui ? `${base}/epd/` : undefined, apiKey: apiKeys[0], adminKey, close }
 }
 
-export async function embeddedReady (embedded: { readonly ready: Promise<void> } | undefined, onProgress: (line: string) => void): Promise<void> {
+export async function embeddedReady (embedded: Pick<EmbeddedHandle, 'ready' | 'progress'> | undefined, onProgress: (line: string) => void): Promise<void> {
   if (embedded === undefined) return
   const started = performance.now()
   onProgress('starting the embedded engines')
-  await embedded.ready
+  const done = ticking(seconds => {
+    const { up, of } = embedded.progress()
+    return up < of ? `loading models: ${up} of ${of} engines are up, ${seconds} s` : `linking the engines, ${seconds} s`
+  })
+  await embedded.ready.finally(done)
   onProgress(`embedded engines are up after ${((performance.now() - started) / 1000).toFixed(1)} s`)
 }

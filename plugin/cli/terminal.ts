@@ -2,6 +2,7 @@
 
 const DEFAULT_WIDTH = 120
 const DEFAULT_HEIGHT = 40
+const TICK_MS = 250
 const NUMBER = /^\d[\d.,]*( ?(ms|s|%|MiB|GiB|\/s))?$/
 
 /** Colour and width of the terminal on stdout. */
@@ -54,7 +55,8 @@ export class ProgressLine {
     if (this.#stream.isTTY !== true || now - this.#last < this.#interval) return
     this.#last = now
     this.#shown = true
-    this.#stream.write(`\r\x1b[K${clean(text).slice(0, Math.max(1, (this.#stream.columns ?? DEFAULT_WIDTH) - 1))}`)
+    // The cursor stands at the beginning: a line of the log that comes between goes over it.
+    this.#stream.write(`\r\x1b[K${clean(text).slice(0, Math.max(1, (this.#stream.columns ?? DEFAULT_WIDTH) - 1))}\r`)
   }
 
   /** Takes the line away. */
@@ -62,6 +64,20 @@ export class ProgressLine {
     if (this.#shown) this.#stream.write('\r\x1b[K')
     this.#shown = false
     this.#last = -Infinity
+  }
+}
+
+/** Shows on a terminal for how long something has been under way, until the function that it returns is called. */
+export function ticking (text: (seconds: number) => string, stream: NodeJS.WriteStream = process.stderr): () => void {
+  if (stream.isTTY !== true) return () => {}
+  const started = performance.now()
+  const line = new ProgressLine(stream, 0)
+  const tick = (): void => { line.update(text(Math.floor((performance.now() - started) / 1_000))) }
+  const timer = setInterval(tick, TICK_MS).unref()
+  tick()
+  return () => {
+    clearInterval(timer)
+    line.clear()
   }
 }
 

@@ -12,6 +12,8 @@ import { superviseEngines, type Supervisor } from './supervisor.ts'
 export interface EmbeddedHandle {
   /** Resolves when all engines are up, healthy and linked; rejects when one can't be started. Pends until the application listens. */
   readonly ready: Promise<void>
+  /** How many engines have been up, and how many there are to be. */
+  progress (): { readonly up: number, readonly of: number }
   pids (): number[]
   close (): Promise<void>
 }
@@ -69,6 +71,7 @@ export function embeddedControl ({ gateway, log }: Init): EmbeddedControl {
 
   return {
     ready,
+    progress: () => ({ up: urls.size, of: config.encoders + config.engines + config.prefill + config.decode }),
     pids: () => supervisor?.pids() ?? [],
     start,
     close: async () => { await (closed ??= stop()) }

@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import { ratesBetween, samplesOf, type Reading } from '../../plugin/cli/top/readings.ts'
-import { ProgressLine, Screen } from '../../plugin/cli/terminal.ts'
+import { ProgressLine, Screen, ticking } from '../../plugin/cli/terminal.ts'
 import { runCli, spawnCli } from '../helper/cli.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, post } from '../helper/fake-gateway.ts'
@@ -77,7 +77,18 @@ t.test('a progress line is for terminals', async t => {
   line.update('a long line of text')
   line.clear()
   line.clear()
-  t.equal(terminal.text(), '\r\x1b[Ka long li\r\x1b[K')
+  t.equal(terminal.text(), '\r\x1b[Ka long li\r\r\x1b[K')
+})
+
+t.test('long work says how long it has taken, on a terminal', async t => {
+  const pipe = terminalOf({ isTTY: false })
+  ticking(() => 'loading', pipe.stream)()
+  t.equal(pipe.text(), '')
+  const terminal = terminalOf({ isTTY: true })
+  const done = ticking(seconds => `loading m, ${seconds} s`, terminal.stream)
+  t.equal(terminal.text(), '\r\x1b[Kloading m, 0 s\r', 'at once')
+  done()
+  t.ok(terminal.text().endsWith('\r\x1b[K'))
 })
 
 t.test('in a pipe one picture is printed, without colours; --count gives more, --json lines', async t => {

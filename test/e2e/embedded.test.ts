@@ -49,6 +49,7 @@ await t.test('serve', async t => {
 
   await t.test('reports the progress of the start, and where its page is', async t => {
     t.match(gateway.stderr(), /starting the embedded engines\n/)
+    t.notMatch(gateway.stderr(), /loading models/, 'progress is for terminals')
     const [, seconds] = /embedded engines are up after ([\d.]+) s\n/.exec(gateway.stderr())!
     t.ok(Number(seconds) < 30, `up after ${seconds} s: two on a machine with nothing else to do`)
     const page = /live: (http:\S+\/epd\/)\n/.exec(gateway.stderr())![1]!

@@ -111,6 +111,8 @@ t.test('with embedded engines the trace has the spans of the engines', async t =
   await app.register(epd, { embedded: { encoders: 1, engines: 1 }, ui: true })
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   await app.epd.embedded!.ready
+  const { up, of } = app.epd.embedded!.progress()
+  t.ok(up > 0 && up === of, `${up} of ${of} engines are up`)
   const answer = await post(url + PATH, { ...chat('How many shapes are there?', await drawScene(9)), model: 'tiny-internvl', max_tokens: 4 })
   t.equal(answer.status, 200)
   await answer.arrayBuffer()
