@@ -1,5 +1,5 @@
 /** What is in deploy/ says of the gateway what is true. Its own tools lint it: deploy/lint.sh. */
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { parse, parseAllDocuments } from 'yaml'
@@ -87,4 +87,13 @@ t.test('nothing runs as root or writes to its image', async t => {
   t.match(read('fastify-epd.service'), /^DynamicUser=yes$/m)
   const grace = Number(/^TimeoutStopSec=(\d+)$/m.exec(read('fastify-epd.service'))?.[1])
   t.ok(grace > 60)
+})
+
+t.test('each test that docs/production.md names is there, and each row names one', async t => {
+  const rows = readFileSync(join(packageRoot(), 'docs', 'production.md'), 'utf8').split('\n').filter(line => line.startsWith('|') && line.includes('| yes |'))
+  t.ok(rows.length > 20)
+  for (const row of rows) {
+    const tests = [...row.matchAll(/`(test\/[^`]+\.ts)`/g)].map(found => found[1]!)
+    t.ok(tests.length > 0 && tests.every(file => existsSync(join(packageRoot(), file))), row.slice(0, 80))
+  }
 })
