@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Agent, request } from 'undici'
 import { exchange } from './exchange.ts'
@@ -79,6 +80,8 @@ const AHEAD_BYTES = 256 * 1024 * 1024
  */
 export async function runLoad (options: LoadOptions): Promise<LoadReport> {
   const { seed = 1, timeoutMs = 300_000, headers = {}, signal = new AbortController().signal } = options
+  // Each request in flight listens to it.
+  setMaxListeners(0, signal)
   const base = options.url.replace(/\/+$/, '').replace(/\/v1$/, '')
   // No timers of the client's own: `timeoutMs` is the only limit.
   const dispatcher = new Agent({ headersTimeout: 0, bodyTimeout: 0, pipelining: 1 })
