@@ -29,7 +29,8 @@ export function encodingFor ({ model, media, times }: RequestView, nodes: readon
   const seeing = nodes.filter(node => node.info?.vision === 'full')
   const fed = nodes.filter(node => encoders.some(encoder => canTransfer(encoder, node, snapshot)))
   const itself = (reason: string): Encoding => ({ nodes: seeing, encoders: [], reason })
-  const callers = nodes.filter(node => usableOf(snapshot.nodes.filter(encoder => pushesTo(encoder, node, model)), 'encode', panicThreshold).length > 0)
+  const pushing = snapshot.nodes.filter(({ info }) => info?.produces.some(format => format.startsWith(PUSHED)))
+  const callers = pushing.length === 0 ? [] : nodes.filter(node => usableOf(pushing.filter(encoder => pushesTo(encoder, node, model)), 'encode', panicThreshold).length > 0)
   if (callers.length > 0) return { nodes: callers, encoders: [], reason: 'the language model calls encoders', callEncoders: true }
 
   if (fed.length === 0 || unencodable !== undefined) {
