@@ -230,7 +230,7 @@ export class MediaCollector {
     const member = sourcesOf(type).find(name => urls.get(name) !== undefined)
     const outermost = this.#parts[this.#whole ? 1 : 0] ?? part
     this.#found({
-      message: this.#whole ? Math.max(0, (this.#parts[0] ?? part).index) : this.#message,
+      message: this.#loose !== undefined ? 0 : this.#whole ? Math.max(0, (this.#parts[0] ?? part).index) : this.#message,
       part: isMessage ? 0 : Math.max(0, outermost.index),
       path: where(part),
       type,

@@ -54,6 +54,35 @@ t.test('bodies of many parts and messages in any mixture hold the same items in 
   t.ok(items > 500, `${items} items`)
 })
 
+t.test('nests of the grammar\'s names in any order and place hold the same items for both, and are spliced as JSON', async t => {
+  const random = new Random(6)
+  const top = ['messages', 'input', 'documents', 'system', 'image_data', 'query', 'text_2', 'inputs', 'video_data', 'prompt', 'metadata']
+  const names = ['content', 'output', 'source', 'type', 'image', 'image_url', 'url', 'data', 'role', 'uuid', 'text', 'video', 'image_embeds', 'input_audio', 'x']
+  const texts = ['image_url', 'image', 'text', 'input_image', 'tool_result', 'document', 'content', 'https://a/b.png', PNG, 'user', '']
+  const object = (keys: readonly string[], depth: number): Json => Object.fromEntries(Array.from({ length: random.below(5) }, () => [random.pick(keys), value(depth)]))
+  const value = (depth: number): unknown => {
+    const kind = random.below(depth > 0 ? 8 : 4)
+    if (kind < 3) return random.pick(texts)
+    if (kind < 4) return random.pick([null, 1, true, false])
+    return kind < 6 ? Array.from({ length: random.below(4) }, () => value(depth - 1)) : object(names, depth - 1)
+  }
+  let items = 0
+  for (let i = 0; i < 1_500; i++) {
+    const body = { ...object(top, 7), model: 'm' }
+    const text = random.spaced(body)
+    const found = await byGateway(text)
+    const wanted = byEngines(text).map(one => one.url === '' ? { ...one, url: undefined } : one)
+    items += found.length
+    if (JSON.stringify(found) !== JSON.stringify(wanted)) t.same(found, wanted, text)
+    const parsed = await parseBody(Buffer.from(text))
+    const spliced = JSON.stringify(JSON.parse(Buffer.concat(parsed.splice({ set: { n: '1' } })).toString()))
+    if (spliced !== JSON.stringify({ ...body, n: 1 })) t.equal(spliced, JSON.stringify({ ...body, n: 1 }), text)
+    const { media } = await parseBody(Buffer.concat(parsed.splice({ mediaUrls: parsed.media.map(() => 'https://c/d') })))
+    if (media.length !== found.length) t.equal(media.length, found.length, text)
+  }
+  t.ok(items > 500, `${items} items`)
+})
+
 t.test('a screenshot is the one part of a computer\'s output', async t => {
   const text = JSON.stringify({ model: 'm', input: [{ type: 'computer_call_output', call_id: 'c', output: { type: 'computer_screenshot', image_url: PICTURE } }] })
   t.same(await byGateway(text), [{ path: 'input[0].output', type: 'computer_screenshot', url: PICTURE }])
