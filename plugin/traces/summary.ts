@@ -67,7 +67,8 @@ export interface TraceFilter {
 }
 
 const MAX_FAILURES = 16
-const STAGES: Readonly<Record<string, FailedStage>> = { [SPAN.encodeCall]: 'encode', [SPAN.prefill]: 'prefill', [SPAN.decode]: 'decode' }
+/** A map: a node may call a span `constructor`. */
+const STAGES: ReadonlyMap<string, FailedStage> = new Map([[SPAN.encodeCall, 'encode'], [SPAN.prefill, 'prefill'], [SPAN.decode, 'decode']])
 /** vLLM's names, from before the conventions had any. */
 const [VLLM_INPUT, VLLM_OUTPUT] = ['gen_ai.usage.prompt_tokens', 'gen_ai.usage.completion_tokens'] as const
 
@@ -77,7 +78,6 @@ export function summarise (traceId: string, spans: readonly StoredSpan[]): Trace
   const request = spans.find(({ attributes }) => attributes[ATTR.operation] !== undefined && (attributes[ATTR.provider] ?? TRACER_NAME) === TRACER_NAME)
   const { name, status, attributes, message = '' } = request ?? topmost(spans)
   const { startTime, endTime } = request ?? extent(spans)
-  const statusCode = number(attributes[ATTR.statusCode])
   const durationMs = millis(startTime, endTime)
   const outputTokens = number(attributes[ATTR.outputTokens]) ?? mostOf(spans, ATTR.outputTokens, VLLM_OUTPUT)
   const firstTokenMs = inMs(number(attributes[ATTR.timeToFirstChunk]))
@@ -88,8 +88,8 @@ export function summarise (traceId: string, spans: readonly StoredSpan[]): Trace
     key: text(attributes[ATTR.key]),
     plan: text(attributes[ATTR.topology]),
     reason: text(attributes[ATTR.reason]),
-    status: statusOf(status, statusCode, attributes[ATTR.aborted] === true),
-    statusCode,
+    status: outcomeOf({ status, attributes }),
+    statusCode: number(attributes[ATTR.statusCode]),
     error: status === 'error' ? { code: codeOf(attributes), message } : undefined,
     failures: failuresOf(spans),
     retries: number(attributes[ATTR.retries]) ?? 0,
@@ -116,6 +116,13 @@ export function matches (summary: TraceSummary, filter: TraceFilter): boolean {
     (filter.search === undefined || isFound(summary, filter.search))
 }
 
+/** How a request ended, by its span. */
+export function outcomeOf ({ status, attributes }: Pick<StoredSpan, 'status' | 'attributes'>): TraceStatus {
+  if (status !== 'error') return attributes[ATTR.aborted] === true ? 'aborted' : 'ok'
+  const statusCode = number(attributes[ATTR.statusCode]) ?? 0
+  return statusCode >= 400 && statusCode < 500 ? 'refused' : 'error'
+}
+
 /** Mean time of a token after the first, of a stream that says how many it had. */
 export function perTokenMs (firstTokenMs: number | undefined, durationMs: number, tokens: number | undefined): number | undefined {
   return firstTokenMs === undefined || tokens === undefined || tokens < 2 ? undefined : round(Math.max(0, durationMs - firstTokenMs) / (tokens - 1))
@@ -127,18 +134,13 @@ function isFound ({ traceId, name, model, key, plan, status, partial, encoders, 
   return search.toLowerCase().split(/\s+/).every(word => texts.some(one => one.includes(word)))
 }
 
-function statusOf (status: StoredSpan['status'], statusCode: number | undefined, aborted: boolean): TraceStatus {
-  if (status !== 'error') return aborted ? 'aborted' : 'ok'
-  return statusCode !== undefined && statusCode >= 400 && statusCode < 500 ? 'refused' : 'error'
-}
-
 function failuresOf (spans: readonly StoredSpan[]): TraceFailure[] {
-  const failed = spans.filter(({ name, status }) => status === 'error' && STAGES[name] !== undefined).sort((a, b) => compare(a.endTime, b.endTime)).slice(0, MAX_FAILURES)
+  const failed = spans.filter(({ name, status }) => status === 'error' && STAGES.has(name)).sort((a, b) => compare(a.endTime, b.endTime)).slice(0, MAX_FAILURES)
   if (failed.length === 0) return []
   const plans = spans.filter(({ name }) => name === SPAN.plan)
   return failed.map(({ name, startTime, attributes, message = '' }) => ({
     attempt: Math.max(1, plans.filter(plan => compare(plan.startTime, startTime) <= 0).length),
-    stage: STAGES[name]!,
+    stage: STAGES.get(name)!,
     node: text(attributes[ATTR.node]),
     code: codeOf(attributes),
     message
@@ -148,7 +150,7 @@ function failuresOf (spans: readonly StoredSpan[]): TraceFailure[] {
 function nodesOf (spans: readonly StoredSpan[]): string[] {
   const nodes = new Set<string>()
   for (const { name, instance, attributes } of spans) {
-    const node = STAGES[name] === undefined ? instance : text(attributes[ATTR.node])
+    const node = STAGES.has(name) ? text(attributes[ATTR.node]) : instance
     if (node !== undefined) nodes.add(node)
   }
   return [...nodes]
@@ -156,8 +158,14 @@ function nodesOf (spans: readonly StoredSpan[]): string[] {
 
 /** The highest number that a span has under one of these names. */
 function mostOf (spans: readonly StoredSpan[], ...names: readonly string[]): number | undefined {
-  const found = spans.flatMap(({ attributes }) => names.flatMap(name => number(attributes[name]) ?? []))
-  return found.length === 0 ? undefined : Math.max(...found)
+  let most: number | undefined
+  for (const { attributes } of spans) {
+    for (const name of names) {
+      const value = number(attributes[name])
+      if (value !== undefined && (most === undefined || value > most)) most = value
+    }
+  }
+  return most
 }
 
 /** A span whose parent is not here. */
@@ -211,5 +219,5 @@ function texts (value: AttributeValue | undefined): string[] {
 }
 
 function number (value: AttributeValue | undefined): number | undefined {
-  return typeof value === 'number' ? value : undefined
+  return typeof value === 'number' && Number.isFinite(value) ? value : undefined
 }

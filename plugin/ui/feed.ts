@@ -2,7 +2,7 @@ import type { Gateway, Health } from '../gateway.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { Breakers } from '../registry/index.ts'
 import type { StoredSpan } from '../traces/span.ts'
-import { perTokenMs, type TraceSummary } from '../traces/summary.ts'
+import { outcomeOf, perTokenMs, type TraceSummary } from '../traces/summary.ts'
 import { NodeErrors, type NodeError } from './node-errors.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { NodeGauges, type Gauges } from './gauges.ts'
@@ -85,15 +85,15 @@ export interface Charts {
 const TRACES = 60
 /** Traces of a store that was there before the gateway, to begin the charts with. */
 const LOOK_BACK = 1_000
-/** Charted calls by their span. */
-const SERIES_OF: Readonly<Record<string, string>> = {
-  [SPAN.encodeCall]: 'encode',
-  [SPAN.engineMigrate]: 'migrate',
-  [SPAN.enginePrefill]: 'prefill',
-  [SPAN.engineDecode]: 'decode',
-  [SPAN.prefill]: 'handoff',
-  [SPAN.decode]: 'generate'
-}
+/** Charted calls by their span. A map: a node may call a span `constructor`. */
+const SERIES_OF: ReadonlyMap<string, string> = new Map([
+  [SPAN.encodeCall, 'encode'],
+  [SPAN.engineMigrate, 'migrate'],
+  [SPAN.enginePrefill, 'prefill'],
+  [SPAN.engineDecode, 'decode'],
+  [SPAN.prefill, 'handoff'],
+  [SPAN.decode, 'generate']
+])
 const SERIES = ['request', 'firstToken', 'perToken', 'encode', 'handoff', 'generate', 'migrate', 'prefill', 'decode'] as const
 
 /**
@@ -180,13 +180,16 @@ export class Feed {
     const { name, kind, attributes } = span
     this.#errors.note(span)
     const ms = millis(span)
-    const series = SERIES_OF[name]
+    const series = SERIES_OF.get(name)
     if (series !== undefined) return this.#add(series, span, ms)
     // The request's own span is named after its model.
     if (kind !== 'client' || attributes[ATTR.operation] === undefined) return
-    this.#add('request', span, ms)
     const { [ATTR.timeToFirstChunk]: first, [ATTR.outputTokens]: tokens } = attributes
-    if (typeof first !== 'number' || span.status === 'error') return
+    const outcome = outcomeOf(span)
+    // How soon a request was refused, or its client left, says nothing of the nodes.
+    if (outcome === 'refused' || outcome === 'aborted') return
+    this.#add('request', span, ms)
+    if (typeof first !== 'number' || outcome === 'error') return
     this.#add('firstToken', span, first * 1e3)
     const perToken = typeof tokens === 'number' ? perTokenMs(first * 1e3, ms, tokens) : undefined
     if (perToken !== undefined) this.#add('perToken', span, perToken)

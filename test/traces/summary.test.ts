@@ -79,6 +79,14 @@ t.test('tokens of a stream without usage are those of the engines\' spans', t =>
   t.end()
 })
 
+t.test('names of spans are any text, those of an object\'s own members too', t => {
+  for (const name of ['__proto__', 'constructor', 'toString', 'hasOwnProperty', '']) {
+    const summary = summarise(ID, [span('chat vlm', 1, 0, 9, { 'gen_ai.operation.name': 'chat' }), span(name, 2, 1, 2, { 'epd.node': 'http://a', [name]: name }, 'x')])
+    t.match(summary, { status: 'ok', failures: [], nodes: [] }, name)
+  }
+  t.end()
+})
+
 t.test('a search finds words in id, name, key, plan, status, nodes and errors, and all words must be there', t => {
   const summary = summarise(ID, [
     span('chat Tiny-VL', 1, 0, 9, { 'gen_ai.operation.name': 'chat', 'gen_ai.request.model': 'Tiny-VL', 'epd.key': 'team-a', 'epd.topology': 'e-pd', 'error.type': 'EPD_ERR_X', 'epd.encoders': ['http://e:1'] }, 'It broke (ECONNRESET)'),

@@ -12,6 +12,11 @@ import { barriers, open, OVERLAPS, SHOTS, shows, storeOf } from './browse.ts'
 import { failingScene, manyScene, nodeScene } from './scenes.ts'
 
 const SIZE = { width: 1280, height: 860 }
+/** What a client may call a model, and a node an error. */
+const HOSTILE = [
+  '<img src=x onerror="document.title=1">', '</script><script>document.title=1</script>', "javascript:alert('1')", '"><svg onload=alert(1)>&lt;b&gt;',
+  '\u202eesrever\u0000\u001b[31m\n\n\t', 'x'.repeat(1_000), '__proto__', 'constructor', 'toString'
+] as const
 
 t.setTimeout(120_000)
 const opened = await openBrowser()
@@ -302,6 +307,45 @@ async function suite (browser: Browser): Promise<void> {
     await page.setViewportSize({ width: 390, height: 844 })
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
     t.strictSame(problems, [])
+    await page.context().close()
+  })
+
+  t.test('whatever clients and nodes say is text, in the list, the waterfall, a comparison and a node\'s view', async t => {
+    const store = new TraceStore()
+    const nodes = [await FakeNode.start(t, { models: ['vlm', HOSTILE[0]] }), await FakeNode.start(t, { role: 'encoder' })]
+    nodes[0]!.metrics = `vllm:num_requests_waiting{model_name="${HOSTILE[0]}"} 1e9\n`
+    const { url } = await buildGateway(t, { nodes, options: { ui: true, telemetry: { store } } })
+    const now = Math.floor(Date.now() / 1e3)
+    const ids = HOSTILE.map((_, n) => String(n + 1).repeat(32))
+    for (const [n, text] of HOSTILE.entries()) {
+      const names = ['gen_ai.request.model', 'epd.topology', 'epd.reason', 'epd.key', 'error.type', 'epd.peer', 'epd.link', 'epd.queue_ms', 'epd.items', 'epd.tokens', 'epd.bytes', 'epd.cached', 'epd.batch', 'epd.retries', text]
+      const attributes = { ...Object.fromEntries(names.map(name => [name, text])), 'epd.encoders': [text, 7, true], 'epd.item.tokens': [text], 'epd.item.cached': [text] }
+      const span = (spanId: string, name: string, more: object): void => { store.add({ traceId: ids[n]!, spanId, parentSpanId: spanId === '1' ? undefined : '1', name, kind: 'client', startTime: [now, 0], endTime: [now, 7e6], attributes: { ...attributes, ...more }, status: 'error', message: text, service: text, instance: text }) }
+      span('1', text, { 'gen_ai.operation.name': text, 'gen_ai.response.time_to_first_chunk': NaN, 'gen_ai.usage.output_tokens': Infinity })
+      span('2', 'epd.decode', { 'epd.node': nodes[0]!.url })
+      span('3', 'epd.encode', { 'epd.node': text })
+      span('4', 'epd.encode.call', { 'epd.node': text })
+      span('5', text, {})
+    }
+    const { page, problems } = await open(browser, { url }, SIZE)
+    const elements = (): Promise<number> => page.evaluate("document.querySelectorAll('script, img:not([src^=pictures]):not([src=\"icon.svg\"]), iframe, b b, svg svg, a[href^=javascript]').length")
+    const own = await elements()
+    for (const [n, id] of ids.entries()) {
+      await page.evaluate(`location.hash = 'trace=${id}${n > 0 ? `&compare=${ids[n - 1]}` : ''}'`)
+      await page.waitForSelector(n > 0 ? '.stages-of' : '#detail .failure')
+      await until(async () => String(await page.locator('#detail').textContent()).includes(HOSTILE[n]!.trim().slice(0, 20)), `the page shows ${HOSTILE[n]}`)
+      t.equal(await elements(), own)
+    }
+    for (const node of nodes) {
+      await page.evaluate(`location.hash = 'search=${encodeURIComponent(HOSTILE[0])}&node=${encodeURIComponent(node.url)}'`)
+      await until(async () => String(await page.locator('#node .id').textContent()).includes(node.url), 'its view is open')
+    }
+    await page.evaluate(`location.hash = 'node=${encodeURIComponent(nodes[0]!.url)}'`)
+    await until(async () => await page.locator('#node ol.rows li').count() === HOSTILE.length, 'the errors are listed')
+    t.equal(await elements(), own)
+    t.strictSame(problems, [])
+    await page.setViewportSize({ width: 390, height: 844 })
+    t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390, 'long texts do not widen it')
     await page.context().close()
   })
 }

@@ -194,6 +194,20 @@ async function suite (browser: Browser): Promise<void> {
     await page.context().close()
   })
 
+  t.test('a stream shows its tokens and their times, also when its client did not ask for usage', async t => {
+    const answer = await post(`${gateway.url}/v1/chat/completions`, { model: 'tiny-internvl', stream: true, temperature: 0, max_tokens: 12, messages: [{ role: 'user', content: 'How many red circles are there?' }] })
+    t.notMatch(await answer.text(), /"usage":\s*\{/)
+    const id = answer.headers.get('x-epd-trace-id')!
+    const { page, problems } = await open(browser, gateway, { width: 1280, height: 860, hash: `#trace=${id}&search=${id}`, selected: false })
+    await shows(page, id)
+    await until(async () => /^first token[\d.]+ m?sper token[\d.]+ m?srate[\d.]+ tokens\/stokens\d+ → \d+$/.test(String(await page.locator('.sums').textContent())), 'the engine\'s spans say how many')
+    t.match(await page.locator(`[data-trace="${id}"] .tokens`).textContent(), /^\d+ → \d+$/)
+    await page.getByRole('link', { name: 'PD1' }).click()
+    await until(async () => /KV cache in use\d+ %feature cache filled\d+ %/.test(String(await page.locator('#node').textContent())), 'and its node says how full its caches are')
+    t.strictSame(problems, [])
+    await page.context().close()
+  })
+
   t.test('the keyboard alone is enough', async t => {
     const { page } = await open(browser, gateway, { width: 1280, height: 860 })
     await page.keyboard.press('Tab')

@@ -16,12 +16,12 @@ export interface Scene { readonly url: string, readonly hash?: string }
 export interface FakeScene extends Scene { readonly nodes: readonly FakeNode[], readonly store: TraceStore }
 
 /** Embedded engines under a load. */
-export async function normalScene (t: Scope): Promise<Scene> {
+export async function normalScene (t: Scope, requests = 8): Promise<Scene> {
   const config = await tempFile(t, 'epd.config.json', JSON.stringify({ embedded: { encoders: 2, engines: 1 }, telemetry: { captureContent: true } }))
   const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn', '--config', config])
   const load = await startLoad(gateway.url)
   t.teardown(() => load.stop())
-  await until(() => load.sent > 8, 'some requests are through', 60_000)
+  await until(() => load.sent > requests, 'some requests are through', 60_000)
   return gateway
 }
 

@@ -1,12 +1,13 @@
 /** `npm run screenshots [FOLDER]`: pictures of the page in each of its states, narrow and wide, light and dark, for people to judge. */
 import { mkdir } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
+import sharp from 'sharp'
 import type { Browser } from 'playwright-core'
 import { openBrowser } from '../helper/chromium.ts'
 import { open, SHOTS } from './browse.ts'
 import { comparedScene, failingScene, manyScene, nodeScene, normalScene } from './scenes.ts'
 
-const SCENES = { normal: normalScene, error: failingScene, node: nodeScene, comparison: comparedScene, many: manyScene }
+const SCENES = { normal: (t: Parameters<typeof normalScene>[0]) => normalScene(t, 100), error: failingScene, node: nodeScene, comparison: comparedScene, many: manyScene }
 const WIDTHS = [1280, 390] as const
 
 const [folder = SHOTS, ...names] = process.argv.slice(2)
@@ -32,9 +33,13 @@ async function shoot (browser: Browser, address: string, path: string, width: nu
   await page.waitForLoadState('load')
   // The page asks for its charts and pictures.
   await page.waitForSelector('.stage')
+  // A node need not say how full it is.
+  await page.waitForSelector('.gauges:not(:empty)', { timeout: 5_000 }).catch(() => {})
   await page.evaluate('Promise.all([...document.images].map(image => image.decode().catch(() => {})))')
   // A dialog covers what is on the screen.
-  await page.screenshot({ path, fullPage: !await page.locator('dialog').isVisible() })
+  const picture = await page.screenshot({ fullPage: !await page.locator('dialog').isVisible() })
+  // A quarter of the size, for the documentation.
+  await sharp(picture).png({ palette: true, effort: 10 }).toFile(path)
   process.stdout.write(`${path}\n`)
   await page.context().close()
 }

@@ -1,6 +1,6 @@
 import { count, el, ms, named, nameOf } from './dom.js'
 
-const STAGES = { 'epd.encode.call': 'encode', 'epd.prefill': 'prefill', 'epd.decode': 'decode' }
+const STAGES = new Map([['epd.encode.call', 'encode'], ['epd.prefill', 'prefill'], ['epd.decode', 'decode']])
 const ENDS = { ok: 'answered', failed: 'failed', aborted: 'ended' }
 /** Calls shown of one request: with eight attempts over many encoders there may be hundreds. */
 const MAX_CALLS = 40
@@ -26,7 +26,7 @@ function attemptsOf (spans) {
     const failed = span.status.code === 'error'
     if (span.name === 'epd.plan') attempt++
     if (span.name === 'epd.plan' && !failed) continue
-    const stage = span.name === 'epd.plan' ? 'plan' : STAGES[span.name]
+    const stage = span.name === 'epd.plan' ? 'plan' : STAGES.get(span.name)
     if (stage === undefined) continue
     const end = failed ? 'failed' : span.attributes['epd.aborted'] === true ? 'aborted' : 'ok'
     const node = span.attributes['epd.node']

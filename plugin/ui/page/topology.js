@@ -153,19 +153,20 @@ function fill (box, node) {
   if (node.role === 'encoder') facts.push(count(node.tokens, 'token'), count(node.encoded, 'picture'), node.encoded === 0 ? '' : `${percent(node.cached, node.encoded)} cached`)
   else facts.push(node.role === 'prefill' ? count(node.tokens, 'prompt token') : '', node.models.join(', '))
   at.querySelector('.facts').textContent = facts.filter(Boolean).join(' · ')
-  at.querySelector('.gauges').replaceChildren(...gauges(node.gauges))
   // A tile has room for two words.
-  const noun = at.closest('.tiles') === null ? ' breaker' : ''
+  const tile = at.closest('.tiles') !== null
+  at.querySelector('.gauges').replaceChildren(...gauges(node.gauges, tile))
+  const noun = tile ? '' : ' breaker'
   const open = Object.entries(node.breakers).map(([stage, breaker]) => `${stage}${noun} ${breaker}`)
   at.querySelector('.notes').textContent = [...open, ...node.notes.map(named)].join('; ')
   at.querySelector('.notes').title = node.notes.join('; ')
 }
 
 /** What the node says of itself, where it does. */
-function gauges (all) {
+function gauges (all, tile) {
   const { waiting, kv, features } = all ?? {}
   return [
-    ...waiting === undefined ? [] : [el('span', {}, `${waiting} waiting`)],
+    ...waiting === undefined || (tile && waiting === 0) ? [] : [el('span', {}, `${waiting} waiting`)],
     ...[['KV', kv], ['features', features]].flatMap(([name, share]) => share === undefined ? [] : [el('span', {}, `${name} `, el('i', { class: 'meter', style: { '--share': `${Math.round(100 * share)}%` } }), ` ${percent(share, 1)}`)])
   ]
 }
