@@ -77,6 +77,8 @@ const MAX_RATE = 100_000
 const MAX_PICTURES = 64
 const MAX_EDGE = 8_192
 const MAX_TOKENS = 1_000_000
+/** Of a request's pictures together; they are made in memory. */
+const MAX_PIXELS = 128 * 2 ** 20
 
 /** `fastify-epd bench`. */
 export function benchCommand (argv: string[]): Promise<number> {
@@ -126,17 +128,22 @@ function optionsOf (values: Values, positionals: readonly string[]): LoadOptions
   if (positionals.length !== 1) throw new UsageError(positionals.length === 0 ? 'give the URL of a server, such as http://127.0.0.1:8000' : `give one URL, not also '${positionals[1]}'`)
   const key = values.key ?? process.env.EPD_API_KEY
   const size = values.size === undefined ? undefined : sizeOf(values.size)
+  const url = httpUrl('URL', positionals[0]!)
+  if (new URL(url).username + new URL(url).password !== '') throw new UsageError('URL must not hold a password: --key or --header sends one')
+  const pictures = whole('--pictures', values.pictures, 0, MAX_PICTURES)
+  const [width, height] = size ?? []
+  if ((pictures ?? 1) * (width ?? 1) * (height ?? 1) > MAX_PIXELS) throw new UsageError(`--pictures and --size ask for more than ${MAX_PIXELS / 2 ** 20} megapixels a request`)
   return {
-    url: httpUrl('URL', positionals[0]!),
+    url,
     model: values.model,
     requests: whole('--requests', values.requests, 1, MAX_COUNT),
     durationMs: timeOf('--duration', values.duration),
     concurrency: whole('--concurrency', values.concurrency, 1, MAX_CONCURRENCY),
     rate: rateOf(values.rate),
     warmup: whole('--warmup', values.warmup, 0, MAX_COUNT),
-    pictures: whole('--pictures', values.pictures, 0, MAX_PICTURES),
-    width: size?.[0],
-    height: size?.[1],
+    pictures,
+    width,
+    height,
     format: oneOf('--format', values.format, ['png', 'jpeg'] as const),
     repeat: shareOf('--repeat', values.repeat),
     textShare: shareOf('--text-share', values['text-share']),

@@ -41,6 +41,8 @@ interface Event {
 }
 
 const MESSAGE_LENGTH = 300
+/** No token needs that much: the server sends something else. */
+const EVENT_LENGTH = 4 * 1_048_576
 /** An answer that is no stream is read so far. */
 const ANSWER_LENGTH = 64 * 1024
 
@@ -97,6 +99,7 @@ class Reading {
   take (chunk: Buffer, at: number): void {
     const lines = (this.#rest + this.#decoder.write(chunk)).split('\n')
     this.#rest = lines.pop()!
+    if (this.#rest.length > EVENT_LENGTH) throw Object.assign(new Error(`an event has more than ${EVENT_LENGTH / 1_048_576} MiB`), { code: 'event_too_long' })
     for (const line of lines) this.#line(line.trimEnd(), at)
   }
 
@@ -166,7 +169,7 @@ function failureOf (status: number, text: string): Failure {
 function reasonOf (error: unknown): { code: string, message: string } {
   const { code, type, message } = typeof error === 'object' && error !== null ? error as Record<string, unknown> : {}
   const named = [code, type].find(name => isText(name) || typeof name === 'number')
-  return { code: named === undefined ? 'error' : String(named), message: (isText(message) ? message as string : typeof error === 'string' ? error.trim() : JSON.stringify(error)).slice(0, MESSAGE_LENGTH) }
+  return { code: named === undefined ? 'error' : String(named), message: (isText(message) ? message as string : typeof error === 'string' ? error.trim() || 'an answer without a body' : JSON.stringify(error)).slice(0, MESSAGE_LENGTH) }
 }
 
 async function beginningOf (body: Dispatcher.ResponseData['body']): Promise<string> {

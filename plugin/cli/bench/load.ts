@@ -1,5 +1,6 @@
 import { setMaxListeners } from 'node:events'
-import { setTimeout as delay } from 'node:timers/promises'
+import { setImmediate as immediately } from 'node:timers'
+import { setImmediate, setTimeout as delay } from 'node:timers/promises'
 import { Agent, request } from 'undici'
 import { exchange } from './exchange.ts'
 import { seeded } from './random.ts'
@@ -192,7 +193,8 @@ class Run {
       due += -Math.log(1 - random()) * 1_000 / rate
       if (!this.#mayStart(due)) break
       const wait = due - performance.now()
-      if (wait > 0) await delay(wait, undefined, { signal }).catch(() => {})
+      // Also a load that is late lets answers in between: they would seem to take longer.
+      await (wait > 0 ? delay(wait, undefined, { signal }) : setImmediate(undefined, { signal })).catch(() => {})
       const prepared = await this.#stock.take()
       while (this.#inFlight >= this.#limits.concurrency && !signal.aborted) await this.#freed.promise
       if (signal.aborted) break
@@ -264,10 +266,23 @@ async function stockOf (options: Parameters<typeof Workload.create>[0], requests
   }
   for (let i = 0; i < ahead; i++) make()
   await Promise.all(ready)
+  let filling = false
+  // One at a time, and after whatever is due: requests leave and answers come in before the next is made.
+  const fill = (): void => {
+    if (filling || ready.length >= ahead || made >= requests) return
+    filling = true
+    immediately(() => {
+      filling = false
+      make()
+      fill()
+    })
+  }
   return {
     async take () {
-      make()
-      return await ready.shift()!
+      if (ready.length === 0) make()
+      const next = ready.shift()!
+      fill()
+      return await next
     }
   }
 }

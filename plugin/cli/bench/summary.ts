@@ -3,6 +3,7 @@ import type { LoadReport, Spread } from './report.ts'
 
 /** Beyond it the load, not the server, may be what was measured. */
 const LATE_MS = 50
+const SHOWN_ERRORS = 20
 const TIMES: ReadonlyArray<readonly [name: string, key: 'ttftMs' | 'tpotMs' | 'endToEndMs']> = [['TTFT', 'ttftMs'], ['TPOT', 'tpotMs'], ['end to end', 'endToEndMs']]
 
 /** A report for people. */
@@ -17,7 +18,7 @@ export function renderReport (report: LoadReport): string {
   ]
   const parts = [`${clean(report.url)}  ${clean(load.model)}\n${shapeOf(load)}\n`, table(totals(report))]
   if (times.length > 0) parts.push(table([['', 'p50', 'p90', 'p99', 'max'], ...times]))
-  if (errors.length > 0) parts.push('errors\n' + table(errors.map(({ status, code, count, message }) => [`  ${status ?? 'no answer'}`, code, String(count), message])))
+  if (errors.length > 0) parts.push('errors\n' + table(errors.slice(0, SHOWN_ERRORS).map(({ status, code, count, message }) => [`  ${status ?? 'no answer'}`, code, String(count), message])) + (errors.length > SHOWN_ERRORS ? `  and ${errors.length - SHOWN_ERRORS} kinds more (--json has them)\n` : ''))
   const late = report.lateMs !== null && report.lateMs.p90 > LATE_MS
   if (late) parts.push(`Requests left ${duration(report.lateMs!.p90)} late (p90): ${whyLate(report)}\n`)
   return parts.join('\n')
@@ -30,7 +31,7 @@ function totals (report: LoadReport): string[][] {
   return [
     ['requests', `${requests} ok, ${failed} failed${cancelled > 0 ? `, ${cancelled} cancelled` : ''} in ${(elapsedMs / 1_000).toFixed(1)} s${report.interrupted ? ' (interrupted)' : ''}`],
     ['throughput', `${report.requestsPerSecond.toFixed(2)} requests/s, ${report.outputTokensPerSecond.toFixed(1)} output tokens/s`],
-    ['tokens', `${report.inputTokens} in, ${report.outputTokens} out${report.counted === 'chunks' ? ' (chunks: the server gave no usage)' : report.counted === 'both' ? ' (some by usage, some by chunks)' : ''}`],
+    ['tokens', `${report.inputTokens || '-'} in, ${report.outputTokens} out${report.counted === 'chunks' ? ' (chunks: the server gave no usage)' : report.counted === 'both' ? ' (some by usage, some by chunks)' : ''}`],
     ...(goodput === null ? [] : [['goodput', `${goodput.toFixed(2)} requests/s with ${limits.join(' and ')} (${withinSlo} of ${requests + failed})`]]),
     ...(plans === '' ? [] : [['plans', plans]])
   ]

@@ -62,7 +62,7 @@ async function ofConfig (given: string | undefined): Promise<Examination> {
   const diagnosis = diagnose(nodes)
   const title = `configuration ${file}`
   if (nodes.length > 0) return { title, diagnosis }
-  const hint = raw.embedded === false ? 'no nodes: the gateway waits for nodes that register. --url asks a running one' : 'no nodes: serve starts engines of its own'
+  const hint = (raw.discover ?? []).length > 0 ? 'no nodes in the file: they are discovered. --url asks a running gateway' : raw.embedded === false ? 'no nodes: the gateway waits for nodes that register. --url asks a running one' : 'no nodes: serve starts engines of its own'
   return { title, diagnosis: { ...diagnosis, hints: [hint] } }
 }
 

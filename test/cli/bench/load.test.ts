@@ -124,13 +124,15 @@ t.test('failures are counted by status and code with their first message', async
     (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).end(`${event({ content: 'a' })}event: error\ndata: {"error":{"message":"node died","code":"upstream_failed"}}\n\n`) },
     (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).end('data: {nonsense\n\ndata: [DONE]\n\n') },
     (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).end('data: null\n\ndata: [1]\n\ndata: {"choices":[null,{"delta":7}],"usage":{"completion_tokens":"x"}}\n\ndata: [DONE]') },
+    (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).end('data: ' + 'x'.repeat(5_000_000)) },
+    (_request, response) => { response.writeHead(302, { location: 'http://127.0.0.1:1' }).end() },
     (_request, response) => { response.socket?.resetAndDestroy() }
   ]
   const { url } = await recorder(t, (request, response, body, server) => { faults[turn++]!(request, response, body, server) })
   const report = await runLoad({ ...SMALL, url, model: 'm', requests: faults.length, concurrency: 1, pictures: 0 })
   t.match(report.errors[0], { status: 429, code: 'overloaded', message: 'first', count: 2 })
   const found = report.errors.map(({ status, code }) => `${status} ${code}`)
-  for (const one of ['400 error', '422 422', '502 error', '200 no_stream', '200 incomplete', '200 upstream_failed', '200 no_json']) t.ok(found.includes(one), `${one} in ${found.join(', ')}`)
+  for (const one of ['400 error', '422 422', '502 error', '200 no_stream', '200 incomplete', '200 upstream_failed', '200 no_json', '200 event_too_long', '302 error']) t.ok(found.includes(one), `${one} in ${found.join(', ')}`)
   t.ok(report.errors.some(({ status, code }) => status === null && /ECONNRESET|UND_ERR_SOCKET/.test(code)))
   t.equal(report.failed + report.requests, faults.length)
 })
@@ -202,6 +204,8 @@ t.test('mistakes in the flags are named', async t => {
     [[url, '--size', '0x5'], /--size must be WxH/],
     [[url, '--size', '9000'], /--size must be WxH/],
     [[url, '--rate', '-1'], /--rate/],
+    [[url, '--pictures', '64', '--size', '8192'], /more than 128 megapixels/],
+    [['http://user:secret@127.0.0.1:1'], /URL must not hold a password/],
     [[url, '--rate', '0'], /--rate must be/],
     [[url, '--repeat', '1.5'], /--repeat must be a share/],
     [[url, '--duration', '10'], /--duration must be a time such as/],

@@ -5,7 +5,7 @@ import { pictureMaker } from '../../../plugin/cli/bench/pictures.ts'
 const bytesOf = (url: string): Buffer => Buffer.from(url.slice(url.indexOf(',') + 1), 'base64')
 
 t.test('pictures of every size are whole, of that size, and all different', async t => {
-  for (const [width, height] of [[1, 1], [3, 5], [4, 4], [17, 9], [448, 448], [640, 31]] as const) {
+  for (const [width, height] of [[1, 1], [3, 5], [4, 4], [17, 9], [448, 448], [640, 31], [8_192, 6]] as const) {
     for (const format of ['png', 'jpeg'] as const) {
       const picture = await pictureMaker({ seed: 3, width, height, format })
       const urls = await Promise.all([0, 1, 2].map(picture))
@@ -23,4 +23,10 @@ t.test('a picture has about as many bytes as a photo', async t => {
   const picture = await pictureMaker({ seed: 1, width: 448, height: 448, format: 'png' })
   const { length } = bytesOf(await picture(0))
   t.ok(length > 20_000 && length < 150_000, `${length} bytes`)
+})
+
+t.test('pictures that share a ground differ in their pixels too', async t => {
+  const picture = await pictureMaker({ seed: 1, width: 32, height: 32, format: 'png' })
+  const pixels = await Promise.all(Array.from({ length: 40 }, async (_, id) => (await sharp(bytesOf(await picture(id))).raw().toBuffer()).toString('latin1')))
+  t.equal(new Set(pixels).size, 40)
 })
