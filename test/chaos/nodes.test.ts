@@ -15,7 +15,7 @@ const busy = (seconds: number): NodeFault => ({ kind: 'answer', status: 503, hea
 const timeouts = { encode: 3000, firstByte: 4000, answer: 10_000, idle: 10_000 }
 const [gateway, hasty, flapping, e1, e2, p1, p2] = await Promise.all([
   GatewayProcess.start(t, { timeouts }),
-  GatewayProcess.start(t, { timeouts: { encode: 300, firstByte: 300, answer: 300, idle: 300 } }),
+  GatewayProcess.start(t, { timeouts: { encode: 1_500, firstByte: 1_500, answer: 1_500, idle: 1_500 } }),
   GatewayProcess.start(t, { timeouts }),
   Engine.start(t, 'encoder'),
   Engine.start(t, 'encoder'),

@@ -181,7 +181,7 @@ for (const fault of ['reset', 'failed', 'busy'] as const) {
 }
 
 t.test('a P that hangs counts as dead after its timeout and gets an abort', async t => {
-  const f = await fixture(t, { prefills: 2, options: { timeouts: { prefill: 100 } } })
+  const f = await fixture(t, { prefills: 2, options: { timeouts: { prefill: 1_000 } } })
   f.prefills[0]!.prefillFaults.push('silence')
   const answer = await f.ask()
   t.equal(answer.status, 200)

@@ -179,7 +179,7 @@ t.test('after two nodes that have not answered in time a third one is not asked'
 })
 
 t.test('a language model that hangs counts as dead after its timeout and gets an abort', async t => {
-  const f = await fixture(t, { pds: 2, options: { timeouts: { answer: 100 } } })
+  const f = await fixture(t, { pds: 2, options: { timeouts: { answer: 1_000 } } })
   f.pds[0]!.generateFaults.push('silence')
   t.equal((await f.ask()).status, 200)
   t.equal(f.pds[1]!.generations.length, 1)
@@ -303,7 +303,7 @@ t.test('what comes late from one encoder does not end the lease that another has
   const prompt = { ...fakeAdapter, name: 'prompt', release }
   const [slow, quick, pd] = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
   const nodes = [{ ...slow.spec, adapter: 'stubborn' }, { ...quick.spec, adapter: 'prompt' }, pd.spec]
-  const { url, app } = await buildGateway(t, { options: { adapters: [stubborn, prompt, fakeAdapter], nodes, bypass: 'never', timeouts: { encode: 500 } } })
+  const { url, app } = await buildGateway(t, { options: { adapters: [stubborn, prompt, fakeAdapter], nodes, bypass: 'never', timeouts: { encode: 1_500 } } })
   await settled(app.epd.nodes, [slow, quick, pd])
   let open!: () => void
   pd.generateFaults.push({ hold: new Promise(resolve => { open = resolve }) })

@@ -47,7 +47,7 @@ t.test('a key may use what a name stands for, or may not; a reload takes an alia
   const { app, url } = await buildGateway(t, { nodes: [node], options })
   const ask = async (model: string): Promise<number> => (await post(url + CHAT, { ...chat('?'), model }, { headers: { 'x-api-key': 'secret' } })).status
   t.same([await ask('a'), await ask('b')], [200, 200])
-  const common = { embedded: false, adapters: app.epd.gateway.options.adapters, nodes: [node.spec], routing: app.epd.gateway.options.routing }
+  const common = { embedded: false, adapters: app.epd.gateway.options.adapters, nodes: [node.spec], routing: app.epd.gateway.options.routing, admission: app.epd.gateway.options.admission }
   t.same(reload(app.epd.gateway, resolveOptions({ ...common, aliases: { a: 'qwen' }, keys: [{ name: 'k', hash, models: ['other'] }] })).changed, ['aliases.b', 'keys'])
   t.same([await ask('a'), await ask('b')], [404, 404])
   reload(app.epd.gateway, resolveOptions({ ...common, adapters: [fakeAdapter], aliases: { a: 'qwen' }, keys: options.keys }))

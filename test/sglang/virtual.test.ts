@@ -74,7 +74,7 @@ for (const transfer of TRANSFERS) {
 
   for (const fault of ['reset', 'busy', 'silent'] as const) {
     t.test(`${transfer}: a part moves from an encoder that is ${fault} to the next`, async t => {
-      const f = await fixture(t, { lm: { transfer }, options: { timeouts: { encode: fault === 'silent' ? 300 : 30_000 } } })
+      const f = await fixture(t, { lm: { transfer }, options: { timeouts: { encode: fault === 'silent' ? 1_500 : 30_000 } } })
       const usual = await textOf(await f.ask(pictureUrl('a')))
       const home = await homeOf(f, pictureUrl('a'))
       // A kept connection that is reset is tried once more on a fresh one.

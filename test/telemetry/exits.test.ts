@@ -36,7 +36,7 @@ const pds = await Promise.all([0, 1].map(() => FakeNode.start(t)))
 const nodes = [...encoders, ...pds]
 /** An encoder whose adapter never settles and ignores its signal. */
 const deaf = { ...fakeAdapter, name: 'deaf', encode: () => new Promise<never>(() => {}) }
-const options: EpdOptions = { bypass: 'never', admission: { visionTokens: 1, queue: 1, wait: 5_000 }, timeouts: { encode: 200, firstByte: 200, answer: 200, idle: 200 } }
+const options: EpdOptions = { bypass: 'never', admission: { visionTokens: 1, queue: 1, wait: 5_000 }, timeouts: { encode: 1_000, firstByte: 1_000, answer: 1_000, idle: 1_000 } }
 
 /** All spans that were made in the meantime, once the gateway is at rest. */
 async function spansOf ({ app, url }: FakeGateway, run: (url: string) => Promise<unknown>): Promise<ReadableSpan[]> {
