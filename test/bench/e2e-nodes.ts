@@ -1,10 +1,10 @@
-/** Encoders and a language model without models, speaking the engines' wire: `e2e-nodes.js ENCODERS DELAY_MS`. */
+/** Encoders and a language model without models, speaking the engines' wire: `e2e-nodes.js ENCODERS DELAY_MS [serial]`; `serial`: an encoder does one call after the other. */
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { serve } from './processes.ts'
 
-const [encoders = '1', delay = '0'] = process.argv.slice(2)
+const [encoders = '1', delay = '0', order] = process.argv.slice(2)
 const PART = Buffer.from('"type":"image_url"')
 const STREAM = Buffer.from('"stream":true')
 const ANSWER = { id: 'chatcmpl-1', object: 'chat.completion', created: 1, model: 'm', choices: [{ index: 0, message: { role: 'assistant', content: 'x'.repeat(700) }, finish_reason: 'stop' }] }
@@ -56,11 +56,16 @@ function json (response: ServerResponse, value: object): void {
   response.writeHead(200, { 'content-type': 'application/json', 'content-length': text.length }).end(text)
 }
 
+/** When each encoder is free again. */
+const freeAt = new Map<string, number>()
+
 const encode = (url: string): Answer => (body, response) => {
   let count = 0
   for (let at = body.indexOf(PART); at !== -1; at = body.indexOf(PART, at + PART.length)) count++
   const results = Array.from({ length: count }, (_, part) => ({ message: 0, part, content_hash: 'h', modality: 'image', num_tokens: 256, grid: [1, 1], lease: (leases++).toString(16).padStart(16, '0'), remote_engine_id: url, remote_session_id: leases, remote_block_ids: [1, 2, 3, 4], cached: false }))
-  setTimeout(() => { json(response, { object: 'encoder.result', model: 'm', encoder_result: results }) }, Number(delay))
+  const begin = order === 'serial' ? Math.max(performance.now(), freeAt.get(url) ?? 0) : performance.now()
+  freeAt.set(url, begin + Number(delay))
+  setTimeout(() => { json(response, { object: 'encoder.result', model: 'm', encoder_result: results }) }, begin + Number(delay) - performance.now())
 }
 
 const generate = (): Answer => (body, response) => {
