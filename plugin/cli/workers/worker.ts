@@ -1,5 +1,6 @@
 /** A worker: one of several processes that serve requests under one port. The primary starts it, and knows what they share. */
-import cluster from 'node:cluster'
+import { rmSync } from 'node:fs'
+import { dirname } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import { abortable } from '../../../adapters/abort.ts'
 import { epdError } from '../../errors.ts'
@@ -40,6 +41,8 @@ async function main (): Promise<void> {
   process.on('SIGHUP', () => {})
 
   const { options, shares, nodes, logLevel, socket } = await primary.call('birth', null)
+  // A primary that is killed leaves its folder behind, and its workers end.
+  process.on('exit', () => { if (!process.connected) rmSync(dirname(socket), { recursive: true, force: true }) })
   const reports = new Reports(events => { primary.tell('happened', events) })
   const raw = { ...optionsOfWorker(options, shares), telemetry: { ...options.telemetry, ...(options.telemetry?.traces === false ? {} : { store: reports.spans }) } }
   const resolved = resolveOptions(raw)
@@ -116,8 +119,6 @@ function countTogether (gateway: Gateway, primary: Primary): void {
   })
 }
 
-main().catch(async (err: unknown) => {
-  process.send?.({ epd: 'call', name: 'failed', value: (err as Error).message })
-  cluster.worker?.disconnect()
-  process.exitCode = 1
+main().catch((err: unknown) => {
+  process.send!({ epd: 'call', name: 'failed', value: (err as Error).message }, () => { process.exit(1) })
 })
