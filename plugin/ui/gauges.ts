@@ -21,17 +21,17 @@ const TIMEOUT_MS = 1_500
 const MAX_BYTES = 2 * 1024 * 1024
 /** A node without metrics is asked in every so many rounds. */
 const SELDOM = 15
-const LINE = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})? +(\S+)/gm
+const NAME = /^[a-zA-Z_:][\w:]*/
 
 /** By the name of the metric, in the words of vLLM, SGLang, LMDeploy. Series of one name are added up; of shares the highest counts. */
-const COUNTS: Readonly<Record<string, 'waiting' | 'running'>> = {
-  'vllm:num_requests_waiting': 'waiting',
-  'vllm:num_requests_running': 'running',
-  'sglang:num_queue_reqs': 'waiting',
-  'sglang:num_running_reqs': 'running',
-  'lmdeploy:num_requests_waiting': 'waiting',
-  'lmdeploy:num_requests_running': 'running'
-}
+const COUNTS: ReadonlyMap<string, 'waiting' | 'running'> = new Map([
+  ['vllm:num_requests_waiting', 'waiting'],
+  ['vllm:num_requests_running', 'running'],
+  ['sglang:num_queue_reqs', 'waiting'],
+  ['sglang:num_running_reqs', 'running'],
+  ['lmdeploy:num_requests_waiting', 'waiting'],
+  ['lmdeploy:num_requests_running', 'running']
+])
 const SHARES: ReadonlySet<string> = new Set(['vllm:kv_cache_usage_perc', 'vllm:gpu_cache_usage_perc', 'sglang:token_usage', 'lmdeploy:gpu_cache_usage_perc'])
 const OURS = /^epd_(sequences|(?:kv|feature)_blocks_(?:capacity|free|cached))$/
 
@@ -103,17 +103,28 @@ export function readGauges (text: string): Gauges | undefined {
   const blocks: Record<string, number> = {}
   let kv: number | undefined
   const add = (what: 'waiting' | 'running', value: number): void => { sums[what] = (sums[what] ?? 0) + value }
-  for (const [, name = '', labels = '', number] of text.matchAll(LINE)) {
-    const value = Number(number)
-    if (!(value >= 0 && value < 1e12)) continue
-    const count = COUNTS[name]
-    if (count !== undefined && Object.hasOwn(COUNTS, name)) add(count, value)
-    else if (SHARES.has(name)) kv = Math.min(1, Math.max(kv ?? 0, value))
-    else if (name === 'epd_sequences') add(/status="waiting"/.test(labels) ? 'waiting' : 'running', value)
-    else if (OURS.test(name)) blocks[name] = value
+  for (const line of text.split('\n')) {
+    const name = NAME.exec(line)?.[0] ?? ''
+    const count = COUNTS.get(name)
+    const share = SHARES.has(name)
+    if (count === undefined && !share && !OURS.test(name)) continue
+    const value = valueOf(line, name)
+    if (value === undefined) continue
+    if (count !== undefined) add(count, value)
+    else if (share) kv = Math.min(1, Math.max(kv ?? 0, value))
+    else if (name === 'epd_sequences') add(line.includes('status="waiting"') ? 'waiting' : 'running', value)
+    else blocks[name] = value
   }
   const { epd_kv_blocks_capacity: kvs = 0, epd_kv_blocks_free: kvFree = 0, epd_kv_blocks_cached: kvCached = 0, epd_feature_blocks_capacity: features = 0, epd_feature_blocks_free: free = 0 } = blocks
   if (kvs > 0) kv = Math.max(0, 1 - (kvFree + kvCached) / kvs)
   const found: Gauges = { ...sums, ...(kv === undefined ? {} : { kv }), ...(features > 0 ? { features: Math.max(0, 1 - free / features) } : {}) }
   return Object.keys(found).length === 0 ? undefined : found
+}
+
+/** The number behind name and labels; undefined when it is none that a gauge of these may have. */
+function valueOf (line: string, name: string): number | undefined {
+  const labels = line.lastIndexOf('}')
+  const [text = ''] = line.slice(labels === -1 ? name.length : labels + 1).trim().split(/\s/, 1)
+  const value = text === '' ? NaN : Number(text)
+  return value >= 0 && value < 1e12 ? value : undefined
 }

@@ -13,7 +13,7 @@ const PER_DECADE = 12
 const BUCKETS = 8 * PER_DECADE
 
 /**
- * How long the calls of one stage took, over time: a histogram for each slot of each range, 47 KiB in all, whatever the
+ * How long the calls of one stage took, over time: a histogram for each slot of each range, 46 KiB in all, whatever the
  * rate. A slot is used again when its time comes round.
  */
 export class Histograms {

@@ -18,7 +18,7 @@ const HOSTILE = [
   '\u202eesrever\u0000\u001b[31m\n\n\t', 'x'.repeat(1_000), '__proto__', 'constructor', 'toString'
 ] as const
 
-t.setTimeout(120_000)
+t.setTimeout(240_000)
 const opened = await openBrowser()
 if ('missing' in opened) t.plan(0, opened.missing)
 else await suite(opened)
@@ -202,13 +202,13 @@ async function suite (browser: Browser): Promise<void> {
 
   t.test('a node is drained and taken back, from another machine with the admin key only', async t => {
     const nodes = [await FakeNode.start(t), await FakeNode.start(t)]
-    const { url, app } = await buildGateway(t, { nodes, options: { ui: true, adminKey: 'root-key', telemetry: { store: storeOf(1) } } })
+    const { url, app } = await buildGateway(t, { nodes, options: { ui: true, prefix: '/llm', adminKey: 'root-key', telemetry: { store: storeOf(1) } } })
     const id = nodes[0]!.url
     const drained = (): boolean => app.epd.nodes.snapshot().byId.get(id)!.drained === true
     // As a reverse proxy hands on: the client is not this machine.
     const context = await browser.newContext({ viewport: SIZE, httpCredentials: { username: 'admin', password: 'root-key' }, extraHTTPHeaders: { 'x-forwarded-for': '203.0.113.9' } })
     const page = await context.newPage()
-    await page.goto(`${url}/epd/#node=${encodeURIComponent(id)}`)
+    await page.goto(`${url}/llm/epd/#node=${encodeURIComponent(id)}`)
     const dialog = page.locator('#node')
     await dialog.getByRole('button', { name: 'Drain' }).click()
     await until(() => dialog.locator('form').isVisible(), 'the key is asked for')

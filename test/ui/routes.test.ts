@@ -166,6 +166,8 @@ t.test('the page reads queues and caches from what nodes say in their metrics', 
   t.strictSame(readGauges('lmdeploy:num_requests_waiting{a="b"} 0\nlmdeploy:gpu_cache_usage_perc 1.0'), { waiting: 0, kv: 1 })
   t.strictSame(readGauges('epd_sequences{status="waiting"} 2\nepd_sequences{status="prefill"} 1\nepd_sequences{status="running"} 3\nepd_kv_blocks_capacity 100\nepd_kv_blocks_free 50\nepd_kv_blocks_cached 25\nepd_feature_blocks_capacity 10\nepd_feature_blocks_free 4\nepd_feature_blocks_cached 6\n'), { waiting: 2, running: 4, kv: 0.25, features: 0.6 })
   for (const text of ['', 'hello', 'x 1', 'vllm:num_requests_waiting NaN', 'vllm:num_requests_waiting -1', 'vllm:num_requests_waiting +Inf', 'vllm:num_requests_waiting{', 'constructor 1', '{"a":1}', 'vllm:num_requests_waiting{a="' + '\\'.repeat(50_000)]) t.equal(readGauges(text), undefined, text.slice(0, 40))
+  // A megabyte of open quotes once took eight seconds.
+  for (const text of ['vllm:num_requests_waiting{b="c\n', 'vllm:num_requests_waiting{"', 'vllm:num_requests_waiting ', 'epd_sequences}', '\n', 'a'].map(one => one.repeat(2e6 / one.length))) t.equal(readGauges(text), undefined, text.slice(0, 40))
   t.end()
 })
 

@@ -1,4 +1,4 @@
-/* global addEventListener, CSS, dispatchEvent, HashChangeEvent */
+/* global addEventListener, dispatchEvent, HashChangeEvent */
 import { addressWith, writeAddress } from './address.js'
 import { bytes, count, el, named, nameNodes, nameOf, percent, shortId, svg } from './dom.js'
 import { drawLinks, inWords, LANES, noteSpeeds } from './wires.js'
@@ -26,7 +26,8 @@ export function showTopology (box, state) {
     shape = next
     build(box, state)
   }
-  for (const node of state.nodes) fill(box, node)
+  const cards = new Map([...box.querySelectorAll('.node')].map(one => [one.dataset.id, one]))
+  for (const node of state.nodes) fill(cards.get(node.id), node)
   const dense = isDense(state)
   if (dense) summarise(box, state)
   redraw = () => {
@@ -138,9 +139,8 @@ function link (id) {
   return el('a', { href: addressWith({ node: id }), on: { click: open } }, nameOf(id))
 }
 
-function fill (box, node) {
-  const at = box.querySelector(`[data-id="${CSS.escape(node.id)}"]`)
-  if (at === null) return
+function fill (at, node) {
+  if (at === undefined) return
   at.dataset.state = node.state
   at.classList.toggle('ailing', Object.keys(node.breakers).length > 0)
   at.querySelector('.state').textContent = node.state
