@@ -24,6 +24,11 @@ export interface PartMeta { readonly embedding_size?: unknown, readonly embeddin
 
 const PART = '_local_part_'
 
+/** With `zmq_to_tokenizer` the call names the receiver: the encoder pushes to it when it is ready, whatever becomes of the call. */
+export function namesReceiver ({ embedding_port: port }: EncodeRequest): boolean {
+  return port !== null && port !== undefined
+}
+
 /** The request's id in a part's. Encoders and language servers cut at the last separator, so that what follows it is free. */
 export function requestIdOf (partId: string): string {
   const at = partId.lastIndexOf(PART)

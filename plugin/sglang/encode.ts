@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
 import { AdapterError, type Call, type MediaItem } from '../../adapters/adapter.ts'
 import type { JsonAnswer } from '../../adapters/http/json.ts'
-import { callEncoder, encoderError, requestIdOf, urlOf, type EncodeRequest, type PartMeta } from '../../adapters/sglang/encoder.ts'
+import { callEncoder, encoderError, namesReceiver, requestIdOf, urlOf, type EncodeRequest, type PartMeta } from '../../adapters/sglang/encoder.ts'
 import { PUSHED } from '../../adapters/sglang/info.ts'
 import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { numberOf, objectOf } from '../../adapters/wire/json.ts'
@@ -56,7 +56,7 @@ export class PartEncoding {
     this.#items = this.#caller?.claim(this.#keys) ?? []
     const known = this.#items.reduce((sum, { tokens }) => sum + tokens, 0)
     this.#tokens = known + UNKNOWN_TOKENS * (this.#keys.length - this.#items.length)
-    this.#holdsBack = request.embedding_port === null || request.embedding_port === undefined
+    this.#holdsBack = !namesReceiver(request)
   }
 
   /** @throws AdapterError when the part has failed, or the signal's reason */
@@ -74,7 +74,7 @@ export class PartEncoding {
       try {
         return await this.#attempt(node, attempt)
       } catch (err) {
-        if (this.#signal.aborted || !AdapterError.is(err)) throw err
+        if (this.#signal.aborted || this.#part.hungUp || !AdapterError.is(err)) throw err
         last = err
         if (err.fault === 'client') this.#beBlank(err)
         else if (this.#part.pin !== undefined) throw this.#pushed(err)
@@ -159,7 +159,9 @@ export class PartEncoding {
       let tokens = 0
       // For the trace only. When it comes too late, the encoder knows nothing of the part any more.
       this.#askMeta(node, id, call).then(({ body }) => { tokens = numberOf(objectOf(body).embedding_len) ?? 0 }).catch(() => {})
-      return { answer: well(node, await encoding), tokens: () => tokens }
+      const answer = well(node, await encoding)
+      this.#part.state = 'delivered'
+      return { answer, tokens: () => tokens }
     }
     encoding.catch(() => {})
     const meta = await this.#preprocessed(node, id, encoding, call)

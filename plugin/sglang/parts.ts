@@ -17,6 +17,8 @@ export class Part {
   pin: { readonly node: AdapterNode, readonly id: string } | undefined
   /** `lost`: its encoder broke when it had the receivers, so that the embeddings may have arrived or not. */
   state: 'new' | 'encoding' | 'lost' | 'delivered' = 'new'
+  /** Its language server has closed the call of POST /encode. */
+  hungUp = false
 
   constructor (id: string, group: Group) {
     this.id = id

@@ -1,7 +1,7 @@
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
 import { AdapterError } from '../../adapters/adapter.ts'
 import type { JsonAnswer } from '../../adapters/http/json.ts'
-import { callEncoder, type EncodeRequest, type ReceiverRequest } from '../../adapters/sglang/encoder.ts'
+import { callEncoder, namesReceiver, type EncodeRequest, type ReceiverRequest } from '../../adapters/sglang/encoder.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import { PartEncoding, withId } from './encode.ts'
@@ -36,7 +36,9 @@ export class StandIn {
     if (part.state !== 'new') throw new AdapterError('REJECTED', `the part ${request.req_id} is encoded already`, { node: '' })
     part.state = 'encoding'
     part.group.total = request.num_parts
-    const answer = await this.#within(onGone, signal => new PartEncoding(this.#gateway, part, request, bytes, signal).run())
+    // A language server that is its own receiver hangs up when it has the embeddings, before the encoder answers at times.
+    const onLeft: OnGone = listener => { onGone(() => { part.hungUp = true; if (!namesReceiver(request)) listener() }) }
+    const answer = await this.#within(onLeft, signal => new PartEncoding(this.#gateway, part, request, bytes, signal).run())
     // Mooncake's receivers ask for the embeddings later.
     if (part.group.delivered && answer.body === null) this.#parts.delete(part)
     return answer

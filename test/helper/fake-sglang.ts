@@ -54,8 +54,8 @@ abstract class FakeServer {
     this.#life = new AbortController()
   }
 
-  protected async post (url: string, body: object): Promise<Response> {
-    return await fetch(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal: this.#life.signal })
+  protected async post (url: string, body: object, signal?: AbortSignal): Promise<Response> {
+    return await fetch(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal: signal === undefined ? this.#life.signal : AbortSignal.any([signal, this.#life.signal]) })
   }
 
   /** As kill -9. */
@@ -94,9 +94,9 @@ function replay (response: ServerResponse, name: string, members: object = {}): 
 /**
  * What the next encode meets. `reset`: the connection breaks at once. `busy`: 503. `bad`: the pictures can't be decoded.
  * `silent`: nothing comes. `dies`: the process dies once the receive URL is known, before it pushes. `delivered`: it dies
- * when it has pushed. `vit`: the forward pass fails after preprocessing. `hold`: preprocessing waits.
+ * when it has pushed. `vit`: the forward pass fails after preprocessing. `hold`: preprocessing waits. `late`: the answer does, after the push.
  */
-export type EncodeFault = 'reset' | 'busy' | 'bad' | 'silent' | 'dies' | 'delivered' | 'vit' | { readonly hold: Promise<void> }
+export type EncodeFault = 'reset' | 'busy' | 'bad' | 'silent' | 'dies' | 'delivered' | 'vit' | { readonly hold: Promise<void> } | { readonly late: Promise<void> }
 
 interface Push { readonly req_id: string, readonly part_idx: number, readonly num_parts: number, readonly pictures?: readonly string[], readonly error_msg?: string, readonly error_code?: number }
 
@@ -162,7 +162,7 @@ export class FakeSglangEncoder extends FakeServer {
     if (fault === 'silent') return
     const encoding = this.#encoding(id)
     encoding.started.resolve()
-    if (typeof fault === 'object') await fault.hold
+    if (typeof fault === 'object' && 'hold' in fault) await fault.hold
     const urls = (items as Array<string | { url: string }>).map(item => typeof item === 'string' ? item : item.url)
     const { message } = recorded('encode of a bad picture').answer as { message: string }
     const bad = fault === 'bad' || urls.some(url => url.startsWith('data:') && pictureOf(url) === undefined)
@@ -175,6 +175,7 @@ export class FakeSglangEncoder extends FakeServer {
     await this.#push(encoding, body, { pictures: urls.map(url => pictureOf(url) ?? url) })
     if (fault === 'delivered') { await this.kill(); return }
     this.#encodings.delete(id)
+    if (typeof fault === 'object' && 'late' in fault) await fault.late
     replay(response, 'encode')
   }
 
@@ -354,7 +355,14 @@ export class FakeSglangLm extends FakeServer {
     const [hostname, port] = host.split(':') as [string, string]
     return await new Promise(resolve => {
       let settled = false
-      const settle = (value: readonly string[] | undefined): void => { settled = true; this.#waiting.delete(id); resolve(value) }
+      const calls = new AbortController()
+      const settle = (value: readonly string[] | undefined): void => {
+        settled = true
+        this.#waiting.delete(id)
+        // With zmq_to_tokenizer it closes the calls that are not answered yet.
+        if (!this.#fragile) calls.abort()
+        resolve(value)
+      }
       const waiting: Waiting = {
         parts: used.map(() => undefined),
         count: used.length,
@@ -372,7 +380,7 @@ export class FakeSglangLm extends FakeServer {
         const url = this.encoderUrls[encoder]!
         const name = `${id}_local_part_${part}`
         const encode = { ...recorded('encode').request, encoder_idx: encoder, encoder_url: url, mm_items: items, num_parts: used.length, part_idx: part, req_id: name, prefill_host: hostname, embedding_port: this.#fragile ? null : Number(port) }
-        this.#call(`${url}/encode`, encode).catch((error: Error) => { waiting.fail(error.message) })
+        this.#call(`${url}/encode`, encode, calls.signal).catch((error: Error) => { waiting.fail(error.message) })
         if (this.#fragile) {
           const receiver = { ...recorded('scheduler_receive_url').request, req_id: name, receive_count: 1, receive_url: host }
           this.#call(`${url}/scheduler_receive_url`, receiver).catch((error: Error) => { waiting.fail(`Failed to register receive URL with encoder: ${error.message}`) })
@@ -381,8 +389,8 @@ export class FakeSglangLm extends FakeServer {
     })
   }
 
-  async #call (url: string, body: object): Promise<void> {
-    const answer = await this.post(url, body)
+  async #call (url: string, body: object, signal?: AbortSignal): Promise<void> {
+    const answer = await this.post(url, body, signal)
     const text = await answer.text()
     if (answer.status >= 400) throw new Error(`${answer.status} ${text}`)
   }

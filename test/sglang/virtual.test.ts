@@ -242,6 +242,32 @@ for (const transfer of TRANSFERS) {
   })
 }
 
+t.test('zmq_to_tokenizer: a server that hangs up when it has the embeddings has been served', async t => {
+  const f = await fixture(t, { encoders: 1, lm: { transfer: 'zmq_to_tokenizer' } })
+  let hungUp = 0
+  f.app.server.on('request', (request, response) => {
+    if (request.url!.endsWith('/encode')) response.on('close', () => { if (!response.writableEnded) hungUp++ })
+  })
+  const { hold: late, release } = held()
+  f.encoders[0]!.faults.push({ late }, { late })
+  const answer = await f.ask(pictureUrl('a'), pictureUrl('b'))
+  t.equal(answer.status, 200)
+  await until(() => hungUp === 2, 'the gateway has lost both calls')
+  t.equal(f.app.epd.nodes.status()[f.encoders[0]!.url]!.unfinished, 2, 'the encoder still is at work')
+  release()
+  await until(() => f.app.epd.nodes.status()[f.encoders[0]!.url]!.unfinished === 0, 'it has answered')
+  t.match(f.app.epd.gateway.stats.encoders(), [{ items: 2 }])
+  const id = answer.headers.get('x-epd-trace-id')!
+  const spans = await until(() => {
+    const found = f.app.epd.traces!.get(id)?.spans ?? []
+    return found.some(span => span.name === 'epd.encode') ? found : undefined
+  }, 'the span has ended')
+  for (const call of spans.filter(span => span.name === 'epd.encode.call')) {
+    t.equal(call.attributes['epd.aborted'], undefined)
+    t.equal(call.attributes['epd.tokens'], 4)
+  }
+})
+
 t.test('the same picture twice in a request counts twice', async t => {
   const f = await fixture(t)
   const answer = await f.ask(pictureUrl('a'), pictureUrl('b'), pictureUrl('a'))
