@@ -33,7 +33,10 @@ export class MediaCheck {
     const urls: string[] = []
     const look = await looker()
     for (const item of body.media) {
-      if (item.url.end === item.url.start) continue
+      if (item.url.end === item.url.start) {
+        if (item.modality === 'image') throw invalid(item, 'it has no URL')
+        continue
+      }
       const found = await this.#bytesOf(item, textOf(body, item), signal)
       if (found === undefined) continue
       const wrong = await look(found.bytes)

@@ -53,6 +53,8 @@ t.test('what is no picture is a 400 that names the part', async t => {
   for (const [what, url, reason] of [
     ['three bytes', 'data:image/png;base64,AAAA', /can be decoded/],
     ['nothing', 'data:image/png;base64,', /can be decoded/],
+    ['no URL', '', /has no URL/],
+    ['a blank', ' ', /can be decoded/],
     ['a file that breaks off', dataUrl(jpeg.subarray(0, jpeg.length >> 1)), /can be decoded/],
     ['one bit', dataUrl(Buffer.concat([png.subarray(0, png.length - 20), Buffer.alloc(20)])), /can be decoded/],
     ['a drawing', dataUrl(svg, 'image/svg+xml'), /svg is no format/],
