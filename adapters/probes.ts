@@ -7,19 +7,19 @@ import { isObject, listOf, objectOf, textOf, type Json } from './wire/json.ts'
 /** None of its own: the option `timeouts.probe` ends the whole probe. A server that reads large pictures may take seconds to answer /health. */
 export const PROBE_CALL = { timeout: 0, idempotent: true } as const
 
-const STATUSES: Readonly<Record<string, NodeInfo['status']>> = {
-  healthy: 'healthy',
-  sleeping: 'sleeping',
-  draining: 'draining',
-  initializing: 'initialising',
-  initialising: 'initialising'
-}
+const STATUSES: ReadonlyMap<string, NodeInfo['status']> = new Map([
+  ['healthy', 'healthy'],
+  ['sleeping', 'sleeping'],
+  ['draining', 'draining'],
+  ['initializing', 'initialising'],
+  ['initialising', 'initialising']
+])
 
 /** GET /health. A server without it, or an older one that answers 200 with no body, is healthy. Throws UNAVAILABLE when it calls itself unhealthy. */
 export async function health (node: AdapterNode, call: Call): Promise<NodeInfo['status']> {
   const { statusCode, body } = await requestJson(node, { method: 'GET', path: '/health', ...PROBE_CALL }, call)
   const { status: word, message } = objectOf(body)
-  const status = typeof word === 'string' ? STATUSES[word] : undefined
+  const status = typeof word === 'string' ? STATUSES.get(word) : undefined
   if (status !== undefined) return status
   if ((statusCode >= 200 && statusCode < 300) || statusCode === 404) return 'healthy'
   throw new AdapterError('UNAVAILABLE', `${node.id} answered /health with ${statusCode}${typeof message === 'string' ? `: ${message}` : ''}`, { node: node.id })

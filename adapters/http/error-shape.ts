@@ -85,7 +85,7 @@ export function hasOpenAiShape (body: unknown): boolean {
 }
 
 /** Statuses that a code or a type stands for: OpenAI's, Anthropic's, vLLM's, LMDeploy's, our engines'. A number stands for itself. */
-const STATUS_OF: Readonly<Record<string, number>> = {
+const STATUS_OF: ReadonlyMap<string, number> = new Map(Object.entries({
   invalid_request_error: 400,
   badrequesterror: 400,
   context_length_exceeded: 400,
@@ -114,7 +114,7 @@ const STATUS_OF: Readonly<Record<string, number>> = {
   10401: 503,
   timeout_error: 504,
   10402: 504
-}
+}))
 
 function isStatus (number: number): boolean {
   return Number.isInteger(number) && number >= 400 && number < 600
@@ -125,7 +125,7 @@ export function statusOf (error: UpstreamErrorObject): number {
   const { code, type, status, status_code: statusCode } = error as UpstreamErrorObject & { status?: unknown, status_code?: unknown }
   for (const value of [code, statusCode, status, type]) if (isStatus(Number(value))) return Number(value)
   for (const value of [code, type]) {
-    const named = STATUS_OF[String(value).toLowerCase()]
+    const named = STATUS_OF.get(String(value).toLowerCase())
     if (named !== undefined) return named
   }
   return 500

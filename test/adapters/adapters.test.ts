@@ -64,6 +64,12 @@ t.test('lmdeploy: the states of /health', async t => {
   t.match(await pytorch.probe(nodeAt(fake.url), call), { status: 'healthy' })
 })
 
+t.test('lmdeploy: a member of every object is no state', async t => {
+  const fake = await lmdeploy(t)
+  fake.health = 'constructor'
+  t.match(await failure(pytorch.probe(nodeAt(fake.url), callWith(dispatcherFor(t)))), { code: 'UNAVAILABLE', message: /answered \/health with 503/ })
+})
+
 t.test('lmdeploy: a server that drops pictures silently is found out, once, and gets none', async t => {
   const call = callWith(dispatcherFor(t))
   const fake = await lmdeploy(t, { languageModelOnly: true })

@@ -4,6 +4,7 @@ import { createServer as createNetServer, type AddressInfo, type Socket } from '
 import t from 'tap'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import { joinPath, postStream, send, targetOf } from '../../adapters/http.ts'
+import { statusOf } from '../../adapters/http/error-shape.ts'
 import { requestJson, requestOk } from '../../adapters/http/json.ts'
 import { retryAfterOf } from '../../adapters/http/failures.ts'
 import { bytesOf, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
@@ -289,4 +290,9 @@ t.test('small parts', async t => {
   t.equal(at('http://h:1/'), '/v1/models')
   t.equal(at('http://h:1/base/'), '/base/v1/models')
   t.equal(at('https://api.example.com/v1'), '/v1/models', 'a base URL with /v1 gets no second one')
+})
+
+t.test('a code stands for its status, and one named like a member of every object for none', async t => {
+  t.equal(statusOf({ message: '', code: 'rate_limit_exceeded' }), 429)
+  for (const code of [...Object.getOwnPropertyNames(Object.prototype), 'nothing']) t.equal(statusOf({ message: '', code, type: code }), 500, code)
 })

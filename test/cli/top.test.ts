@@ -18,6 +18,11 @@ t.test('metrics are read with their labels, and what is none is left out', async
   ])
 })
 
+t.test('lines that never end their labels cost no time', async t => {
+  for (const line of ['a{\n', 'a{b="\n', 'a{b="1\n', 'aaaa ', `a{${'b'.repeat(100)}`]) t.same(samplesOf(line.repeat(200_000)), [], line)
+  t.same(samplesOf(`a{${'b'.repeat(60_000)}} 1\n`), [{ name: 'a', labels: {}, value: 1 }])
+})
+
 t.test('rates are what was gained, also by a gateway that was started again', async t => {
   const page = (ok: number, error: number, calls: number): string => `
 epd_requests_total{epd_topology="pd",epd_outcome="ok"} ${ok}

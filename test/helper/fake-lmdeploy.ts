@@ -65,7 +65,7 @@ export class FakeLmdeploy {
   readonly seen: SeenRequest[] = []
   readonly faults: Fault[] = []
   readonly distserve: FakeDistServe
-  health: 'healthy' | 'sleeping' | 'initializing' | 'unhealthy' = 'healthy'
+  health: 'healthy' | 'sleeping' | 'initializing' | 'unhealthy' | 'constructor' = 'healthy'
   numGpuBlocks = 1234
   #server: Server | undefined
   #sockets = new Set<Socket>()

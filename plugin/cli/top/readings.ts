@@ -34,17 +34,22 @@ export interface Rates {
 
 export interface Percentiles { readonly p50: number, readonly p90: number }
 
-const LINE = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})? +(\S+)/gm
-const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g
+const LINE = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})? +(\S+)/
+/** No metric has a longer one. */
+const MAX_LINE = 65_536
+const LABEL = /(?<!\w)([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g
 /** Outcomes of a call in which the node is not to blame. */
 const BLAMELESS = new Set(['ok', 'rejected', 'aborted'])
 
 /** Prometheus' text. Lines that are none are left out. */
 export function samplesOf (text: string): Sample[] {
   const samples: Sample[] = []
-  for (const [, name, labels = '', number] of text.matchAll(LINE)) {
+  // Line by line: braces that are not closed would be looked for in all lines that follow.
+  for (const line of text.split('\n')) {
+    const [, name, labels = '', number] = (line.length > MAX_LINE ? null : LINE.exec(line)) ?? []
+    if (name === undefined) continue
     const value = Number(number!.replace(/^([+-]?)Inf$/, '$1Infinity'))
-    if (!Number.isNaN(value)) samples.push({ name: name!, labels: Object.fromEntries([...labels.matchAll(LABEL)].map(([, key, label]) => [key!, label!.replace(/\\(.)/g, (_all, char: string) => char === 'n' ? '\n' : char)])), value })
+    if (!Number.isNaN(value)) samples.push({ name, labels: Object.fromEntries([...labels.matchAll(LABEL)].map(([, key, label]) => [key!, label!.replace(/\\(.)/g, (_all, char: string) => char === 'n' ? '\n' : char)])), value })
   }
   return samples
 }
