@@ -14,7 +14,7 @@ import { barriers, BEHIND_CARDS, open, OVERLAPS, SHOTS, shows, storeOf } from '.
 import { startLoad } from './load.ts'
 
 // Starting engines and a browser takes its time on a busy machine.
-t.setTimeout(120_000)
+t.setTimeout(240_000)
 const opened = await openBrowser()
 if ('missing' in opened) t.plan(0, opened.missing)
 else await suite(opened)
