@@ -2,6 +2,7 @@
 import { ROLE_FROM_WIRE } from '../../adapters/adapter.ts'
 import type { NodeStatus } from '../registry/api.ts'
 import type { TraceSummary } from '../traces/summary.ts'
+import { misfit, NODES } from './answer-shapes.ts'
 import { askJson, type GatewayAddress } from './gateway-client.ts'
 import { read } from './trace-source.ts'
 
@@ -15,11 +16,10 @@ const RECENT = 200
 
 /** @throws Error when it is not this project's gateway */
 export async function nodesOf (gateway: GatewayAddress): Promise<NodeRow[]> {
-  const status = await askJson(gateway, '/nodes/status') as Record<string, NodeStatus>
-  const entries = typeof status === 'object' && status !== null && !Array.isArray(status) ? Object.entries(status) : undefined
-  if (entries === undefined || !entries.every(([, node]) => typeof node?.health === 'string' && Array.isArray(node.models) && Array.isArray(node.latency) && Array.isArray(node.notes) && typeof (node.breakers ?? '') === 'object')) {
-    throw new Error(`${gateway.url} is not a fastify-epd gateway: its /nodes/status has no nodes of ours`)
-  }
+  const status = await askJson(gateway, '/nodes/status')
+  const wrong = misfit(NODES, status)
+  if (wrong !== undefined) throw new Error(`${gateway.url} is not a fastify-epd gateway, or of another version (/nodes/status${wrong})`)
+  const entries = Object.entries(status as Record<string, NodeStatus>)
   return entries.map(([url, node]) => ({ ...node, url, role: ROLE_FROM_WIRE[node.role] ?? String(node.role) }))
 }
 

@@ -20,7 +20,7 @@ export function renderComparison (a: TraceView, b: TraceView): string {
   const [ofA, ofB] = [stagesOf(a), stagesOf(b)]
   const stages = merge([...ofA.keys()], [...ofB.keys()]).map(path => [ofA.get(path), ofB.get(path)] as const)
   return [
-    `A  trace ${a.traceId}\nB  trace ${b.traceId}\n`,
+    `A  trace ${clean(a.traceId)}\nB  trace ${clean(b.traceId)}\n`,
     table([
       ['', 'A', 'B', 'B - A'],
       ['model', a.model ?? '-', b.model ?? '-', ''],

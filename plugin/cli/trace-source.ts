@@ -1,3 +1,4 @@
+import { misfit, TRACE, TRACES } from './answer-shapes.ts'
 import { ask, jsonOf, refusal, type GatewayAddress } from './gateway-client.ts'
 
 /**
@@ -16,6 +17,8 @@ export async function read<T extends object> (source: GatewayAddress, path: stri
   if (answer.status !== 200) throw new Error(refusal(answer))
   const found = jsonOf(answer.text)
   if (typeof found !== 'object' || found === null || !('traces' in found || 'spans' in found)) throw noTraces(source)
+  const wrong = misfit('traces' in found ? TRACES : TRACE, found)
+  if (wrong !== undefined) throw new Error(`${source.url} has traces of another version (${path.split('?', 1)[0]}${wrong})`)
   return found as T
 }
 

@@ -58,7 +58,7 @@ export function renderWaterfall (trace: TraceView, options: WaterfallOptions = {
     const facts = cut(factsOf(span).join('  '), room)
     return (facts === '' ? head : `${head} ${span.status.code === 'error' ? paint(facts, 31) : facts}`).trimEnd()
   })
-  return [`trace ${trace.traceId}  ${clean(trace.name)}  ${trace.status}  ${duration(trace.durationMs)}`, ...lines].join('\n') + '\n'
+  return [`trace ${clean(trace.traceId)}  ${clean(trace.name)}  ${clean(trace.status)}  ${duration(trace.durationMs)}`, ...lines].join('\n') + '\n'
 }
 
 /** Depth first, children in order of their start. A span whose parent is not here stands at the top. */
