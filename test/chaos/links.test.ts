@@ -144,12 +144,12 @@ await t.test('a lease that no engine uses expires, and a request that comes too 
   await quiet(t, gateway, ...engines)
 })
 
-await t.test('features that are lost twice are a 503 with Retry-After', async t => {
+await t.test('features that are lost in every attempt are a 503 with Retry-After', async t => {
   await gateway.useAfresh(e1, p1)
   const gone = { error: { message: 'gone', type: 'invalid_request_error', code: 'features_gone', param: null } }
   p1.node.fail({ kind: 'answer', status: 410, body: gone })
   isError(t, await gateway.ask({ pictures: await fresh() }), { status: 503, code: 'features_gone', again: true })
-  t.equal(p1.node.seen, 2)
+  t.equal(p1.node.seen, 3)
   await quiet(t, gateway, ...engines)
 })
 
