@@ -1,5 +1,5 @@
 /** Pods that are ready, by list and watch. The client resumes a watch where it ended, and lists again when the server has forgotten (410). */
-import type { CoreV1Api, V1Pod, V1PodList } from '@kubernetes/client-node'
+import type { CoreV1Api, KubeConfig, V1Pod, V1PodList } from '@kubernetes/client-node'
 import { ROLE_TO_WIRE, type Log, type Role } from '../../adapters/adapter.ts'
 import type { PodOptions } from '../options/index.ts'
 import type { Give } from './found.ts'
@@ -11,10 +11,10 @@ const [RETRY_MS, MAX_RETRY_MS] = [1_000, 30_000]
 const CLIENT: string = '@kubernetes/client-node'
 
 export async function followPods ({ selector, namespace, port, roleLabel, kubeconfig }: PodOptions, log: Log, give: Give): Promise<() => void> {
-  const { CoreV1Api: Api, KubeConfig, makeInformer } = await client()
-  const config = new KubeConfig()
+  const { CoreV1Api: Api, KubeConfig: Config, makeInformer } = await client()
+  const config = new Config()
   if (kubeconfig === undefined) config.loadFromDefault()
-  else config.loadFromFile(kubeconfig)
+  else readConfig(config, kubeconfig)
   const space = namespace ?? config.getContextObject(config.getCurrentContext())?.namespace ?? 'default'
   const api: CoreV1Api = config.makeApiClient(Api)
   const list = async (): Promise<V1PodList> => await api.listNamespacedPod({ namespace: space, labelSelector: selector })
@@ -56,6 +56,14 @@ async function client (): Promise<typeof import('@kubernetes/client-node')> {
     return await (import(CLIENT) as Promise<typeof import('@kubernetes/client-node')>)
   } catch (err) {
     throw new Error(`discover: to find pods, install the package ${CLIENT}`, { cause: err })
+  }
+}
+
+function readConfig (config: KubeConfig, file: string): void {
+  try {
+    config.loadFromFile(file)
+  } catch (err) {
+    throw new Error(`discover: can't use the kubeconfig ${file} (${(err as Error).message})`, { cause: err })
   }
 }
 

@@ -1,3 +1,4 @@
+import { isIP } from 'node:net'
 import { Ajv, type ErrorObject } from 'ajv'
 import { adapters as shipped } from '../../adapters/index.ts'
 import { isForwardable } from '../../adapters/wire/headers.ts'
@@ -102,8 +103,14 @@ function nodeMistakes ({ nodes, discover, adapters }: Filled): OptionsProblem[] 
 function sourceMistakes ({ discover }: Filled): OptionsProblem[] {
   return discover.flatMap(({ dns, kubernetes, port, server }, i) => [
     ...((dns === undefined) === (kubernetes === undefined) ? [problem(`/discover/${i}`, `must have one of dns and kubernetes, not ${dns === undefined ? 'neither' : 'both'}`)] : []),
+    ...(server === undefined || isNameServer(server) ? [] : [problem(`/discover/${i}/server`, `must be an IP address with a port from 1 to 65535, or without one, not ${shown(server)}`)]),
     ...(kubernetes !== undefined && (port ?? server) !== undefined ? [problem(`/discover/${i}/${port === undefined ? 'server' : 'port'}`, 'must stand beside dns; of pods there is kubernetes.port')] : [])
   ])
+}
+
+function isNameServer (text: string): boolean {
+  const [, host = '', port = '53'] = /^\[?(.*?)\]?(?::(\d+))?$/.exec(text) ?? []
+  return isIP(host) !== 0 && Number(port) >= 1 && Number(port) <= 65_535
 }
 
 function headerMistakes ({ forwardHeaders }: Filled): OptionsProblem[] {
