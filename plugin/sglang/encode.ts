@@ -153,16 +153,17 @@ export class PartEncoding {
   async #encodeAt (node: NodeSnapshot, id: string, attempt: number, call: Call, limit: TimeLimit): Promise<{ answer: JsonAnswer, tokens: () => number }> {
     const { req_id: _, mm_items: items, ...rest } = this.#request
     const body = attempt === 0 ? this.#bytes : jsonOf({ ...rest, req_id: id, mm_items: this.#blank ? items.map(() => BLANK) : items })
-    const encoding = callEncoder(node, '/encode', body, call)
     if (!this.#holdsBack) {
       this.#caller?.placed(node.id, this.#items)
       let tokens = 0
-      // For the trace only. When it comes too late, the encoder knows nothing of the part any more.
+      // For the trace only. It goes first: once the part is encoded, the encoder would wait 180 s for another one of this name, and not stop meanwhile.
       this.#askMeta(node, id, call).then(({ body }) => { tokens = numberOf(objectOf(body).embedding_len) ?? 0 }).catch(() => {})
+      const encoding = callEncoder(node, '/encode', body, call)
       const answer = well(node, await encoding)
       this.#part.state = 'delivered'
       return { answer, tokens: () => tokens }
     }
+    const encoding = callEncoder(node, '/encode', body, call)
     encoding.catch(() => {})
     const meta = await this.#preprocessed(node, id, encoding, call)
     const part = this.#part
