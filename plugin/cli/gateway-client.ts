@@ -1,6 +1,7 @@
 /** What the commands ask a running gateway. */
 import { request } from 'undici'
-import { httpUrl } from './usage.ts'
+import { readWhole } from '../../adapters/http/failures.ts'
+import { headerValue, httpUrl, UsageError } from './usage.ts'
 
 export interface GatewayAddress {
   /** Base URL of the gateway, with its prefix, without a slash at its end. */
@@ -23,12 +24,18 @@ export const GATEWAY_HELP = `  --url URL          gateway (default: http://127.0
 `
 
 const CALL_TIMEOUT_MS = 5_000
+/** A gateway's 1,000 traces have some megabytes. */
+const MAX_BYTES = 64 * 1024 * 1024
 /** What a proxy answers while the gateway restarts. */
 const AWAY = [502, 503, 504]
 
 /** @throws UsageError */
 export function addressOf (values: { readonly url: string, readonly 'admin-key'?: string | undefined }): GatewayAddress {
-  return { url: httpUrl('--url', values.url), adminKey: values['admin-key'] ?? process.env.EPD_ADMIN_KEY }
+  const url = httpUrl('--url', values.url)
+  const { username, password } = new URL(url)
+  if (username + password !== '') throw new UsageError('--url must not hold a password: --admin-key gives the key')
+  const [flag, key] = values['admin-key'] === undefined ? ['EPD_ADMIN_KEY', process.env.EPD_ADMIN_KEY] : ['--admin-key', values['admin-key']]
+  return { url, adminKey: key === undefined ? undefined : headerValue(flag, key) }
 }
 
 /**
@@ -41,12 +48,14 @@ export async function ask ({ url, adminKey }: GatewayAddress, path: string, json
     ...(json === undefined ? {} : { method: 'POST', body: JSON.stringify(json) }),
     headers: { ...(json === undefined ? {} : { 'content-type': 'application/json' }), ...(adminKey === undefined ? {} : { authorization: `Bearer ${adminKey}` }) },
     signal: AbortSignal.timeout(CALL_TIMEOUT_MS)
-  }).then(async ({ statusCode, body }) => ({ status: statusCode, text: await body.text() })).catch((err: NodeJS.ErrnoException) => {
+  }).then(async ({ statusCode, body }) => ({ status: statusCode, bytes: await readWhole(body, MAX_BYTES) })).catch((err: NodeJS.ErrnoException) => {
     const why = err.name === 'TimeoutError' ? `no answer within ${CALL_TIMEOUT_MS / 1_000} s` : err.code ?? err.message
     throw new UnreachableError(`can't reach the gateway at ${url} (${why})`, { cause: err })
   })
-  if (AWAY.includes(answer.status)) throw new UnreachableError(refusal(answer))
-  return answer
+  if (answer.bytes === undefined) throw new Error(`${url} is not a fastify-epd gateway: its answer to ${path.split('?', 1)[0]} has no end`)
+  const read = { status: answer.status, text: answer.bytes.toString() }
+  if (AWAY.includes(read.status)) throw new UnreachableError(refusal(read))
+  return read
 }
 
 /** An answer that is no error, as JSON. What it is must still be checked: another server may stand at the URL. */

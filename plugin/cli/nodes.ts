@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { ROLE_TO_WIRE, type Role } from '../../adapters/adapter.ts'
 import { addressOf, askJson, GATEWAY_FLAGS, GATEWAY_HELP, type GatewayAddress } from './gateway-client.ts'
 import { breakersOf, lastErrors, modelsOf, nodesOf, type NodeRow } from './node-status.ts'
-import { duration, ProgressLine, table } from './terminal.ts'
+import { duration, jsonText, ProgressLine, table } from './terminal.ts'
 import { httpUrl, oneOf, parseFlags, UsageError, withUsage } from './usage.ts'
 
 const HELP = `fastify-epd nodes: the nodes of a running gateway
@@ -74,7 +74,7 @@ function refuseOthers (action: (typeof ACTIONS)[number], { role, model, speed, w
 async function list (gateway: GatewayAddress, json: boolean): Promise<number> {
   const nodes = await nodesOf(gateway)
   const errors = await lastErrors(gateway)
-  if (json) process.stdout.write(JSON.stringify(nodes.map(node => ({ ...node, lastError: errors.get(node.url) ?? null })), null, 2) + '\n')
+  if (json) process.stdout.write(jsonText(nodes.map(node => ({ ...node, lastError: errors.get(node.url) ?? null })), 2))
   else process.stdout.write(nodes.length === 0 ? 'the gateway has no nodes; fastify-epd nodes add URL adds one\n' : renderNodes(nodes, errors))
   return 0
 }
@@ -109,14 +109,14 @@ async function add (gateway: GatewayAddress, url: string, { role, model = [], sp
   }
   line.clear()
   if (node === undefined) throw new Error(`${url} was added, but the gateway does not list it`)
-  process.stdout.write(json ? JSON.stringify(node, null, 2) + '\n' : 'added\n' + renderNodes([node], new Map()))
+  process.stdout.write(json ? jsonText(node, 2) : 'added\n' + renderNodes([node], new Map()))
   return 0
 }
 
 async function remove (gateway: GatewayAddress, url: string, json: boolean): Promise<number> {
   const answer = await askJson(gateway, '/nodes/remove', { url })
   if (answer !== 'Deleted successfully') throw new Error(`the gateway has no node ${url}; fastify-epd nodes lists those that it has`)
-  process.stdout.write(json ? JSON.stringify({ removed: url }) + '\n' : `removed ${url}\n`)
+  process.stdout.write(json ? jsonText({ removed: url }) : `removed ${url}\n`)
   return 0
 }
 
@@ -132,7 +132,7 @@ async function drain (gateway: GatewayAddress, action: 'drain' | 'undrain', url:
     }
   }
   line.clear()
-  process.stdout.write(json ? JSON.stringify(answer) + '\n' : table([[answer.url, answer.health, `${answer.unfinished} in flight`]]))
+  process.stdout.write(json ? jsonText(answer) : table([[answer.url, answer.health, `${answer.unfinished} in flight`]]))
   return 0
 }
 

@@ -11,10 +11,17 @@ export function terminal (): { width: number, color: boolean } {
   return { width: columns ?? DEFAULT_WIDTH, color: isTTY === true && !process.env.NO_COLOR }
 }
 
+// eslint-disable-next-line no-control-regex
+const CONTROLS = /[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g
+
 /** Without control characters and marks that turn the direction of text: what comes from a network may have them, and a terminal obeys them. */
 export function clean (text: string): string {
-  // eslint-disable-next-line no-control-regex
-  return text.replace(/[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, ' ')
+  return text.replace(CONTROLS, ' ')
+}
+
+/** JSON with its line end, that a terminal may show: JSON itself escapes only the first 32 control characters. @param indent spaces; without them it is one line */
+export function jsonText (value: unknown, indent?: number): string {
+  return JSON.stringify(value, null, indent).replace(CONTROLS, char => char === '\n' ? char : `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`) + '\n'
 }
 
 /** Rows in columns, without control characters. A column of numbers, with or without a unit, stands at the right, also below a head. */

@@ -3,7 +3,7 @@ import type { TraceSummary } from '../traces/summary.ts'
 import type { TraceView } from '../traces/view.ts'
 import { follow, type Wanted } from './follow.ts'
 import { addressOf, GATEWAY_FLAGS, GATEWAY_HELP, type GatewayAddress } from './gateway-client.ts'
-import { terminal } from './terminal.ts'
+import { jsonText, terminal } from './terminal.ts'
 import { renderComparison } from './trace-comparison.ts'
 import { hasErrors, renderTraces } from './trace-list.ts'
 import { noTraces, read } from './trace-source.ts'
@@ -64,7 +64,7 @@ export function traceCommand (argv: string[]): Promise<number> {
     const found = await listOf(source, filter, wanted, last)
     if (found.length === 0) throw new Error(filtered ? 'the gateway has no such traces' : 'the gateway has no traces yet')
     if (mode === 'one') return await show(await existing(source, found[0]!.traceId), json)
-    process.stdout.write(json ? JSON.stringify(found, null, 2) + '\n' : renderTraces(found))
+    process.stdout.write(json ? jsonText(found, 2) : renderTraces(found))
     return 0
   })
 }
@@ -100,13 +100,13 @@ export function traceFlags (argv: string[]): TraceFlags | undefined {
 }
 
 async function show (trace: TraceView, json: boolean): Promise<number> {
-  process.stdout.write(json ? JSON.stringify(trace, null, 2) + '\n' : renderWaterfall(trace, terminal()))
+  process.stdout.write(json ? jsonText(trace, 2) : renderWaterfall(trace, terminal()))
   return 0
 }
 
 async function compare (source: GatewayAddress, ids: readonly [string, string], json: boolean): Promise<number> {
   const [a, b] = [await existing(source, ids[0]), await existing(source, ids[1])]
-  process.stdout.write(json ? JSON.stringify([a, b], null, 2) + '\n' : renderComparison(a, b))
+  process.stdout.write(json ? jsonText([a, b], 2) : renderComparison(a, b))
   return 0
 }
 
@@ -159,7 +159,7 @@ async function followUntilSignal (source: GatewayAddress, filter: URLSearchParam
       get: path => read(source, path),
       filter,
       wanted,
-      show: trace => { process.stdout.write(json ? JSON.stringify(trace) + '\n' : renderWaterfall(trace, terminal()) + '\n') },
+      show: trace => { process.stdout.write(json ? jsonText(trace) : renderWaterfall(trace, terminal()) + '\n') },
       onLost: err => { process.stderr.write(`fastify-epd trace: ${err.message}; waiting for it\n`) },
       onFound: () => { process.stderr.write('fastify-epd trace: the gateway is back\n') },
       signal: stop.signal,

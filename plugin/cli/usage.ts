@@ -44,7 +44,14 @@ export function timeOf (flag: string, text: string | undefined): number | undefi
 /** The URL without trailing slashes. */
 export function httpUrl (flag: string, value: string): string {
   if (!/^https?:\/\//i.test(value) || !URL.canParse(value)) throw new UsageError(`${flag} must be an http or https URL, not '${value}'`)
+  if (/[?#]/.test(value)) throw new UsageError(`${flag} must be a base URL, without ? and #, not '${value}'`)
   return value.replace(/\/+$/, '')
+}
+
+/** A value that a header can have: undici's own error says nothing of the flag. */
+export function headerValue (flag: string, value: string): string {
+  if (!/^[\t\x20-\x7e]*$/.test(value)) throw new UsageError(`${flag} has characters that a header can't have`)
+  return value
 }
 
 export function oneOf<T extends string> (flag: string, value: string | undefined, choices: readonly T[]): T {

@@ -78,12 +78,36 @@ t.test('what is no gateway, and what is no node, is one line', async t => {
   const other = await modelServer(t, (_request, response) => { json(response, 200, '\x1b[2Jadded') })
   const cases: ReadonlyArray<readonly [args: string[], code: number, stderr: RegExp]> = [
     [['dance'], 2, /the action must be one of list, add, remove, drain, undrain, not 'dance'/],
+    [['--admin-key', 'a\nb'], 2, /--admin-key has characters that a header can't have/],
+    [['--url', 'http://a/?b'], 2, /--url must be a base URL, without \? and #/],
+    [['--url', 'http://u:p@a'], 2, /--url must not hold a password/],
     [['add', 'n1:8000'], 2, /the node must be an http or https URL/],
     [['drain', 'http://n', '--role', 'encoder'], 2, /--role, --model and --speed are for add/],
     [['--url', other.url], 1, /answered 404/],
     [['add', 'http://n', '--url', other.url], 1, /the gateway did not add http:\/\/n: {2}\[2Jadded/]
   ]
   await Promise.all(cases.map(async ([args, code, stderr]) => { t.match(await runCli(['nodes', ...args]), { code, stdout: '', stderr }, args.join(' ')) }))
+})
+
+t.test('an answer without end is given up, and JSON steers no terminal either', async t => {
+  const model = 'm\u009b2J\u202e\x1b'
+  const server = createServer(({ url }, response) => {
+    response.on('error', () => {})
+    if (url!.startsWith('/endless')) {
+      const more = (): void => { while (!response.destroyed && response.write(' '.repeat(1_000_000))) { /* until it is full */ } }
+      response.on('drain', more)
+      more()
+    } else if (url!.endsWith('/nodes/status')) json(response, 200, { 'http://n': { role: 1, models: [model], unfinished: 0, latency: [], speed: 1, health: 'healthy', source: 'configuration', adapter: 'openai', backend: null, epoch: null, vision: null, produces: [], accepts: [], fingerprint: null, standalone: false, vision_tokens: 0, vision_rate: null, notes: [], breakers: {}, links: {} } })
+    else json(response, 200, { traces: [] })
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { server.closeAllConnections(); server.close() })
+  await once(server, 'listening')
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  t.match(await runCli(['nodes', '--url', `${url}/endless`]), { code: 1, stdout: '', stderr: /^fastify-epd: .*(is not a fastify-epd gateway: its answer to \/nodes\/status has no end|no answer within 5 s.*)\n$/ })
+  const { stdout, code } = await runCli(['nodes', '--url', url, '--json'])
+  t.equal(code, 0)
+  for (const char of ['\u009b', '\u202e', '\x1b']) t.notOk(stdout.includes(char))
+  t.match(JSON.parse(stdout), [{ models: [model] }])
 })
 
 t.test('other answers to /nodes/status are told from a gateway\'s', async t => {

@@ -1,5 +1,5 @@
-import { oneOf, httpUrl, parseFlags, timeOf, UsageError, whole, withUsage } from '../usage.ts'
-import { ProgressLine } from '../terminal.ts'
+import { headerValue, oneOf, httpUrl, parseFlags, timeOf, UsageError, whole, withUsage } from '../usage.ts'
+import { jsonText, ProgressLine } from '../terminal.ts'
 import { runLoad, type LoadOptions, type LoadProgress } from './load.ts'
 import { renderReport } from './summary.ts'
 
@@ -100,7 +100,7 @@ async function run (options: LoadOptions, json: boolean): Promise<number> {
   try {
     const report = await runLoad({ ...options, signal: stop.signal, onProgress: progress => { line.update(progressOf(progress, options)) } })
     line.clear()
-    process.stdout.write(json ? JSON.stringify(report, null, 2) + '\n' : renderReport(report))
+    process.stdout.write(json ? jsonText(report, 2) : renderReport(report))
     return report.requests > 0 ? 0 : 1
   } finally {
     line.clear()
@@ -195,6 +195,6 @@ function headerLine (line: string): Record<string, string> {
 }
 
 function headerOf (flag: string, name: string, value: string): Record<string, string> {
-  if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name) || !/^[\t\x20-\x7e]*$/.test(value)) throw new UsageError(`${flag} has characters that a header can't have`)
-  return { [name]: value }
+  if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name)) throw new UsageError(`${flag} has characters that a header can't have`)
+  return { [name]: headerValue(flag, value) }
 }

@@ -41,6 +41,7 @@ interface Event {
 }
 
 const MESSAGE_LENGTH = 300
+const NAME_LENGTH = 60
 /** No token needs that much: the server sends something else. */
 const EVENT_LENGTH = 4 * 1_048_576
 /** An answer that is no stream is read so far. */
@@ -62,7 +63,7 @@ export async function exchange (body: Buffer, { url, headers, dispatcher, timeou
     // What is left of an answer that is not read to its end is of no interest.
     answer.body.on('error', () => {})
     status = answer.statusCode
-    plan = textOf(answer.headers['x-epd-plan'])
+    plan = textOf(answer.headers['x-epd-plan'])?.slice(0, NAME_LENGTH)
     const type = textOf(answer.headers['content-type']) ?? ''
     if (status !== 200) return end(failureOf(status, await beginningOf(answer.body)))
     if (!type.startsWith('text/event-stream')) {
@@ -148,7 +149,7 @@ function isText (value: unknown): boolean {
 }
 
 function countOf (value: unknown): number | undefined {
-  return typeof value === 'number' && Number.isFinite(value) && value >= 0 ? value : undefined
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0 ? value : undefined
 }
 
 function parse (text: string): Event | undefined {
@@ -169,7 +170,7 @@ function failureOf (status: number, text: string): Failure {
 function reasonOf (error: unknown): { code: string, message: string } {
   const { code, type, message } = typeof error === 'object' && error !== null ? error as Record<string, unknown> : {}
   const named = [code, type].find(name => isText(name) || typeof name === 'number')
-  return { code: named === undefined ? 'error' : String(named), message: (isText(message) ? message as string : typeof error === 'string' ? error.trim() || 'an answer without a body' : JSON.stringify(error)).slice(0, MESSAGE_LENGTH) }
+  return { code: named === undefined ? 'error' : String(named).slice(0, NAME_LENGTH), message: (isText(message) ? message as string : typeof error === 'string' ? error.trim() || 'an answer without a body' : JSON.stringify(error)).slice(0, MESSAGE_LENGTH) }
 }
 
 async function beginningOf (body: Dispatcher.ResponseData['body']): Promise<string> {

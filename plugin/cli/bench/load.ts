@@ -2,6 +2,7 @@ import { setMaxListeners } from 'node:events'
 import { setImmediate as immediately } from 'node:timers'
 import { setImmediate, setTimeout as delay } from 'node:timers/promises'
 import { Agent, request } from 'undici'
+import { readWhole } from '../../../adapters/http/failures.ts'
 import { exchange } from './exchange.ts'
 import { seeded } from './random.ts'
 import { reportOf, type LoadReport, type RequestResult } from './report.ts'
@@ -66,6 +67,7 @@ export interface LoadProgress {
 const DEFAULT_REQUESTS = 100
 const DEFAULT_CONCURRENCY = 8
 const MODELS_TIMEOUT_MS = 10_000
+const MODELS_BYTES = 4 * 1024 * 1024
 /** Requests that are made before they are due, where their pictures leave room for so many. */
 const AHEAD = 64
 const AHEAD_BYTES = 256 * 1024 * 1024
@@ -87,7 +89,7 @@ export async function runLoad (options: LoadOptions): Promise<LoadReport> {
   // No timers of the client's own: `timeoutMs` is the only limit.
   const dispatcher = new Agent({ headersTimeout: 0, bodyTimeout: 0, pipelining: 1 })
   try {
-    const model = options.model ?? await firstModel(base, headers, dispatcher)
+    const model = options.model ?? await firstModel(base, { headers, dispatcher, signal })
     const workload = {
       model,
       seed,
@@ -287,10 +289,11 @@ async function stockOf (options: Parameters<typeof Workload.create>[0], requests
   }
 }
 
-async function firstModel (base: string, headers: Readonly<Record<string, string>>, dispatcher: Agent): Promise<string> {
-  const { status, text } = await request(`${base}/v1/models`, { headers, dispatcher, signal: AbortSignal.timeout(MODELS_TIMEOUT_MS) }).then(
-    async ({ statusCode, body }) => ({ status: statusCode, text: await body.text() })
+async function firstModel (base: string, { headers, dispatcher, signal }: Pick<Parameters<typeof exchange>[1], 'headers' | 'dispatcher' | 'signal'>): Promise<string> {
+  const { status, text } = await request(`${base}/v1/models`, { headers, dispatcher, signal: AbortSignal.any([signal, AbortSignal.timeout(MODELS_TIMEOUT_MS)]) }).then(
+    async ({ statusCode, body }) => ({ status: statusCode, text: (await readWhole(body, MODELS_BYTES))?.toString() ?? '' })
   ).catch((err: NodeJS.ErrnoException) => {
+    if (signal.aborted) throw new Error('given up before the first request')
     const why = err.name === 'TimeoutError' ? `no answer within ${MODELS_TIMEOUT_MS / 1_000} s` : err.code ?? err.message
     throw new Error(`can't reach ${base} (${why})`, { cause: err })
   })

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs'
 import { DEFAULT_CONFIG_FILES, loadConfig } from '../config.ts'
 import { addressOf, GATEWAY_FLAGS, GATEWAY_HELP, type GatewayAddress } from '../gateway-client.ts'
 import { modelsOf } from '../node-status.ts'
-import { clean, ProgressLine, table } from '../terminal.ts'
+import { clean, jsonText, ProgressLine, table } from '../terminal.ts'
 import { parseFlags, withUsage } from '../usage.ts'
 import { diagnose, type Diagnosis, type ModelFinding, type Patient, type Problem } from './diagnosis.ts'
 import { patientsOfConfig, patientsOfGateway } from './sources.ts'
@@ -46,7 +46,7 @@ export function doctorCommand (argv: string[]): Promise<number> {
     const running = gateway === undefined ? undefined : await ofGateway(gateway)
     const parts = [configured, running].filter(part => part !== undefined)
     const missing = configured === undefined || running === undefined ? [] : unknownTo(running.diagnosis.nodes, configured.diagnosis.nodes)
-    if (values.json) process.stdout.write(JSON.stringify({ sources: parts.map(({ title, diagnosis }) => ({ source: title, ...diagnosis, nodes: diagnosis.nodes.map(({ links: _links, info, ...node }) => ({ ...node, backend: info?.backend ?? null })) })), problems: missing }, null, 2) + '\n')
+    if (values.json) process.stdout.write(jsonText({ sources: parts.map(({ title, diagnosis }) => ({ source: title, ...diagnosis, nodes: diagnosis.nodes.map(({ links: _links, info, ...node }) => ({ ...node, backend: info?.backend ?? null })) })), problems: missing }, 2))
     else process.stdout.write(parts.map(({ title, diagnosis }) => render(title, diagnosis)).join('\n') + problems(missing))
     return missing.length > 0 || parts.some(({ diagnosis }) => diagnosis.problems.length > 0) ? 1 : 0
   })

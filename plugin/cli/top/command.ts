@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { addressOf, ask, GATEWAY_FLAGS, GATEWAY_HELP, UnreachableError, type GatewayAddress } from '../gateway-client.ts'
 import { breakersOf, nodesOf, type NodeRow } from '../node-status.ts'
-import { clean, duration, Screen, table } from '../terminal.ts'
+import { clean, duration, jsonText, Screen, table } from '../terminal.ts'
 import { parseFlags, timeOf, UsageError, whole, withUsage } from '../usage.ts'
 import { ratesBetween, samplesOf, type Percentiles, type Rates, type Reading } from './readings.ts'
 
@@ -67,7 +67,7 @@ async function watch (gateway: GatewayAddress, { interval, count, live, json }: 
         const rates = ratesBetween(earlier, later)
         earlier = later
         if (screen !== undefined) screen.show(render(gateway, later, rates))
-        else if (json) process.stdout.write(JSON.stringify({ time: new Date().toISOString(), ...rates, nodes: later.nodes.map(({ links: _links, latency: _latency, ...node }) => ({ ...node, ...rates.nodes[node.url] })) }) + '\n')
+        else if (json) process.stdout.write(jsonText({ time: new Date().toISOString(), ...rates, nodes: later.nodes.map(({ links: _links, latency: _latency, ...node }) => ({ ...node, ...rates.nodes[node.url] })) }))
         else process.stdout.write((n === 0 ? '' : '\n') + render(gateway, later, rates))
       } catch (err) {
         if (screen === undefined || !(err instanceof UnreachableError)) throw err

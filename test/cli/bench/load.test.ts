@@ -137,6 +137,23 @@ t.test('failures are counted by status and code with their first message', async
   t.equal(report.failed + report.requests, faults.length)
 })
 
+t.test('names and numbers that are none stay out of the report', async t => {
+  const { url } = await modelServer(t, (_request, response, { max_tokens: tokens }) => {
+    if (tokens === 1) return json(response, 418, { error: { message: 'no', code: 'c'.repeat(9_999) } })
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'x-epd-plan': 'p'.repeat(999) })
+    response.end(event({ content: 'one' }) + event(null, { usage: { prompt_tokens: 1e308, completion_tokens: 1.5 } }) + 'data: [DONE]\n\n')
+  })
+  const report = await runLoad({ ...SMALL, url, requests: 2, pictures: 0 })
+  t.match(report, { requests: 2, inputTokens: 0, outputTokens: 2, counted: 'chunks' })
+  t.strictSame(Object.keys(report.plans), ['p'.repeat(60)])
+  t.match(await runLoad({ ...SMALL, maxTokens: 1, url, requests: 2, pictures: 0 }), { errors: [{ status: 418, code: 'c'.repeat(60), count: 2 }] })
+})
+
+t.test('a load that is given up while the models are asked for ends at once', async t => {
+  const { url } = await modelServer(t, () => {})
+  await t.rejects(runLoad({ ...SMALL, url, requests: 1, signal: AbortSignal.abort() }), { message: 'given up before the first request' })
+})
+
 t.test('a server that never ends costs its time limit', async t => {
   const { url } = await recorder(t, (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).write(event({ content: 'a' })) })
   t.match(await runLoad({ ...SMALL, url, requests: 1, timeoutMs: 100, pictures: 0 }), { requests: 0, failed: 1, errors: [{ status: 200, code: 'timeout' }] })
