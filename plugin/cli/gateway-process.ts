@@ -75,8 +75,13 @@ export function createServer (resolved: ResolvedOptions, logLevel: string, files
   return app
 }
 
+/** For the last bytes of answers on their way, at the end. */
+const LAST_BYTES_MS = 1_000
+
 /** Clients' connections go to this server: its address, its certificates, its access log. */
 export async function listen (app: FastifyInstance, { server: { host, port } }: ResolvedOptions, files?: TlsFiles): Promise<string> {
+  // Requests have ended by now: the plugin's hook came first. A connection that never had one would hold the end up for a minute.
+  app.addHook('preClose', async () => { setTimeout(() => { app.server.closeAllConnections() }, LAST_BYTES_MS).unref() })
   if (files !== undefined) app.addHook('onClose', files.follow(app.server as Server, app.log))
   return await app.listen({ host, port })
 }
