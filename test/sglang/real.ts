@@ -18,6 +18,8 @@ import { SglangServer } from './servers.ts'
 
 const { EPD_SGLANG: command, EPD_SGLANG_TRANSFER: transfer = 'zmq_to_scheduler', EPD_SGLANG_ENCODER_ARGS: encoderArgs = '', EPD_SGLANG_LM_ARGS: lmArgs = '' } = process.env
 const VIRTUAL = 5
+// Servers load models; on a CPU an answer takes seconds.
+t.setTimeout(0)
 const BAD = 'data:image/png;base64,AAAA'
 
 if (command === undefined) {
