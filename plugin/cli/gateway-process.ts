@@ -50,6 +50,8 @@ function isLoopback (host: string): boolean {
 export function createServer (resolved: ResolvedOptions, logLevel: string, files?: TlsFiles): FastifyInstance {
   const app = Fastify({
     ...(files === undefined ? {} : { https: files.secure }),
+    // What a start needs is loaded within it: on a busy machine Kubernetes' client alone takes seconds.
+    pluginTimeout: 0,
     // stdout has the URL only.
     logger: { level: resolved.logLevel ?? logLevel, stream: process.stderr },
     genReqId: requestId,

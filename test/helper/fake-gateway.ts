@@ -27,7 +27,7 @@ const forTests = ({ routing, admission }: EpdOptions): EpdOptions =>
   ({ routing: { policy: 'least-tokens', ...routing }, admission: { encoderTime: 600_000, ...admission } })
 
 export async function buildGateway (t: Pick<Test, 'teardown'>, { nodes = [], options = {}, fastify = {}, port = 0, before, after }: BuildOptions = {}): Promise<FakeGateway> {
-  const app = Fastify({ forceCloseConnections: true, ...fastify })
+  const app = Fastify({ forceCloseConnections: true, pluginTimeout: 0, ...fastify })
   t.teardown(() => app.close())
   await before?.(app)
   await app.register(epd, { embedded: false, adapters: [fakeAdapter], nodes: nodes.map(node => node.spec), ...options, ...forTests(options) })
