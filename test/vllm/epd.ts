@@ -190,7 +190,6 @@ async function measure (arm: Arm): Promise<void> {
       const nodes = Object.values(await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, { health: string }>)
       return nodes.length === servers.length && nodes.every(({ health }) => health === 'healthy')
     }, 'the gateway knows all servers', 60_000)
-    let seed = 1
     for (const of of cases) {
       const row: Row = { arm, of, reports: [], loaded: 0, sent: 0 }
       rows.push(row)
@@ -209,7 +208,7 @@ async function measure (arm: Arm): Promise<void> {
           repeat: Number(values['repeat-share']),
           textShare: Number(values['text-share']),
           // Another for each case and repeat, the same for each arrangement: fresh pictures, equal loads.
-          seed: 1_000 * cases.indexOf(of) + seed++,
+          seed: 1_000 * cases.indexOf(of) + repeat + 1,
           body: { temperature: 0 },
           ...SLO
         })
@@ -218,7 +217,6 @@ async function measure (arm: Arm): Promise<void> {
         log(`${arm.name} ${of.name}: ${report.requestsPerSecond.toFixed(2)} req/s, TTFT p50 ${report.ttftMs?.p50.toFixed(0)} ms, ${report.failed} failed, plans ${JSON.stringify(report.plans)}${report.errors[0] === undefined ? '' : `, ${JSON.stringify(report.errors[0])}`}`)
         await writeFile(join(out, 'report.json'), JSON.stringify({ machine: machine(), values, rows }, null, 1))
       }
-      seed = 1
       row.loaded = loads(servers) - before
     }
   } finally {

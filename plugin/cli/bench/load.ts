@@ -1,12 +1,12 @@
 import { setMaxListeners } from 'node:events'
-import { setImmediate as immediately } from 'node:timers'
 import { setImmediate, setTimeout as delay } from 'node:timers/promises'
 import { Agent, request } from 'undici'
 import { readWhole } from '../../../adapters/http/failures.ts'
 import { exchange } from './exchange.ts'
 import { seeded } from './random.ts'
 import { reportOf, type LoadReport, type RequestResult } from './report.ts'
-import { Workload, type PreparedRequest } from './workload.ts'
+import { stockOf, type Stock } from './stock.ts'
+import type { PreparedRequest } from './workload.ts'
 
 export interface LoadOptions {
   /** Base URL of an OpenAI-compatible server, with or without `/v1` at its end. */
@@ -68,9 +68,6 @@ const DEFAULT_REQUESTS = 100
 const DEFAULT_CONCURRENCY = 8
 const MODELS_TIMEOUT_MS = 10_000
 const MODELS_BYTES = 4 * 1024 * 1024
-/** Requests that are made before they are due, where their pictures leave room for so many. */
-const AHEAD = 64
-const AHEAD_BYTES = 256 * 1024 * 1024
 
 /**
  * Sends a load of pictures and texts to a server and measures the answers.
@@ -154,8 +151,6 @@ class Run {
   #sent = 0
   #inFlight = 0
   #failed = 0
-  /** Resolves when the next request ends. */
-  #freed: PromiseWithResolver = resolvable()
 
   constructor (stock: Stock, limits: Limits, send: Parameters<typeof exchange>[1], seed: number, onProgress: (progress: Omit<LoadProgress, 'phase'>) => void) {
     this.#stock = stock
@@ -198,7 +193,7 @@ class Run {
       // Also a load that is late lets answers in between: they would seem to take longer.
       await (wait > 0 ? delay(wait, undefined, { signal }) : setImmediate(undefined, { signal })).catch(() => {})
       const prepared = await this.#stock.take()
-      while (this.#inFlight >= this.#limits.concurrency && !signal.aborted) await this.#freed.promise
+      while (this.#inFlight >= this.#limits.concurrency && !signal.aborted) await Promise.race(flying)
       if (signal.aborted) break
       this.#sent++
       const one = this.#one(prepared, due, due).finally(() => { flying.delete(one) })
@@ -234,58 +229,7 @@ class Run {
         error: failure ?? null
       })
     }
-    this.#freed.resolve()
-    this.#freed = resolvable()
     this.#onProgress({ elapsedMs: performance.now() - this.#start, inFlight: this.#inFlight, done: this.results.length, failed: this.#failed })
-  }
-}
-
-interface PromiseWithResolver { readonly promise: Promise<void>, resolve (): void }
-
-function resolvable (): PromiseWithResolver {
-  let resolve!: () => void
-  const promise = new Promise<void>(_resolve => { resolve = _resolve })
-  return { promise, resolve }
-}
-
-/** Requests that are ready before they are due. */
-interface Stock { take (): Promise<PreparedRequest> }
-
-/** Resolves when the stock is full. */
-async function stockOf (options: Parameters<typeof Workload.create>[0], requests: number): Promise<Stock> {
-  const workload = await Workload.create(options)
-  const room = Math.floor(AHEAD_BYTES / Math.max(1, options.pictures * options.width * options.height * 3))
-  const ahead = Math.min(AHEAD, Math.max(2, room))
-  const ready: Array<Promise<PreparedRequest>> = []
-  let made = 0
-  const make = (): void => {
-    if (made >= requests) return
-    made++
-    const next = workload.next()
-    // Whoever takes it learns of a failure.
-    next.catch(() => {})
-    ready.push(next)
-  }
-  for (let i = 0; i < ahead; i++) make()
-  await Promise.all(ready)
-  let filling = false
-  // One at a time, and after whatever is due: requests leave and answers come in before the next is made.
-  const fill = (): void => {
-    if (filling || ready.length >= ahead || made >= requests) return
-    filling = true
-    immediately(() => {
-      filling = false
-      make()
-      fill()
-    })
-  }
-  return {
-    async take () {
-      if (ready.length === 0) make()
-      const next = ready.shift()!
-      fill()
-      return await next
-    }
   }
 }
 
