@@ -113,7 +113,7 @@ export class BlockServer {
       case 'credit': {
         const serving = this.#servings.get(servingKey(peer, request.id))
         serving?.credit(request.upto)
-        if (serving?.settled === true && serving.outstanding === 0) this.#servings.delete(servingKey(peer, request.id))
+        if (serving !== undefined) this.#forgetTaken(serving)
         return this.#pump()
       }
       case 'cancel': {
@@ -208,7 +208,10 @@ export class BlockServer {
     const frames = serving.next()
     try {
       await this.#writer.send(frames)
-      if (serving.done) this.#settle(serving, 'done')
+      if (serving.done) {
+        this.#settle(serving, 'done')
+        this.#forgetTaken(serving)
+      }
     } catch (err) {
       if ((err as NodeJS.ErrnoException).code !== 'EAGAIN') return this.#lost(serving.peerName, err)
       // What is under way to this peer is bounded, but not what it cancelled: the pipe may still be full of that.
@@ -252,6 +255,11 @@ export class BlockServer {
     if (serving.settled) return
     serving.settled = true
     if (serving.authorised) this.#hooks.over(serving.ask, serving.report(outcome))
+  }
+
+  /** The peer has all chunks. Its last credit may come before or after zeromq says that the last chunk is handed over. */
+  #forgetTaken (serving: Serving): void {
+    if (serving.settled && serving.outstanding === 0) this.#servings.delete(servingKey(serving.peer, serving.request.id))
   }
 
   /** Forgets a pull, with the chunks it has under way. */

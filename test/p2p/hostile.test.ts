@@ -96,6 +96,26 @@ t.test('a lease is one engine\'s, for so many bytes, and no pull of it is made t
   await until(() => a.idle, 'nothing is held')
 })
 
+t.test('a credit that comes before the chunk is known to be sent ends its pull as well', async t => {
+  const a = await open(t, 'http://a')
+  const b = await open(t, 'http://b', 2)
+  await b.node.connect(a.node.endpoint)
+  const { send, answer } = stranger(t, a)
+  for (let i = 0; i < 40; i++) {
+    const own = pullOf(a.offer(1), 'http://b')
+    await send(own)
+    let served = false
+    const chunk = answer().finally(() => { served = true })
+    const credit = { v: 1, type: 'credit', id: own.id, upto: 4 }
+    while (!served) await send(credit)
+    t.equal((await chunk).type, 'chunk')
+    await send(credit)
+    await send(own)
+    // One that were still held would be told nothing: the first is under way.
+    t.match(await answer(), { type: 'error', code: 'GONE', message: /made before/ })
+  }
+})
+
 t.test('a lease for a linked engine is pulled by no other', async t => {
   const a = await open(t, 'http://a')
   const [test, c] = [await open(t, 'test', 2), await open(t, 'http://c', 3)]

@@ -55,8 +55,13 @@ const url = await app.listen({ port: 0, host: '127.0.0.1' })
 await until(() => app.epd.gateway.serves(MODEL), 'the node serves')
 await ask(url)
 await filesThatRan(session)
-await ask(url)
-const files = await filesThatRan(session)
+let files: string[] = []
+// A probe, or another timer of the gateway, may run during a request: the least of a few counts.
+for (let i = 0; i < 5; i++) {
+  await ask(url)
+  const ran = await filesThatRan(session)
+  if (i === 0 || ran.length < files.length) files = ran
+}
 
 let lines = 0
 for (const file of files) {
