@@ -20,8 +20,6 @@ export interface LlmEngineOptions {
   readonly path: MigrationPath
   readonly counters: EngineCounters
   readonly log: EngineLog
-  /** Sequences that migrate at once. */
-  readonly migrations: number
   /** Positions the model has. */
   readonly maxPositions: number
 }
@@ -48,7 +46,6 @@ export class LlmEngine {
     this.#spans = new SequenceSpans(options.counters)
     this.#migration = new MigrationLoop({
       path: options.path,
-      concurrency: options.migrations,
       onSettled: (sequence, migrated) => migrated ? this.#enqueue(sequence) : this.#retire(sequence)
     })
     this.#loop = this.#run()

@@ -90,9 +90,9 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
     blockTokens, maxBatchSize, maxPrefillTokens: tuning.maxPrefillTokens ?? options.maxPrefillTokens ?? DEFAULT_MAX_PREFILL_TOKENS
   })
   const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
-  const path = migrationPath(role, features, scheduler, { p2p, counters, log, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
+  const path = migrationPath(role, features, scheduler, { p2p, counters, log, concurrency: MIGRATIONS, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
   const engine = (runner: Runner): LlmEngine =>
-    new LlmEngine({ scheduler, runner, features, path, counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions })
+    new LlmEngine({ scheduler, runner, features, path, counters, log, maxPositions: model.text.maxPositions })
   return new LlmService({
     engineId,
     role,

@@ -21,7 +21,7 @@ export const DEFAULT_MAX_PREFILL_TOKENS = 256
 export const DEFAULT_KV_BYTES = 256 * 1024 * 1024
 const DEFAULT_FEATURE_BYTES = 128 * 1024 * 1024
 const MIN_ITEMS = 4
-/** Sequences that migrate at once. */
+/** Pulls of blocks at once. */
 export const MIGRATIONS = 8
 export const ROOM_TIMEOUT_MS = 10_000
 export const PULL_TIMEOUT_MS = 30_000

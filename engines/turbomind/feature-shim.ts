@@ -58,7 +58,7 @@ export class FeatureShim implements FeatureSource<'staged'> {
   }
 
   async #fetchOwn (media: RemoteMedia, call: FetchCall): Promise<Fetched> {
-    const pull = this.#pull(media, call)
+    const pull = this.#link.inTurn(call.signal, async () => await this.#pull(media, call))
     const tensor = pull.then(pulled => pulled.tensor)
     this.#tensors.set(media.source, tensor)
     tensor.catch(() => { this.#tensors.delete(media.source) })

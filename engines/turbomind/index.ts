@@ -78,9 +78,9 @@ export async function createTurbomindEngine (options: EngineOptions, tuning: Tur
   const p2p = await openP2P(options, model, leases, { feature: { pool: staging.pool, shape: feature } })
   const embeddings = new EmbeddingTable(hiddenSize)
   const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
-  const shim = new FeatureShim({ staging, embeddings, hiddenSize, dtype, p2p, counters, log, roomTimeoutMs, pullTimeoutMs })
+  const shim = new FeatureShim({ staging, embeddings, hiddenSize, dtype, p2p, counters, log, concurrency: MIGRATIONS, roomTimeoutMs, pullTimeoutMs })
   const engine = (runner: Runner): TurbomindEngine => new TurbomindEngine({
-    scheduler, runner, features: staging, path: new FeatureMigration(shim), counters, log, migrations: MIGRATIONS, maxPositions: model.text.maxPositions, embeddings, hiddenSize, dtype
+    scheduler, runner, features: staging, path: new FeatureMigration(shim), counters, log, maxPositions: model.text.maxPositions, embeddings, hiddenSize, dtype
   })
   const shape = runnerShape(model, scheduler.maxTokens)
   return new LlmService({

@@ -1,4 +1,5 @@
 import t from 'tap'
+import type { EncoderEngine } from '../../engines/encoder/index.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
 import { ask, checkIdle, encode, events, failure, link, pictureParts, send, startEncoder, startLlm, user, withResults } from './harness.ts'
@@ -50,6 +51,43 @@ t.test('a request without room holds up neither one whose features are here nor 
   await holder
   await waiting
   encoder.endSession(results[0]!.remote_session_id)
+  await checkIdle(t, engine, encoder)
+})
+
+interface Drawn { url: string, blocks: number }
+
+/** Three pictures whose features take equally many blocks. */
+async function alike (encoder: EncoderEngine): Promise<[Drawn, Drawn, Drawn]> {
+  const bySize = new Map<number, Drawn[]>()
+  for (let seed = 1; ; seed++) {
+    const url = await drawScene(seed)
+    const [result] = await encode(encoder, [url])
+    encoder.endSession(result!.remote_session_id)
+    const blocks = result!.remote_block_ids.length
+    const found = [...bySize.get(blocks) ?? [], { url, blocks }]
+    if (found.length === 3) return found as [Drawn, Drawn, Drawn]
+    bySize.set(blocks, found)
+  }
+}
+
+t.test('a request of two pictures that had room for one gives back what it took, and those that want the same picture do not stand in its way', async t => {
+  const encoder = await startEncoder(t)
+  const [one, two, three] = await alike(encoder)
+  const engine = await startLlm(t, { vision: false, featureBlocks: 2 * one.blocks }, { roomTimeoutMs: 60_000 })
+  await link(engine, encoder)
+  const question = 'Describe the picture.'
+  const stop = new AbortController()
+  const holder = failure(ask(engine, withResults(await encode(encoder, [one.url]), question, { max_tokens: 3500, ignore_eos: true }), { signal: stop.signal }))
+  await until(() => engine.sequences().RUNNING === 1 || engine.sequences().LOCKED === 1, 'half of the pool is held')
+  const both = ask(engine, withResults(await encode(encoder, [two.url, three.url]), question, { max_tokens: 2 }))
+  await until(() => engine.sequences().RUNNING_EPD_MIGRATION === 1, 'one waits for room for its second picture')
+  t.equal(engine.gauges().epd_feature_blocks_free, 0, 'and has room for its first')
+  // As many as migrate at once, and more.
+  const others = Array.from({ length: 20 }, async () => await ask(engine, withResults(await encode(encoder, [two.url]), question, { max_tokens: 2 })))
+  await until(() => engine.runtime!.engine.live.size === 22, 'those wait for the first picture of the other')
+  stop.abort()
+  await holder
+  await Promise.all([both, ...others])
   await checkIdle(t, engine, encoder)
 })
 

@@ -29,7 +29,6 @@ t.test('the choices of a request share one copy of its features', async t => {
     path: { settled: async () => {} } as MigrationPath,
     counters: new EngineCounters(),
     log,
-    migrations: 1,
     maxPositions: 100,
     embeddings: new Watched(hiddenSize),
     hiddenSize,

@@ -2,12 +2,15 @@ import { propagation, type Context } from '@opentelemetry/api'
 import type { PoolName } from '../../cache/index.ts'
 import type { P2PNode } from '../../p2p/node.ts'
 import type { EngineCounters, EngineLog } from '../../service/engine-service.ts'
+import { Semaphore } from '../../service/waiting.ts'
 import type { RemoteBlocks } from '../sequence/prompt.ts'
 
 export interface BlockLinkOptions {
   readonly p2p: Pick<P2PNode, 'pull' | 'ack'>
   readonly counters: EngineCounters
   readonly log: EngineLog
+  /** Pulls at once; the others wait in line. */
+  readonly concurrency: number
   /** How long one pull may take, milliseconds. */
   readonly pullTimeoutMs: number
 }
@@ -33,10 +36,22 @@ export class BlockLink {
   readonly #pool: PoolName
   readonly #options: BlockLinkOptions
   readonly #acks = new Set<Promise<unknown>>()
+  readonly #turns: Semaphore
 
   constructor (pool: PoolName, options: BlockLinkOptions) {
     this.#pool = pool
     this.#options = options
+    this.#turns = new Semaphore(options.concurrency)
+  }
+
+  /** Runs `work`, which pulls, when it is its turn. It must wait for no other work that needs a turn. Rejects with the signal's reason while it waits. */
+  async inTurn<T> (signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+    const leave = await this.#turns.enter(signal)
+    try {
+      return await work()
+    } finally {
+      leave()
+    }
   }
 
   /** Pulls `source.blocks` into as many local ones; `bytes` when the last block is not full. Rejects with P2PError. */

@@ -16,8 +16,8 @@ export interface FetcherOptions extends BlockLinkOptions {
 
 /** How an item gets its features: they are `cached`, its own `pull` brings them into `entry`, or it waits for the pull of `another` item. */
 export type Reservation =
-  | { readonly kind: 'cached' }
-  | { readonly kind: 'pull', readonly entry: FeatureEntry, readonly settle: () => void }
+  | { readonly kind: 'cached', readonly media: RemoteMedia }
+  | { readonly kind: 'pull', readonly media: RemoteMedia, readonly entry: FeatureEntry, readonly settle: () => void }
   | { readonly kind: 'another', readonly pull: Promise<undefined> }
 
 /**
@@ -42,7 +42,7 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
     const found = features.lookup(media.contentHash)
     if (found?.state === 'ready' && found.numTokens === media.numTokens) {
       this.#hold(media, found)
-      return { kind: 'cached' }
+      return { kind: 'cached', media }
     }
     const pull = this.#pulls.get(media.contentHash)
     if (pull !== undefined) return { kind: 'another', pull }
@@ -73,7 +73,7 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
       this.#pulls.delete(entry.hash)
       resolve(undefined)
     }
-    return { kind: 'pull', entry, settle }
+    return { kind: 'pull', media, entry, settle }
   }
 
   /** The item keeps one reference until its sequence has ended. */
@@ -82,11 +82,17 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
     media.features = entry
   }
 
-  /** Removes an entry that no pull will fill. */
+  /** Its item holds nothing any more, and an entry that no pull will fill is gone. */
   cancel (reservation: Reservation): void {
-    if (reservation.kind !== 'pull') return
-    this.#options.features.abandon(reservation.entry)
-    reservation.settle()
+    if (reservation.kind === 'another') return
+    const { features } = this.#options
+    const { media } = reservation
+    if (reservation.kind === 'pull') {
+      features.abandon(reservation.entry)
+      reservation.settle()
+    }
+    if (media.features !== undefined) features.unref(media.features)
+    media.features = undefined
   }
 
   /** Rejects with what the pull failed with, or with the signal's reason. */
@@ -104,7 +110,7 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
   async #pull (media: RemoteMedia, entry: FeatureEntry, settle: () => void, call: FetchCall): Promise<Fetched> {
     const { features, rowBytes } = this.#options
     try {
-      const fetched = await this.#link.pull(media.source, entry.blocks, media.numTokens * rowBytes, call)
+      const fetched = await this.#link.inTurn(call.signal, async () => await this.#link.pull(media.source, entry.blocks, media.numTokens * rowBytes, call))
       features.commit(entry)
       return fetched
     } catch (err) {

@@ -52,7 +52,7 @@ export class KvMigration implements MigrationPath<number> {
   async fetch (sequence: Sequence, found: number, call: FetchCall): Promise<Attributes> {
     const request = sequence.migration as MigrationRequest
     const blocks = request.blocks.slice(found)
-    const fetched = blocks.length === 0 ? NOTHING_FETCHED : await this.#link.pull({ ...request, blocks }, sequence.blocks.slice(found), undefined, call)
+    const fetched = blocks.length === 0 ? NOTHING_FETCHED : await this.#link.inTurn(call.signal, async () => await this.#link.pull({ ...request, blocks }, sequence.blocks.slice(found), undefined, call))
     this.#link.ack(request, call.context)
     return {
       [ATTR.tokens]: sequence.promptLength,

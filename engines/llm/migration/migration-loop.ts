@@ -2,7 +2,6 @@ import { trace, type Attributes } from '@opentelemetry/api'
 import { ATTR, ENGINE_TRACER_NAME, SPAN } from '../../../adapters/wire/semconv.ts'
 import { failSpan, spanTime } from '../../../adapters/wire/spans.ts'
 import type { PoolName } from '../../cache/index.ts'
-import { Semaphore } from '../../service/waiting.ts'
 import type { Sequence } from '../sequence/sequence.ts'
 import { failMigration } from '../sequence/states.ts'
 import type { FetchCall } from './block-link.ts'
@@ -35,8 +34,6 @@ export interface MigrationPath<R = unknown> {
 
 export interface MigrationOptions {
   readonly path: MigrationPath
-  /** Sequences whose blocks are transferred at once. */
-  readonly concurrency: number
   /** The migration succeeded (true), or the sequence is STOPPED or ABORTED (false). */
   onSettled (sequence: Sequence, migrated: boolean): void
 }
@@ -48,12 +45,9 @@ export interface MigrationOptions {
 export class MigrationLoop {
   readonly #options: MigrationOptions
   readonly #active = new Map<Sequence, AbortController>()
-  /** Transfers under way. */
-  readonly #transfers: Semaphore
 
   constructor (options: MigrationOptions) {
     this.#options = options
-    this.#transfers = new Semaphore(options.concurrency)
   }
 
   /** Takes a sequence that waits for migration. */
@@ -76,15 +70,10 @@ export class MigrationLoop {
   /** Moves one sequence through its states: reserve, lock, fetch, finish. Never rejects. */
   async #migrate (sequence: Sequence, signal: AbortSignal): Promise<boolean> {
     const { path } = this.#options
-    let leave: (() => void) | undefined
     const attributes = { [ATTR.pool]: path.pool, [ATTR.requestId]: sequence.requestId }
     const span = trace.getTracer(ENGINE_TRACER_NAME).startSpan(SPAN.engineMigrate, { startTime: spanTime(), attributes }, sequence.context)
     try {
       const reservation = await path.reserve(sequence, signal)
-      leave = await this.#transfers.enter(signal).catch(reason => {
-        path.cancel(reservation)
-        throw reason
-      })
       if (!path.moves.lock(sequence)) {
         path.cancel(reservation)
         return false
@@ -97,7 +86,6 @@ export class MigrationLoop {
       failMigration(sequence, error)
       return false
     } finally {
-      leave?.()
       span.end(spanTime())
     }
   }
