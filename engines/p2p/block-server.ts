@@ -164,7 +164,7 @@ export class BlockServer {
     this.#servings.set(key, serving)
     const verdict = await this.#hooks.ask({ op: 'ask-pull', from, id, engine, epoch, lease, pool, blocks }, serving.ask)
     if (!verdict.ok) {
-      this.#servings.delete(key)
+      this.#forget(serving)
       return this.#refuse(peer, request, verdict.code, verdict.message)
     }
     serving.authorised = true
@@ -186,12 +186,17 @@ export class BlockServer {
     if (this.#pumping) return
     this.#pumping = true
     const run = async (): Promise<void> => {
-      for (let next = this.#pick(); next !== undefined; next = this.#pick()) {
-        await this.#sendChunk(...next)
-        await nextTurn()
+      try {
+        for (let next = this.#pick(); next !== undefined; next = this.#pick()) {
+          await this.#sendChunk(...next)
+          await nextTurn()
+        }
+      } finally {
+        // In the turn in which there was nothing to pick: a credit may come in the next one.
+        this.#pumping = false
       }
     }
-    run().catch(this.#onBug).finally(() => { this.#pumping = false })
+    run().catch(this.#onBug)
   }
 
   #pick (): [string, Serving] | undefined {
@@ -259,12 +264,18 @@ export class BlockServer {
 
   /** The peer has all chunks. Its last credit may come before or after zeromq says that the last chunk is handed over. */
   #forgetTaken (serving: Serving): void {
-    if (serving.settled && serving.outstanding === 0) this.#servings.delete(servingKey(serving.peer, serving.request.id))
+    if (serving.settled && serving.outstanding === 0) this.#forget(serving)
+  }
+
+  /** Its peer may have used the id again, for a pull that is another. */
+  #forget (serving: Serving): void {
+    const key = servingKey(serving.peer, serving.request.id)
+    if (this.#servings.get(key) === serving) this.#servings.delete(key)
   }
 
   /** Forgets a pull, with the chunks it has under way. */
   #drop (serving: Serving, outcome: ServedPull['outcome']): void {
-    this.#servings.delete(servingKey(serving.peer, serving.request.id))
+    this.#forget(serving)
     this.#settle(serving, outcome)
     this.#pump()
   }

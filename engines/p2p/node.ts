@@ -16,6 +16,12 @@ export const DEFAULT_PULL_TIMEOUT_MS = 30_000
 export const DEFAULT_CALL_TIMEOUT_MS = 5000
 const CLOSE_TIMEOUT_MS = 3000
 
+/** A link that is being made. */
+interface Flight {
+  readonly epoch: number
+  readonly peer: Promise<P2PPeer>
+}
+
 /**
  * This engine's end of every P2P link: the main thread's face of the transfer worker, which owns the sockets. All methods
  * reject with P2PError; see its codes.
@@ -30,7 +36,7 @@ export class P2PNode {
   readonly #ipc: IpcDir | undefined
   readonly #allowedPeers: ReadonlySet<string>
   readonly #peers = new Map<string, P2PPeer>()
-  readonly #flights = new Map<string, { epoch: number, peer: Promise<P2PPeer> }>()
+  readonly #flights = new Map<string, Flight>()
   /** Linked when the transfer worker ended. */
   readonly #lost = new Set<P2PEndpointInfo>()
   #closing: Promise<void> | undefined
@@ -99,10 +105,7 @@ export class P2PNode {
     let flight = this.#flights.get(remote.engine)
     if (flight?.epoch !== remote.epoch) {
       this.#forget(remote.engine)
-      flight = { epoch: remote.epoch, peer: this.#link(remote, options) }
-      this.#flights.set(remote.engine, flight)
-      const landed = (): void => { if (this.#flights.get(remote.engine) === flight) this.#flights.delete(remote.engine) }
-      flight.peer.then(landed, landed)
+      flight = this.#fly(remote, options)
     }
     // A waiter's signal must not fail the others of the same flight.
     return await abortable(flight.peer, options.signal).catch((err: unknown) => {
@@ -181,7 +184,17 @@ export class P2PNode {
     this.#removeIpc()
   }
 
-  async #link (remote: P2PEndpointInfo, options: CallOptions): Promise<P2PPeer> {
+  #fly (remote: P2PEndpointInfo, options: CallOptions): Flight {
+    const isCurrent = (): boolean => this.#flights.get(remote.engine) === flight
+    const flight: Flight = { epoch: remote.epoch, peer: this.#link(remote, options, isCurrent) }
+    this.#flights.set(remote.engine, flight)
+    const landed = (): void => { if (isCurrent()) this.#flights.delete(remote.engine) }
+    flight.peer.then(landed, landed)
+    return flight
+  }
+
+  /** @param isCurrent false when the link was dropped or replaced meanwhile: whatever the worker says of it then is out of date */
+  async #link (remote: P2PEndpointInfo, options: CallOptions, isCurrent: () => boolean): Promise<P2PPeer> {
     const { engine: engineId, epoch } = remote
     const { transport, address } = chooseAddress(this.endpoint, remote)
     const target = { engineId, epoch, address, serverKey: remote.curve }
@@ -189,10 +202,10 @@ export class P2PNode {
     try {
       await this.#calls.run((call) => ({ op: 'connect', call, target, traceparent: options.traceparent }), limits)
     } catch (err) {
-      // Unless a newer flight owns the link by now.
-      if (this.#flights.get(engineId)?.epoch === epoch) this.#post({ op: 'drop', engineId, code: 'GONE', reason: 'the link failed' })
+      if (isCurrent()) this.#post({ op: 'drop', engineId, code: 'GONE', reason: 'the link failed' })
       throw err
     }
+    if (!isCurrent()) throw new P2PError('GONE', `the link to ${engineId} was dropped`)
     const peer: P2PPeer = { engineId, epoch, transport, encrypted: remote.curve !== null, info: remote }
     this.#peers.set(engineId, peer)
     return peer

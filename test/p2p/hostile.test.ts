@@ -116,6 +116,22 @@ t.test('a credit that comes before the chunk is known to be sent ends its pull a
   }
 })
 
+t.test('an id that is used again while its first pull is being refused loses nothing', async t => {
+  const a = await open(t, 'http://a')
+  const { send, answer } = stranger(t, a)
+  for (let i = 0; i < 20; i++) {
+    const offer = a.offer(1)
+    const own = pullOf(offer, 'http://b')
+    const frames = [{ ...own, lease: '0'.repeat(16) }, { v: 1, type: 'cancel', id: own.id }, own]
+    await Promise.all(frames.map(async frame => { await send(frame) }))
+    t.match(await answer(), { type: 'error', code: 'GONE' })
+    t.equal((await answer()).type, 'chunk')
+    await send({ v: 1, type: 'credit', id: own.id, upto: 4 })
+    a.leases.end(offer.lease.id, 'release')
+  }
+  await until(() => a.idle, 'nothing is held')
+})
+
 t.test('a lease for a linked engine is pulled by no other', async t => {
   const a = await open(t, 'http://a')
   const [test, c] = [await open(t, 'test', 2), await open(t, 'http://c', 3)]

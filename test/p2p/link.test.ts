@@ -92,6 +92,30 @@ t.test('connecting is single flight and idempotent, and a new epoch replaces the
   await t.rejects(b.node.ack(offer.name), { code: 'NOT_LINKED' })
 })
 
+t.test('a link that is dropped while it is being made is no link, and the next one is', async (t) => {
+  const { a, b } = await pair(t)
+  const { endpoint } = a.node
+  for (const busy of [true, false]) {
+    const dropped = t.rejects(b.node.connect(endpoint), { code: 'GONE' })
+    // The workers shake hands meanwhile; this thread learns of it after it has dropped the link.
+    if (busy) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200)
+    t.equal(await b.node.drop('http://a'), true)
+    const next = b.node.connect(endpoint)
+    await dropped
+    t.equal((await next).engineId, 'http://a')
+    const { name, blocks } = a.offer(2)
+    const localBlocks = b.feature.allocate(2) as number[]
+    await b.node.pull({ ...name, pool: 'feature', remoteBlocks: blocks, localBlocks })
+    t.ok(b.holds(localBlocks))
+    await b.node.drop('http://a')
+  }
+  const dropped = t.rejects(b.node.connect(endpoint), { code: 'GONE' })
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200)
+  await b.node.drop('http://a')
+  await dropped
+  t.equal(b.node.peer('http://a'), undefined)
+})
+
 t.test('an aborted waiter does not fail the others of a flight', async (t) => {
   const { a, b } = await pair(t)
   const gone = b.node.connect(a.node.endpoint, { signal: AbortSignal.abort() })
