@@ -70,9 +70,12 @@ export class P2PNode {
       name: 'transfer worker',
       make: () => bareWorker(new URL('./transfer-worker.js', import.meta.url), 'epd-transfer', workerData),
       started: (message) => {
-        if (message.op !== 'listening') return new Error(message.op === 'failed-to-start' ? message.message : message.op)
+        if (message.op === 'failed-to-start') return new Error(message.message)
+        // A peer that is refused is in the log, perhaps before the last socket is bound.
+        if (message.op !== 'listening') return undefined
         // The port that the system chose is the worker's for ever: others know it.
         workerData.tcp = message.tcp
+        return 'works'
       },
       onMessage: (message) => this.#onMessage(message),
       onLost: () => this.#onLost(),

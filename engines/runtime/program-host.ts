@@ -51,7 +51,7 @@ export class ProgramHost<M extends ProgramMethods> {
     host.#thread = await Thread.open<FromWorker>({
       name: host.#name,
       make: () => bareWorker(new URL('./session-worker.js', import.meta.url), options.name ?? 'program', init),
-      started: message => message.type === 'failed' ? new ProgramError(message.error) : undefined,
+      started: message => message.type === 'ready' ? 'works' : message.type === 'failed' ? new ProgramError(message.error) : undefined,
       onMessage: message => { if ('id' in message) host.#settle(message) },
       onLost: (reason, again) => host.#lost(reason, again),
       onBack: () => host.#pump(),

@@ -11,8 +11,8 @@ export interface ThreadOptions<M> {
   /** For logs and errors: `session worker "llm"`. */
   readonly name: string
   readonly make: () => Worker
-  /** Whether the thread works or can't, by its first message. The message goes on to `onMessage`. */
-  readonly started: (first: M) => Error | undefined
+  /** By each message until one says it: the thread works, or why it can't; undefined: it says neither. The message goes on to `onMessage`. */
+  readonly started: (message: M) => 'works' | Error | undefined
   readonly onMessage: (message: M) => void
   /** The thread has ended by itself, and with it what it was working on; `again` is false when an attempt to start it anew has failed. */
   readonly onLost: (reason: Error, again: boolean) => void
@@ -77,9 +77,11 @@ export class Thread<M> {
     const since = performance.now()
     let crash: Error | undefined
     return new Promise((resolve, reject) => {
-      worker.once('message', (first: M) => {
-        crash = started(first)
-        if (crash !== undefined) return
+      worker.on('message', (message: M) => {
+        if (this.#works || crash !== undefined) return
+        const said = started(message)
+        if (said instanceof Error) crash = said
+        if (said !== 'works') return
         this.#works = true
         this.#problem = undefined
         resolve()

@@ -1,7 +1,9 @@
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Worker } from 'node:worker_threads'
 import t, { type Test } from 'tap'
 import { ProgramHost, fromFloat16, parseDevice, threadsPerEngine, toFloat16, type Device } from '../../engines/runtime/index.ts'
+import { Thread } from '../../engines/runtime/thread.ts'
 import { loadOptional, missingPackage } from '../../engines/service/optional.ts'
 import { GraphWriter, type ElementType } from '../helper/onnx.ts'
 import { until } from '../helper/until.ts'
@@ -110,6 +112,22 @@ t.test('a worker that can\'t be started anew is tried again, and calls fail mean
   writeFileSync(path, graph)
   await until(() => host.problem === undefined, 'it works again')
   t.same((await host.call('order', null)).value, [])
+})
+
+t.test('a worker may say something before it says that it works', async t => {
+  const heard: string[] = []
+  const open = async (words: readonly string[]): Promise<Thread<string>> => await Thread.open<string>({
+    name: 'talker',
+    make: () => new Worker(`const { parentPort } = require('worker_threads'); for (const word of ${JSON.stringify(words)}) parentPort.postMessage(word); parentPort.on('message', () => parentPort.close())`, { eval: true }),
+    started: word => word === 'works' ? 'works' : word === 'broken' ? new Error(word) : undefined,
+    onMessage: word => { heard.push(word) },
+    onLost: () => {},
+    onBack: () => {}
+  })
+  const thread = await open(['a log line', 'works', 'broken'])
+  t.equal(thread.problem, undefined)
+  await thread.close('end', 5000)
+  t.same(heard, ['a log line', 'works', 'broken'])
 })
 
 t.test('a graph that is missing or broken is refused by name when the program starts', async t => {
