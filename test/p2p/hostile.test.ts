@@ -104,10 +104,10 @@ t.test('a credit that comes before the chunk is known to be sent ends its pull a
   for (let i = 0; i < 40; i++) {
     const own = pullOf(a.offer(1), 'http://b')
     await send(own)
-    let served = false
-    const chunk = answer().finally(() => { served = true })
+    const seen = { chunk: false }
+    const chunk = answer().finally(() => { seen.chunk = true })
     const credit = { v: 1, type: 'credit', id: own.id, upto: 4 }
-    while (!served) await send(credit)
+    while (!seen.chunk) await send(credit)
     t.equal((await chunk).type, 'chunk')
     await send(credit)
     await send(own)
