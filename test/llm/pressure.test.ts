@@ -26,6 +26,18 @@ t.test('no tokens are computed for a client that does not read, until it reads a
   await checkIdle(t, engine)
 })
 
+t.test('a client that leaves may come again at once with the same id', async t => {
+  const engine = await startLlm(t, { vision: false })
+  const body = { messages: [user('Tell me a story.')], max_tokens: 100, ignore_eos: true, stream: true }
+  for (let i = 0; i < 20; i++) {
+    const { stream } = await send(engine, body, { requestId: 'same' }) as { stream: AsyncIterable<Buffer> }
+    const reader = stream[Symbol.asyncIterator]()
+    await reader.next()
+    await reader.return?.()
+  }
+  await checkIdle(t, engine)
+})
+
 t.test('a request without room holds up neither one whose features are here nor one that is cancelled', async t => {
   const encoder = await startEncoder(t)
   const [one, two] = await Promise.all([drawScene(1), drawScene(2)])

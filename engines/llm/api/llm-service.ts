@@ -67,6 +67,7 @@ export interface LlmServiceParts {
 
 /** A request from its arrival to the end of its last sequence. */
 interface OpenRequest {
+  readonly requestId: string
   readonly stop: AbortController
   readonly sessionId: number | undefined
 }
@@ -99,7 +100,7 @@ export class LlmService implements EngineService {
   readonly #grants: LeaseGrants
   readonly #target: RequestTarget
   #runtime: LlmRuntime | undefined
-  readonly #open = new Map<string, OpenRequest>()
+  readonly #open = new Set<OpenRequest>()
   /** Sequences of requests that were let in and whose prompts are being made. */
   #coming = 0
   #closing: Promise<void> | undefined
@@ -191,13 +192,14 @@ export class LlmService implements EngineService {
     const request = read(body, this.#target)
     const runtime = this.#runtime ?? await this.#parts.runtime
     const admitted = this.#admit(runtime, request)
-    let stop: AbortController
+    let open: OpenRequest
     try {
-      stop = this.#register(call, sessionId)
+      open = this.#register(call, sessionId)
     } catch (err) {
       this.#coming -= admitted
       throw err
     }
+    const { stop } = open
     const handoff = request.preserve ? new Handoff({ engineId: this.#parts.engineId, grants: this.#grants, engine: runtime.engine }, call) : undefined
     let generation: Generation
     try {
@@ -211,9 +213,9 @@ export class LlmService implements EngineService {
         : new Grammar(form, { vocabulary: await runtime.vocabulary(), tokenizer: runtime.tokenizer, eosIds: this.model.text.eosIds })
       const prompts = await buildPrompts(request, { ...runtime, model: this.model, features, staging }, { signal: stop.signal, context: call.context, tenant: call.tenant })
       const parts = { engine: runtime.engine, features, tokenizer: runtime.tokenizer, grammar, tools: toolFormat === 'tagged' ? request.tools : undefined, keep: handoff?.keep }
-      generation = new Generation(parts, call, prompts, request.params, () => this.#open.delete(call.requestId))
+      generation = new Generation(parts, call, prompts, request.params, () => this.#open.delete(open))
     } catch (err) {
-      this.#open.delete(call.requestId)
+      this.#open.delete(open)
       throw err
     } finally {
       this.#coming -= admitted
@@ -227,19 +229,21 @@ export class LlmService implements EngineService {
     return handoff !== undefined && 'json' in answered ? { ...answered, json: { ...answered.json as object, ...handoff.answer() } } : answered
   }
 
-  /** Registers a call. The controller's signal aborts with an EngineError, also when the client closed the request. */
-  #register (call: ChatCall, sessionId: number | undefined): AbortController {
-    const { requestId, signal } = call
-    if (this.#open.has(requestId)) throw new EngineError('invalid_request', `the request id ${requestId} is in use`)
-    if (sessionId !== undefined && [...this.#open.values()].some(request => request.sessionId === sessionId)) {
+  /**
+   * Registers a call. The controller's signal aborts with an EngineError, also when the client closed the request. A client
+   * that left may come again with its id while a forward pass still computes its sequence.
+   */
+  #register ({ requestId, signal }: ChatCall, sessionId: number | undefined): OpenRequest {
+    if (sessionId !== undefined && [...this.#open].some(request => request.sessionId === sessionId)) {
       throw new EngineError('invalid_request', `The session_id ${sessionId} is occupied.`, { param: 'session_id' })
     }
     const stop = new AbortController()
     const onAbort = (): void => stop.abort(EngineError.is(signal.reason) ? signal.reason : new EngineError('cancelled', 'the client closed the request'))
     if (signal.aborted) onAbort()
     else signal.addEventListener('abort', onAbort, { once: true })
-    this.#open.set(requestId, { stop, sessionId })
-    return stop
+    const open = { requestId, stop, sessionId }
+    this.#open.add(open)
+    return open
   }
 
   /** How many sequences the request may make. */
@@ -255,14 +259,14 @@ export class LlmService implements EngineService {
 
   /** Also ends the leases of a request that was answered: a caller that aborts it has not read the answer. */
   abort (requestId: string): boolean {
-    const request = this.#open.get(requestId)
-    request?.stop.abort(new EngineError('cancelled', 'the request was aborted'))
-    return this.#grants.release(requestId) || request !== undefined
+    const found = [...this.#open].filter(request => request.requestId === requestId)
+    for (const { stop } of found) stop.abort(new EngineError('cancelled', 'the request was aborted'))
+    return this.#grants.release(requestId) || found.length > 0
   }
 
   abortSession (sessionId: number): boolean {
-    const found = [...this.#open].find(([, request]) => request.sessionId === sessionId)
-    return found !== undefined && this.abort(found[0])
+    const found = [...this.#open].find(request => request.sessionId === sessionId)
+    return found !== undefined && this.abort(found.requestId)
   }
 
   endSession (id: number | string): void {
@@ -281,7 +285,7 @@ export class LlmService implements EngineService {
 
   async #close (): Promise<void> {
     const error = new EngineError('draining', 'the engine is shutting down')
-    for (const { stop } of this.#open.values()) stop.abort(error)
+    for (const { stop } of this.#open) stop.abort(error)
     const runtime = await this.#parts.runtime.catch(() => undefined)
     await runtime?.engine.close()
     await Promise.all([runtime?.runner.close(), runtime?.vision?.close(), runtime?.text.close()])

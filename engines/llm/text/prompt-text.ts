@@ -54,6 +54,8 @@ export class PromptText {
       const { input } = job
       return encodeText(tokenizer, typeof input === 'string' ? input : template.render(input.messages, input.kwargs), maxLength, job.param)
     }
+    // An engine that is closing starts no worker.
+    signal.throwIfAborted()
     const { value } = await (await this.#open()).call('encode', { ...job, maxLength }, { signal })
     if ('tokens' in value) return Array.from(value.tokens)
     const { code, message, param } = value.error
