@@ -1,5 +1,4 @@
 import { ExportResultCode } from '@opentelemetry/core'
-import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
 import type { SpanExporter } from '@opentelemetry/sdk-trace-node'
 
 /**
@@ -8,16 +7,21 @@ import type { SpanExporter } from '@opentelemetry/sdk-trace-node'
  * @param onProblem gets one message when the receiver begins to lose spans; the SDK drops them silently
  */
 export function otlpExporter (onProblem: (message: string) => void): SpanExporter {
-  const exporter = new OTLPTraceExporter()
+  // Loaded here, so that a start without a receiver does not pay for it (80 ms CPU).
+  const loaded = import('@opentelemetry/exporter-trace-otlp-http').then(({ OTLPTraceExporter }) => new OTLPTraceExporter())
   let losing = false
-  return Object.assign(Object.create(exporter) as SpanExporter, {
+  return {
     export (...[spans, done]: Parameters<SpanExporter['export']>) {
-      exporter.export(spans, result => {
-        const lost = result.code === ExportResultCode.FAILED
-        if (lost && !losing) onProblem(`spans could not be sent to the OTLP receiver: ${result.error?.message ?? 'it refused them'}`)
-        losing = lost
-        done(result)
-      })
-    }
-  })
+      loaded.then(exporter => {
+        exporter.export(spans, result => {
+          const lost = result.code === ExportResultCode.FAILED
+          if (lost && !losing) onProblem(`spans could not be sent to the OTLP receiver: ${result.error?.message ?? 'it refused them'}`)
+          losing = lost
+          done(result)
+        })
+      }, (error: Error) => { done({ code: ExportResultCode.FAILED, error }) })
+    },
+    shutdown: async () => { await (await loaded).shutdown() },
+    forceFlush: async () => { await (await loaded).forceFlush() }
+  }
 }

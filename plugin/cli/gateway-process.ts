@@ -58,6 +58,8 @@ export function createServer (resolved: ResolvedOptions, logLevel: string, files
     logController: new LogController({ disableRequestLogging: true }),
     // While the gateway drains, the plugin answers with OpenAI's shape and Retry-After.
     return503OnClosing: false,
+    // The schemas of our routes are checked by their tests, not by each start.
+    ajv: { customOptions: { meta: false, validateSchema: false } },
     // Fastify has no limit of its own: a client that stops in the middle of its body would hold a connection for ever.
     requestTimeout: resolved.timeouts.request,
     // Base URLs are pasted with a slash too many.
