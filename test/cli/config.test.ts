@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { connect, type DetailedPeerCertificate } from 'node:tls'
 import t, { type Test } from 'tap'
 import { loadConfig } from '../../plugin/cli/config.ts'
-import { runCli, startCli } from '../helper/cli.ts'
+import { runCommand, startCli } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
 
 const NODE = { url: 'http://10.0.0.5:23333' }
@@ -79,7 +79,7 @@ t.test('--check says whether a configuration is good, and starts nothing', async
     'bad.json': '{ "nodez": [] }',
     'tls.json': '{ "server": { "tls": { "cert": "none.pem", "key": "none.key" } } }'
   })
-  const [good, bad, tls, flag] = await Promise.all([...['good.yaml', 'bad.json', 'tls.json'].map(async name => await runCli(['serve', '--check', '--config', join(dir, name)])), runCli(['serve', '--check', '--port', 'x'])])
+  const [good, bad, tls, flag] = await Promise.all([...['good.yaml', 'bad.json', 'tls.json'].map(async name => await runCommand(['serve', '--check', '--config', join(dir, name)])), runCommand(['serve', '--check', '--port', 'x'])])
   t.match(good, { code: 0, stdout: /good\.yaml: ok, 1 node\n/, stderr: '' })
   t.match(bad, { code: 2, stdout: '', stderr: /bad\.json:1:12: unknown option nodez/ })
   t.match(tls, { code: 2, stdout: '', stderr: new RegExp(`server\\.tls\\.cert: can't read ${dir}/none\\.pem \\(ENOENT\\)`) })

@@ -4,7 +4,7 @@ import t from 'tap'
 import type { NodeInfo, Role } from '../../adapters/adapter.ts'
 import { diagnose, type Diagnosis, type Patient } from '../../plugin/cli/doctor/diagnosis.ts'
 import { patientsOfConfig } from '../../plugin/cli/doctor/sources.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCli, runCommand } from '../helper/cli.ts'
 import { FakeLmdeploy } from '../helper/fake-lmdeploy.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway } from '../helper/fake-gateway.ts'
@@ -122,9 +122,9 @@ t.test('the command examines a file, a gateway, or both, and ends with 1 when th
     'down.json': JSON.stringify({ nodes: [{ url: 'http://127.0.0.1:1' }] }),
     'none.json': '{}'
   })
-  const doctor = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCli(['doctor', ...args], { cwd: dir })
+  const doctor = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCommand(['doctor', ...args], { cwd: dir })
   const [gateway, good, down, none, both, machine, absent] = await Promise.all([
-    doctor('--url', url), doctor('--config', 'good.json'), doctor('--config', 'down.json'), doctor('--config', 'none.json'),
+    runCli(['doctor', '--url', url]), doctor('--config', 'good.json'), doctor('--config', 'down.json'), doctor('--config', 'none.json'),
     doctor('--config', 'good.json', '--url', url), doctor('--config', 'good.json', '--json'), doctor('--url', 'http://127.0.0.1:1')
   ])
   t.equal(gateway.code, 0, 'the encoder has a partner')

@@ -4,7 +4,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import { nodesOf } from '../../plugin/cli/node-status.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCli, runCommand } from '../helper/cli.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, post, settled } from '../helper/fake-gateway.ts'
 import { COMPLETION, gatewayFor, json, modelServer } from '../helper/model-server.ts'
@@ -18,7 +18,7 @@ t.test('nodes are listed with their state, breakers and last error', async t => 
   await two.close()
   await app.epd.nodes.ask(two.url)
   await until(() => app.epd.nodes.get(two.url)?.state === 'unhealthy', 'the node is unhealthy')
-  const [{ stdout, code }, machine] = await Promise.all([runCli(['nodes', '--url', url]), runCli(['nodes', '--url', url, '--json'])])
+  const [{ stdout, code }, machine] = await Promise.all([runCli(['nodes', '--url', url]), runCommand(['nodes', '--url', url, '--json'])])
   t.equal(code, 0)
   const line = (node: FakeNode): string => stdout.split('\n').find(line => line.startsWith(node.url))!
   t.match(line(encoder), /encoder +fake +vlm +healthy +closed +0 +0/)
@@ -30,7 +30,7 @@ t.test('nodes are listed with their state, breakers and last error', async t => 
 t.test('a node is added, drained, taken back and removed', async t => {
   const server = await modelServer(t, (_request, response) => { json(response, 200, COMPLETION) })
   const gateway = await gatewayFor(t, [])
-  const nodes = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCli(['nodes', ...args, '--url', gateway.url])
+  const nodes = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCommand(['nodes', ...args, '--url', gateway.url])
   t.match(await nodes(), { code: 0, stdout: /the gateway has no nodes/ })
   t.match(await nodes('add', server.url + '/', '--role', 'hybrid', '--speed', '2'), { code: 0, stdout: /^added\n[^]*hybrid +openai +m +healthy/ })
   t.match(gateway.app.epd.nodes.snapshot().nodes, [{ id: server.url, speed: 2 }])
@@ -50,7 +50,7 @@ t.test('drain --wait returns when the node has nothing left to do', async t => {
   const answer = post(`${url}/v1/chat/completions`, chat('Hello'))
   await until(() => app.epd.nodes.get(node.url)?.load.requests === 1, 'it is in flight')
   let ended = false
-  const drained = runCli(['nodes', 'drain', node.url, '--wait', '--url', url]).finally(() => { ended = true })
+  const drained = runCommand(['nodes', 'drain', node.url, '--wait', '--url', url]).finally(() => { ended = true })
   await until(() => app.epd.nodes.get(node.url)?.state === 'draining', 'it is drained', 30_000)
   t.notOk(ended)
   release()
@@ -68,7 +68,7 @@ t.test('the admin key is sent, and asked for where it is missing', async t => {
   await once(server, 'listening')
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const [flag, variable, none] = await Promise.all([
-    runCli(['nodes', '--url', url, '--admin-key', 'admin-secret']), runCli(['nodes', '--url', url], { env: { EPD_ADMIN_KEY: 'admin-secret' } }), runCli(['nodes', '--url', url])
+    runCommand(['nodes', '--url', url, '--admin-key', 'admin-secret']), runCommand(['nodes', '--url', url], { env: { EPD_ADMIN_KEY: 'admin-secret' } }), runCommand(['nodes', '--url', url])
   ])
   for (const one of [flag, variable]) t.match(one, { code: 0, stdout: /no nodes/ })
   t.match(none, { code: 1, stdout: '', stderr: /^fastify-epd: the gateway answered 403: Not from here\. \(--admin-key KEY or the environment variable EPD_ADMIN_KEY gives the key\)\n$/ })
@@ -86,7 +86,7 @@ t.test('what is no gateway, and what is no node, is one line', async t => {
     [['--url', other.url], 1, /answered 404/],
     [['add', 'http://n', '--url', other.url], 1, /the gateway did not add http:\/\/n: {2}\[2Jadded/]
   ]
-  await Promise.all(cases.map(async ([args, code, stderr]) => { t.match(await runCli(['nodes', ...args]), { code, stdout: '', stderr }, args.join(' ')) }))
+  await Promise.all(cases.map(async ([args, code, stderr]) => { t.match(await runCommand(['nodes', ...args]), { code, stdout: '', stderr }, args.join(' ')) }))
 })
 
 t.test('an answer without end is given up, and JSON steers no terminal either', async t => {
@@ -103,8 +103,8 @@ t.test('an answer without end is given up, and JSON steers no terminal either', 
   t.teardown(() => { server.closeAllConnections(); server.close() })
   await once(server, 'listening')
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
-  t.match(await runCli(['nodes', '--url', `${url}/endless`]), { code: 1, stdout: '', stderr: /^fastify-epd: .*(is not a fastify-epd gateway: its answer to \/nodes\/status has no end|no answer within 5 s.*)\n$/ })
-  const { stdout, code } = await runCli(['nodes', '--url', url, '--json'])
+  t.match(await runCommand(['nodes', '--url', `${url}/endless`]), { code: 1, stdout: '', stderr: /^fastify-epd: .*(is not a fastify-epd gateway: its answer to \/nodes\/status has no end|no answer within 5 s.*)\n$/ })
+  const { stdout, code } = await runCommand(['nodes', '--url', url, '--json'])
   t.equal(code, 0)
   for (const char of ['\u009b', '\u202e', '\x1b']) t.notOk(stdout.includes(char))
   t.match(JSON.parse(stdout), [{ models: [model] }])

@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import { ratesBetween, samplesOf, type Reading } from '../../plugin/cli/top/readings.ts'
 import { ProgressLine, Screen, ticking } from '../../plugin/cli/terminal.ts'
-import { runCli, spawnCli } from '../helper/cli.ts'
+import { runCli, runCommand, spawnCli } from '../helper/cli.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, post } from '../helper/fake-gateway.ts'
 
@@ -100,8 +100,8 @@ t.test('in a pipe one picture is printed, without colours; --count gives more, -
   const [one, two] = await Promise.all([FakeNode.start(t), FakeNode.start(t, { role: 'encoder' })])
   const { url } = await buildGateway(t, { nodes: [one, two] })
   await (await post(`${url}/v1/chat/completions`, chat('Hello'))).text()
-  const top = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCli(['top', '--url', url, '--interval', '100ms', ...args])
-  const [once, thrice, lines, down, wrong] = await Promise.all([top(), top('--count', '3'), top('--json', '--count', '2'), runCli(['top', '--url', 'http://127.0.0.1:1']), top('--interval', '1ms')])
+  const top = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCommand(['top', '--url', url, '--interval', '100ms', ...args])
+  const [once, thrice, lines, down, wrong] = await Promise.all([top(), top('--count', '3'), top('--json', '--count', '2'), runCommand(['top', '--url', 'http://127.0.0.1:1']), top('--interval', '1ms')])
   t.match(once, { code: 0, stderr: '' })
   for (const shown of [/2 of 2 nodes healthy/, /requests\/s +[\d.]+ ok, 0\.0 failed/, new RegExp(`${one.url} +hybrid +healthy +0 +0 +[\\d.]+ +0\\.0`)]) t.match(once.stdout, shown)
   t.equal(thrice.stdout.split('NODE ').length, 4)

@@ -4,7 +4,7 @@ import { renderComparison } from '../../plugin/cli/trace-comparison.ts'
 import { traceFlags } from '../../plugin/cli/trace.ts'
 import { UsageError } from '../../plugin/cli/usage.ts'
 import type { SpanView, TraceView } from '../../plugin/traces/view.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCommand } from '../helper/cli.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 
@@ -23,7 +23,7 @@ t.test('the last requests are lines, with what failed below; two of them are com
   const refused = await ask()
   t.match([good.status, refused.status], [200, 400])
 
-  const trace = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCli(['trace', '--url', url, ...args])
+  const trace = async (...args: string[]): Promise<{ code: number | null, stdout: string, stderr: string }> => await runCommand(['trace', '--url', url, ...args])
   const [last, errors, machine, searched, none, compared, same] = await Promise.all([
     trace('--last', '20'), trace('--last', '1', '--errors'), trace('--last', '2', '--json'), trace('--last', '5', '--search', good.id),
     trace('--last', '5', '--search', 'nowhere'), trace('--compare', good.id, retried.id), trace('--compare', good.id, good.id)

@@ -5,7 +5,7 @@ import { writeFileSync } from 'node:fs'
 import { request as httpRequest } from 'node:http'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { runCli, startCli, type CliServer } from '../helper/cli.ts'
+import { runCommand, startCli, type CliServer } from '../helper/cli.ts'
 import { pictureUrl, post } from '../helper/fake-gateway.ts'
 import { metric } from '../helper/metrics.ts'
 import { CHUNK, COMPLETION, json, modelServer, well, type ModelServer, type Script } from '../helper/model-server.ts'
@@ -215,10 +215,10 @@ t.test('the page and /nodes/status count what is in flight at all workers, who e
 
 t.test('what several workers can\'t do is refused at the start, and by --check', async t => {
   const file = join(t.testdir({ 'epd.json': JSON.stringify({ nodes: [{ url: 'http://127.0.0.1:1', role: 'encoder', adapter: 'sglang' }], server: { workers: 2 } }) }), 'epd.json')
-  t.match(await runCli(['serve', '--config', file, '--check']), { code: 2, stderr: /nodes\[0\]: SGLang's language servers call encoders back/ })
-  t.match(await runCli(['serve', '--config', file, '--workers', '1', '--check']), { code: 0 })
-  for (const workers of ['65', 'many']) t.match(await runCli(['serve', '--workers', workers, '--check']), { code: 2, stderr: `--workers must be a whole number from 1 to 64, not '${workers}'` })
+  t.match(await runCommand(['serve', '--config', file, '--check']), { code: 2, stderr: /nodes\[0\]: SGLang's language servers call encoders back/ })
+  t.match(await runCommand(['serve', '--config', file, '--workers', '1', '--check']), { code: 0 })
+  for (const workers of ['65', 'many']) t.match(await runCommand(['serve', '--workers', workers, '--check']), { code: 2, stderr: `--workers must be a whole number from 1 to 64, not '${workers}'` })
   const blocked = await modelServer(t, (_request, response) => { json(response, 200, COMPLETION) })
-  const taken = await runCli(['serve', '--config', join(t.testdir({ 'epd.json': '{ "embedded": false }' }), 'epd.json'), '--port', new URL(blocked.url).port, '--workers', '2'])
+  const taken = await runCommand(['serve', '--config', join(t.testdir({ 'epd.json': '{ "embedded": false }' }), 'epd.json'), '--port', new URL(blocked.url).port, '--workers', '2'])
   t.match(taken, { code: 1, stderr: /EADDRINUSE/ }, 'a port that is taken ends all')
 })

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { parse, parseAllDocuments } from 'yaml'
 import { loadConfig } from '../../plugin/cli/config.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCommand } from '../helper/cli.ts'
 import { buildGateway } from '../helper/fake-gateway.ts'
 import { packageRoot } from '../helper/package-root.ts'
 
@@ -21,12 +21,12 @@ t.test('the configurations pass serve --check', async t => {
     t.equal(raw.server?.host, '0.0.0.0')
     t.equal(raw.timeouts?.grace, 60_000)
     t.ok((raw.apiKeys ?? []).length > 0, 'beyond loopback there are keys')
-    t.match(await runCli(['serve', '--check', '--config', path]), { code: 0, stdout: /: ok, \d nodes\n/, stderr: '' })
+    t.match(await runCommand(['serve', '--check', '--config', path]), { code: 0, stdout: /: ok, \d nodes\n/, stderr: '' })
   }
 })
 
 t.test('the commands name flags that serve has', async t => {
-  const { stdout: help } = await runCli(['serve', '--help'])
+  const { stdout: help } = await runCommand(['serve', '--help'])
   const commands: Record<string, string[]> = {
     Dockerfile: JSON.parse(/^CMD (.*)$/m.exec(read('Dockerfile'))?.[1] ?? '[]'),
     Deployment: yaml('kubernetes/deployment.yaml').spec.template.spec.containers[0].args,

@@ -4,7 +4,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { serveCommand } from '../../plugin/cli/serve.ts'
-import { runCli, startCli } from '../helper/cli.ts'
+import { runCli, runCommand, startCli } from '../helper/cli.ts'
 import { listenerPid } from '../helper/listener.ts'
 import { drawPicture, drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
@@ -146,8 +146,8 @@ await t.test('mistakes are reported in one line each, with exit code 2', async t
   t.match(await serve(t, '--config', `${dir}/twice.json`), { code: 2, stderr: /twice\.json:3:16: "bypass" is given twice/ })
   t.match(await serve(t, '--config', `${dir}/missing.json`), { code: 2, stderr: /can't read/ })
   t.match(await serve(t, '--port', 'x'), { code: 2, stderr: /--port/ })
-  t.match(await runCli(['frobnicate']), { code: 2, stderr: /unknown command 'frobnicate'/ })
-  for (const command of ['serve', 'engine', 'demo', 'trace']) t.match(await runCli([command, '--help']), { code: 0, stdout: new RegExp(`fastify-epd ${command}`) })
+  t.match(await runCommand(['frobnicate']), { code: 2, stderr: /unknown command 'frobnicate'/ })
+  for (const command of ['serve', 'engine', 'demo', 'trace']) t.match(await runCommand([command, '--help']), { code: 0, stdout: new RegExp(`fastify-epd ${command}`) })
 })
 
 /** `fastify-epd serve` with flags it refuses, in this process. */

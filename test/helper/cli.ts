@@ -1,10 +1,12 @@
-import { spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_process'
+import { fork, spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
-import { nodeCommand } from './node-command.ts'
+import type { Run, Ran } from './cli-runner.ts'
+import { forkOptions, nodeCommand } from './node-command.ts'
 
 const MAIN = fileURLToPath(new URL('../../plugin/cli/main.js', import.meta.url))
+const RUNNER = fileURLToPath(new URL('./cli-runner.js', import.meta.url))
 
 /** Long enough for a process to end, also on a busy machine. */
 const PATIENCE_MS = 60_000
@@ -82,7 +84,7 @@ export async function startCli (t: Ending, args: readonly string[], env: NodeJS.
 
 export interface CliResult { readonly code: number | null, readonly stdout: string, readonly stderr: string }
 
-/** Runs `fastify-epd ...args` to its end. */
+/** Runs `fastify-epd ...args` to its end, in a process of its own. */
 export async function runCli (args: readonly string[], options: { env?: NodeJS.ProcessEnv, cwd?: string } = {}): Promise<CliResult> {
   const command = nodeCommand([MAIN, ...args])
   const child = spawn(command.file, command.args, {
@@ -94,4 +96,40 @@ export async function runCli (args: readonly string[], options: { env?: NodeJS.P
   child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
   const code = await new Promise<number | null>(resolve => child.once('close', resolve))
   return { code, stdout, stderr }
+}
+
+let runner: ChildProcess | undefined
+let last: Promise<unknown> = Promise.resolve()
+
+/**
+ * The same in one process for all calls of a test file, one after the other: starting a process costs a hundred times what
+ * most commands do. For commands that end by themselves.
+ */
+export async function runCommand (args: readonly string[], { env = {}, cwd = process.cwd() }: { env?: NodeJS.ProcessEnv, cwd?: string } = {}): Promise<CliResult> {
+  const ran = last.then(() => inRunner({ args, env: { ...process.env, ...env }, cwd }))
+  last = ran.catch(() => {})
+  return await ran
+}
+
+async function inRunner (run: Run): Promise<Ran> {
+  const child = runner ??= startRunner()
+  child.ref()
+  child.channel?.ref()
+  try {
+    return await new Promise<Ran>((resolve, reject) => {
+      const gone = (code: number | null): void => { runner = undefined; reject(new Error(`the process ended with ${code} in fastify-epd ${run.args.join(' ')}`)) }
+      child.once('exit', gone)
+      child.once('message', (ran: Ran) => { child.off('exit', gone); resolve(ran) })
+      child.send(run)
+    })
+  } finally {
+    child.unref()
+    child.channel?.unref()
+  }
+}
+
+function startRunner (): ChildProcess {
+  const child = fork(RUNNER, { ...forkOptions(), stdio: ['ignore', 'ignore', 'inherit', 'ipc'] })
+  children.add(child)
+  return child
 }

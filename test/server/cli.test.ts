@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { engineOptions } from '../../plugin/cli/engine-flags.ts'
 import { UsageError } from '../../plugin/cli/usage.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCli, runCommand } from '../helper/cli.ts'
 
 t.test('a mistake in the flags is reported with the flag and what would be right', async t => {
   const cases: ReadonlyArray<readonly [args: string[], message: RegExp]> = [
@@ -70,9 +70,9 @@ t.test('flags become the options of an engine', async t => {
 t.test('the command ends with 2 when called wrongly and 1 when it fails, and writes nothing but URLs and help to stdout', async t => {
   const [unknown, level, turbomind, decode, broken] = await Promise.all([
     runCli(['engine', '--role', 'encoder', '--frobnicate']),
-    runCli(['serve', '--log-level', 'loud']),
-    runCli(['engine', '--role', 'decode', '--backend', 'turbomind']),
-    runCli(['engine', '--role', 'decode', '--no-vision']),
+    runCommand(['serve', '--log-level', 'loud']),
+    runCommand(['engine', '--role', 'decode', '--backend', 'turbomind']),
+    runCommand(['engine', '--role', 'decode', '--no-vision']),
     runCli(['engine', '--role', 'encoder', '--model', t.testdir()])
   ])
   t.match(unknown, { code: 2, stdout: '', stderr: /Unknown option '--frobnicate'/ })
@@ -80,7 +80,7 @@ t.test('the command ends with 2 when called wrongly and 1 when it fails, and wri
   t.match(turbomind, { code: 2, stdout: '', stderr: /TurboMind has no disaggregated prefill\/decode/ })
   t.match(decode, { code: 2, stdout: '', stderr: /--no-vision makes no sense with --role decode/ })
   t.match(broken, { code: 1, stdout: '' }, 'an empty model folder')
-  const [help, traceHelp] = await Promise.all([runCli(['engine', '--help']), runCli(['trace', '--help'])])
+  const [help, traceHelp] = await Promise.all([runCommand(['engine', '--help']), runCommand(['trace', '--help'])])
   t.match(help, { code: 0, stdout: /Usage: fastify-epd engine/, stderr: '' })
   t.match(traceHelp, { code: 0, stdout: /Usage: fastify-epd trace/ })
 })
@@ -91,11 +91,11 @@ t.test('trace says what is wrong when it can not answer', async t => {
   await once(server, 'listening')
   const other = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const [wrong, schemeless, down, foreign, followed] = await Promise.all([
-    runCli(['trace', 'abc']),
-    runCli(['trace', '--url', 'localhost:8000']),
+    runCommand(['trace', 'abc']),
+    runCommand(['trace', '--url', 'localhost:8000']),
     runCli(['trace', '--url', 'http://127.0.0.1:1']),
-    runCli(['trace', '--url', other]),
-    runCli(['trace', '--follow', '--url', other])
+    runCommand(['trace', '--url', other]),
+    runCommand(['trace', '--follow', '--url', other])
   ])
   t.match(wrong, { code: 2, stderr: /32 hexadecimal digits/ })
   t.match(schemeless, { code: 2, stderr: /--url must be an http or https URL/ })

@@ -10,7 +10,7 @@ import t, { type Test } from 'tap'
 import epd, { EpdSpanProcessor, TraceStore, type EpdOptions } from '../../plugin/index.ts'
 import type { FeedState } from '../../plugin/ui/feed.ts'
 import type { TraceView } from '../../plugin/traces/view.ts'
-import { runCli } from '../helper/cli.ts'
+import { runCommand } from '../helper/cli.ts'
 import { buildGateway, chat, pictureUrl, post, type BuildOptions, type FakeGateway } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { drawScene } from '../helper/scenes.ts'
@@ -67,7 +67,7 @@ async function found (t: Test, url: string, traceId: string | null, names: reado
   }, `all spans are in the trace: ${names.join(', ')}`)
   const { traces } = await (await fetch(`${url}/epd/traces`)).json() as { traces: Array<{ traceId: string }> }
   t.ok(traces.some(one => one.traceId === traceId), 'it is in the list')
-  const printed = await runCli(['trace', traceId!, '--url', url])
+  const printed = await runCommand(['trace', traceId!, '--url', url])
   t.equal(printed.code, 0)
   for (const name of names) t.ok(printed.stdout.includes(name), `fastify-epd trace shows ${name}`)
   t.ok((await feed(url)).traces?.some(one => one.traceId === traceId && !one.partial), 'the page has it')
@@ -146,7 +146,7 @@ t.test('without traces no header names one, and every place says why', async t =
         t.equal(answer.status, 404)
         t.match(await answer.json(), { error: { code: 'tracing_off', message: `This gateway keeps no traces: ${why}.` } })
       }
-      t.match(await runCli(['trace', CALLER, '--url', url]), { code: 1, stderr: new RegExp(why) })
+      t.match(await runCommand(['trace', CALLER, '--url', url]), { code: 1, stderr: new RegExp(why) })
       t.match(await feed(url), { traces: null, tracesOff: why })
     })
   }

@@ -12,7 +12,7 @@ import { traceRoutes, type TraceRoutesOptions } from '../../plugin/http/routes/t
 import { parseOtlpTraces } from '../../plugin/traces/otlp.ts'
 import type { StoredSpan } from '../../plugin/traces/span.ts'
 import { TraceStore } from '../../plugin/traces/store.ts'
-import { runCli, spawnCli } from '../helper/cli.ts'
+import { runCli, runCommand, spawnCli } from '../helper/cli.ts'
 import { until } from '../helper/until.ts'
 
 // The bound is about real memory, which only a collected heap shows.
@@ -236,7 +236,7 @@ t.test('without traces the routes and fastify-epd trace say why', async t => {
   }
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   for (const args of [[], [id(1, 32)], ['--follow']]) {
-    const told = await runCli(['trace', ...args, '--url', url])
+    const told = await runCommand(['trace', ...args, '--url', url])
     t.match(told, { code: 1, stderr: new RegExp(message) }, args.join(' '))
   }
 })
@@ -276,15 +276,15 @@ t.test('fastify-epd trace prints the last or a given trace of a running gateway'
   const store = new TraceStore()
   const app = await serve(t, store)
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
-  const none = await runCli(['trace', '--url', url])
+  const none = await runCommand(['trace', '--url', url])
   t.equal(none.code, 1)
   t.match(none.stderr, /no traces yet/)
   sample(store)
   const last = await runCli(['trace', '--url', url])
   t.equal(last.code, 0)
   t.match(last.stdout, /^trace 0{31}7[^]+engine\.encode/)
-  t.match(JSON.parse((await runCli(['trace', id(7, 32), '--json', '--url', url])).stdout), { traceId: id(7, 32) })
-  t.equal((await runCli(['trace', id(8, 32), '--url', url])).code, 1)
+  t.match(JSON.parse((await runCommand(['trace', id(7, 32), '--json', '--url', url])).stdout), { traceId: id(7, 32) })
+  t.equal((await runCommand(['trace', id(8, 32), '--url', url])).code, 1)
 })
 
 t.test('fastify-epd trace takes filters, and follows until it is ended', async t => {
@@ -293,9 +293,9 @@ t.test('fastify-epd trace takes filters, and follows until it is ended', async t
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   store.add(chat(1))
   store.add(chat(2, {}, { 'epd.topology': 'pd' }))
-  t.match((await runCli(['trace', '--url', url, '--plan', 'e-pd'])).stdout, /^trace 0{31}1 /)
-  t.match(await runCli(['trace', '--url', url, '--min-duration', '99999']), { code: 1, stderr: /no such traces/ })
-  t.match(await runCli(['trace', '--url', url, '--status', 'fine']), { code: 2 })
+  t.match((await runCommand(['trace', '--url', url, '--plan', 'e-pd'])).stdout, /^trace 0{31}1 /)
+  t.match(await runCommand(['trace', '--url', url, '--min-duration', '99999']), { code: 1, stderr: /no such traces/ })
+  t.match(await runCommand(['trace', '--url', url, '--status', 'fine']), { code: 2 })
   let polls = 0
   const stop = new AbortController()
   const shown: string[] = []

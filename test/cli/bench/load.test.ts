@@ -3,7 +3,7 @@ import t, { type Test } from 'tap'
 import { benchOptions } from '../../../plugin/cli/bench/command.ts'
 import { runLoad } from '../../../plugin/cli/bench/load.ts'
 import { UsageError } from '../../../plugin/cli/usage.ts'
-import { runCli, spawnCli } from '../../helper/cli.ts'
+import { runCli, runCommand, spawnCli } from '../../helper/cli.ts'
 import { gatewayFor, json, modelServer, type Script } from '../../helper/model-server.ts'
 import { until } from '../../helper/until.ts'
 
@@ -183,7 +183,7 @@ t.test('a gateway gets pictures that it takes, and its plans are counted', async
 t.test('the command prints a table, or with --json the whole result, and its key reaches the server alone', async t => {
   const { url, headers } = await recorder(t)
   const flags = ['bench', url, '--requests', '3', '--size', '16x8', '--max-tokens', '4', '--slo-ttft', '1m', '--key', 'secret-key', '--header', 'X-Test: 1']
-  const [human, machine] = await Promise.all([runCli(flags), runCli([...flags, '--json'])])
+  const [human, machine] = await Promise.all([runCli(flags), runCommand([...flags, '--json'])])
   t.match(human, { code: 0, stderr: '' })
   for (const shown of [/requests +3 ok, 0 failed in /, /throughput +[\d.]+ requests\/s, [\d.]+ output tokens\/s/, /tokens +27 in, 12 out/, /goodput .*TTFT within 60.0 s \(3 of 3\)/, /TTFT +[\d.]+ m?s/, /TPOT/, /end to end/]) t.match(human.stdout, shown)
   // eslint-disable-next-line no-control-regex
@@ -195,7 +195,7 @@ t.test('the command prints a table, or with --json the whole result, and its key
 
 t.test('what a server says of a failure can not steer the terminal', async t => {
   const { url } = await recorder(t, (_request, response) => { json(response, 500, { error: { message: '\x1b[2Jgone\u009b', code: 'x\x07' } }) })
-  const { code, stdout } = await runCli(['bench', url, '--requests', '2', '--pictures', '0'])
+  const { code, stdout } = await runCommand(['bench', url, '--requests', '2', '--pictures', '0'])
   t.equal(code, 1, 'nothing was answered well')
   t.match(stdout, /500 +x +2 +\[2Jgone/)
   // eslint-disable-next-line no-control-regex
@@ -239,7 +239,7 @@ t.test('mistakes in the flags are named', async t => {
 
 t.test('a server that can not be asked is one line', async t => {
   const { url } = await modelServer(t, () => {})
-  const [down, foreign] = await Promise.all([runCli(['bench', 'http://127.0.0.1:1']), runCli(['bench', `${url}/other`])])
+  const [down, foreign] = await Promise.all([runCommand(['bench', 'http://127.0.0.1:1']), runCommand(['bench', `${url}/other`])])
   t.match(down, { code: 1, stdout: '', stderr: /^fastify-epd: can't reach http:\/\/127\.0\.0\.1:1 \(ECONNREFUSED\)\n$/ })
   t.match(foreign, { code: 1, stdout: '', stderr: /^fastify-epd: .*answered 404.*\n$/ })
 })
