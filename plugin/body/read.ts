@@ -1,6 +1,6 @@
 import { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
-import { epdError, type EpdError } from '../errors.ts'
+import { epdError, isEpdError, type EpdError } from '../errors.ts'
 import { join, RECYCLE_FROM, recyclerFor } from './recycle.ts'
 
 export interface ReadBodyOptions {
@@ -108,7 +108,7 @@ function tooLarge (limit: number): EpdError {
 }
 
 function unreadable (cause: unknown): EpdError {
-  return epdError('EPD_ERR_INVALID_ENCODING', [], { cause })
+  return isEpdError(cause) ? cause : epdError('EPD_ERR_INVALID_ENCODING', [], { cause })
 }
 
 function closed (cause?: unknown): EpdError {

@@ -11,7 +11,7 @@ const [RETRY_MS, MAX_RETRY_MS] = [1_000, 30_000]
 const CLIENT: string = '@kubernetes/client-node'
 
 export async function followPods ({ selector, namespace, port, roleLabel, kubeconfig }: PodOptions, log: Log, give: Give): Promise<() => void> {
-  const { CoreV1Api: Api, KubeConfig: Config, makeInformer } = await client()
+  const { CoreV1Api: Api, KubeConfig: Config, makeInformer } = await (import(CLIENT) as Promise<typeof import('@kubernetes/client-node')>)
   const config = new Config()
   if (kubeconfig === undefined) config.loadFromDefault()
   else readConfig(config, kubeconfig)
@@ -48,14 +48,6 @@ export async function followPods ({ selector, namespace, port, roleLabel, kubeco
     clearTimeout(timer)
     clearImmediate(soon)
     informer.stop().catch(() => {})
-  }
-}
-
-async function client (): Promise<typeof import('@kubernetes/client-node')> {
-  try {
-    return await (import(CLIENT) as Promise<typeof import('@kubernetes/client-node')>)
-  } catch (err) {
-    throw new Error(`discover: to find pods, install the package ${CLIENT}`, { cause: err })
   }
 }
 

@@ -4,6 +4,7 @@ import { adapters as shipped } from '../../adapters/index.ts'
 import { isForwardable } from '../../adapters/wire/headers.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
 import { checkUrl, sameNode } from '../registry/node-url.ts'
+import { missingPackages } from './packages.ts'
 import type { TraceStore } from '../traces/store.ts'
 import {
   optionsSchema, type AdmissionOptions, type EmbeddedOptions, type EpdOptions, type LimitOptions, type MediaOptions, type RouteOptions, type RateOptions, type RoutingOptions, type ServerOptions, type SseOptions, type TimeoutOptions, type VllmDefaults
@@ -67,7 +68,7 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   if (!fill(options)) throw new OptionsError(problemsOf(fill.errors ?? []))
   const { $schema: _, embedded, routes, telemetry, ...rest } = options
   const engines = embeddedOf(embedded, options)
-  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
+  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...missingPackages(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
   if (mistakes.length > 0) throw new OptionsError(mistakes)
   return {
     ...rest,

@@ -130,6 +130,7 @@ const sse = section({
 const limits = section({
   body: Type.Integer({ minimum: 1_024, maximum: 1_073_741_824, default: 67_108_864, description: 'Bytes of a request body.' }),
   gzip: Type.Boolean({ default: false, description: 'Takes request bodies with content-encoding gzip.' }),
+  zstd: Type.Boolean({ default: false, description: 'Takes request bodies with content-encoding zstd.' }),
   items: Type.Integer({ minimum: 1, maximum: 512, default: 64, description: 'Media items of a request.' })
 }, 'Bounds of one request.')
 

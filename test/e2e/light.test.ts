@@ -1,6 +1,6 @@
 /** `npm install fastify fastify-epd`, without the optional peers: a gateway routes, and an engine says what to install. */
 import { spawnSync } from 'node:child_process'
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { installLight } from '../helper/install.ts'
@@ -15,6 +15,16 @@ await t.test('an engine says in one line which packages to install, and the READ
   t.ok(packages, engine.stderr)
   t.ok((await readFile(join(packageRoot(), 'README.md'), 'utf8')).includes(`\nnpm install --ignore-scripts fastify-epd ${packages}\n`))
   t.equal(engine.stdout, '')
+})
+
+await t.test('a configuration that needs a package is refused at the start, and by --check, at its place', async t => {
+  await writeFile(join(dir, 'epd.config.yaml'), 'nodes: [{ url: "http://127.0.0.1:9" }]\nrates:\n  redis: redis://127.0.0.1:1\ndiscover:\n  - kubernetes: { selector: a=b, port: 1 }\n')
+  for (const flags of [['--check'], ['--port', '0', '--workers', '2']]) {
+    const serve = spawnSync(process.execPath, [join(root, 'dist', 'plugin', 'cli', 'main.js'), 'serve', ...flags], { encoding: 'utf8', cwd: dir })
+    t.equal(serve.status, 2)
+    t.match(serve.stderr, /yaml:3:10: rates\.redis needs the package ioredis/)
+    t.match(serve.stderr, /yaml:5:17: discover\[0\]\.kubernetes needs the package @kubernetes\/client-node/)
+  }
 })
 
 await t.test('a gateway with nodes of its own starts and answers', async t => {

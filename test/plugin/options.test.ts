@@ -63,7 +63,7 @@ t.test('messages name path, bound and value', async t => {
     [{ timeouts: { encode: 0 } }, '/timeouts/encode', 'timeouts.encode must be >= 1, not 0'],
     [{ timeouts: { encode: '5s' } }, '/timeouts/encode', 'timeouts.encode must be an integer, not "5s"'],
     [{ timeout: 5 }, '/timeout', 'unknown option timeout (known here: $schema, embedded, '],
-    [{ limits: { bodies: 5 } }, '/limits/bodies', 'unknown option limits.bodies (known here: body, gzip, items)'],
+    [{ limits: { bodies: 5 } }, '/limits/bodies', 'unknown option limits.bodies (known here: body, gzip, zstd, items)'],
     [{ bypass: 'always' }, '/bypass', 'bypass must be one of "auto", "never", not "always"'],
     [{ routing: { disaggregate: 'sometimes' } }, '/routing/disaggregate', 'routing.disaggregate must be one of "auto", "always", "never", not "sometimes"'],
     [{ routing: { policy: 'random' } }, '/routing/policy', 'routing.policy must be one of "prefix", "least-tokens", "session" or, in code, a function, not "random"'],

@@ -26,7 +26,7 @@ export const openaiRoutes: FastifyPluginAsync<OpenAiRoutesOptions> = async funct
   const { cors, limits } = gateway.options
   keepBytes(app, limits.body)
   app.setErrorHandler(onRouteError)
-  if (limits.gzip) (await import('./decompress.ts')).acceptGzip(app)
+  if (limits.gzip || limits.zstd) await (await import('./decompress.ts')).acceptCompressed(app, limits)
   if (cors.length > 0) (await import('./cors.ts')).allowOrigins(app, cors)
   app.addHook('onRequest', (request, reply, done) => {
     const { apiKeys, keys } = gateway.options
