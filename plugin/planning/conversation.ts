@@ -2,7 +2,7 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import { openingOf, type Body } from '../body/index.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
-import { FNV_PRIME, IMBALANCE, last, rank } from './rendezvous.ts'
+import { FNV_PRIME, heaviest, IMBALANCE } from './rendezvous.ts'
 
 /** Names the session of a request, for policy `session`. */
 const SESSION_HEADER = 'x-session-id'
@@ -39,11 +39,12 @@ export function sessionKey (body: Body, { [SESSION_HEADER]: named }: IncomingHtt
   return undefined
 }
 
-/** Candidates by rendezvous hash of the conversation's key; those that have too much to do come last. @param work of this request, in tokens */
-export function byConversation (key: string, candidates: readonly NodeSnapshot[], work: number, nodeTokens: number): readonly NodeSnapshot[] {
+/** The candidate that rendezvous hashing of the conversation's key names, of those that have not too much to do. @param work of this request, in tokens */
+export function byConversation (key: string, candidates: readonly NodeSnapshot[], work: number, nodeTokens: number): NodeSnapshot {
   const speeds = candidates.reduce((sum, { speed }) => sum + speed, 0)
   const total = candidates.reduce((sum, { load }) => sum + load.work, work)
-  return last(rank(key, candidates), ({ load, speed }) => load.work + work > Math.max(nodeTokens, IMBALANCE * total / speeds) * speed)
+  const limit = Math.max(nodeTokens, IMBALANCE * total / speeds)
+  return heaviest(key, candidates, ({ load, speed }) => load.work + work <= limit * speed)
 }
 
 function hash (bytes: Buffer, end: number): string {

@@ -1,12 +1,12 @@
 /** Who encodes the media items of a request, and in which order its encoders are tried. */
-import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
-import { canTransfer, linkedFirst } from './pairs.ts'
+import { remembered, usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import { encodersFor, fedBy } from './pairs.ts'
 import { byPolicy } from './policy.ts'
 import { IMBALANCE, last, rank } from './rendezvous.ts'
-import type { RequestView } from './request.ts'
 import { shareItems } from './share.ts'
 import { bypassByTimes, explores, isMeasured } from './stage-times.ts'
-import type { Plan, PlanOptions, Refusal } from './types.ts'
+import type { Nodes, Plan, PlanOptions, Refusal } from './types.ts'
+import type { RequestView } from './view.ts'
 
 /** The language models that fit, and the encoders that could feed them; without encoders they encode themselves. */
 export interface Encoding {
@@ -20,17 +20,19 @@ export interface Encoding {
 /** Formats that an encoder sends to the language model that asks for them: the two are not linked. */
 const PUSHED = 'push:'
 
-/** @param nodes that could prefill the request */
-export function encodingFor ({ model, media, times }: RequestView, nodes: readonly NodeSnapshot[], snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
+const pushingOf = remembered((nodes: Nodes) => nodes.filter(({ info }) => info?.produces.some(format => format.startsWith(PUSHED))))
+const callersOf = remembered((nodes: Nodes, pushing: Nodes, model: string) => nodes.filter(node => pushing.some(encoder => encoder.state === 'healthy' && pushesTo(encoder, node, model))))
+const seeingOf = remembered((nodes: Nodes) => nodes.filter(node => node.info?.vision === 'full'))
+
+/** @param nodes that could prefill the request @param known the encoders of its model */
+export function encodingFor ({ media, model, times }: RequestView, nodes: Nodes, known: Nodes, snapshot: RegistrySnapshot, options: PlanOptions): Encoding | Refusal {
   const { encoderTokens, smallItem, panicThreshold } = options.routing
   const unencodable = media.find(item => item.unencodable !== undefined)?.unencodable
-  const known = snapshot.nodes.filter(node => node.role === 'encoder' && node.models.includes(model))
   const encoders = usableOf(known, 'encode', panicThreshold)
-  const seeing = nodes.filter(node => node.info?.vision === 'full')
-  const fed = nodes.filter(node => encoders.some(encoder => canTransfer(encoder, node, snapshot)))
+  const seeing = seeingOf(nodes)
+  const { all: fed, linked } = fedBy(nodes, encoders, snapshot.link)
   const itself = (reason: string): Encoding => ({ nodes: seeing, encoders: [], reason })
-  const pushing = snapshot.nodes.filter(({ info }) => info?.produces.some(format => format.startsWith(PUSHED)))
-  const callers = pushing.length === 0 ? [] : nodes.filter(node => usableOf(pushing.filter(encoder => pushesTo(encoder, node, model)), 'encode', panicThreshold).length > 0)
+  const callers = callersOf(nodes, pushingOf(snapshot.nodes), model)
   if (callers.length > 0) return { nodes: callers, encoders: [], reason: 'the language model calls encoders', callEncoders: true }
 
   if (fed.length === 0 || unencodable !== undefined) {
@@ -38,13 +40,12 @@ export function encodingFor ({ model, media, times }: RequestView, nodes: readon
     return seeing.length > 0 ? itself(reason) : { refused: 'EPD_ERR_NO_ENCODER', reason }
   }
   if (options.bypass === 'auto' && seeing.length > 0) {
-    const known = times?.(nodes[0]!.role)
-    const learned = known !== undefined && (isMeasured(known) || explores(known))
+    const measured = times?.(nodes[0]!.role)
+    const learned = measured !== undefined && (isMeasured(measured) || explores(measured))
     if (!learned && media.every(item => item.tokens <= smallItem)) return itself('small items')
     if (encoders.every(node => node.load.tokens >= encoderTokens)) return itself('encoders saturated')
   }
-  // A handshake under way may have failed many times before: linked nodes come first, whatever their load.
-  const linked = fed.filter(node => encoders.some(encoder => snapshot.link(encoder.id, node.id) === 'linked'))
+  // Linked nodes come first, whatever their load.
   return { nodes: linked.length > 0 ? linked : fed, encoders, reason: '' }
 }
 
@@ -59,16 +60,17 @@ function pushesTo (encoder: NodeSnapshot, node: NodeSnapshot, model: string): bo
  * more than the average. Below the bound affinity wins: finding cached features saves more than an even spread gains.
  */
 function placeItems (request: RequestView, encoders: readonly NodeSnapshot[], node: NodeSnapshot, snapshot: RegistrySnapshot, { routing }: PlanOptions, avoid: ReadonlySet<string>): Plan['order'] {
-  const fitting = linkedFirst(encoders.filter(encoder => canTransfer(encoder, node, snapshot)), encoder => snapshot.link(encoder.id, node.id))
-  const load = new Map(fitting.map(encoder => [encoder.id, encoder.load.tokens]))
+  const fitting = encodersFor(node, encoders, snapshot.link)
+  /** What this request adds to them. */
+  const added = new Map<NodeSnapshot, number>()
+  const load = (encoder: NodeSnapshot): number => encoder.load.tokens + (added.get(encoder) ?? 0)
   let total = fitting.reduce((sum, encoder) => sum + encoder.load.tokens, 0)
   return request.media.map(item => {
     total += item.tokens
     const limit = Math.max(routing.encoderTokens, IMBALANCE * total / fitting.length)
-    const candidates = last(rank(item.routeKey, fitting), ({ id }) => load.get(id)! + item.tokens > limit)
+    const candidates = last(rank(item.routeKey, fitting), encoder => load(encoder) + item.tokens > limit)
     const order = byPolicy(candidates, { ...request, stage: 'encode', item }, routing, avoid)
-    const first = order[0]!.id
-    load.set(first, load.get(first)! + item.tokens)
+    added.set(order[0]!, (added.get(order[0]!) ?? 0) + item.tokens)
     return order
   })
 }

@@ -1,7 +1,8 @@
 /** What nodes say of the longest prompt that they take, and which of them a request certainly does not fit. */
 import type { Body } from '../body/index.ts'
-import type { NodeSnapshot, RegistrySnapshot } from '../registry/index.ts'
-import type { Refusal } from './types.ts'
+import { remembered, those, type RegistrySnapshot } from '../registry/index.ts'
+import { NO_POOL, poolsOf } from './pools.ts'
+import type { Pool, Refusal } from './types.ts'
 
 /** Smaller bodies fit everywhere, in bytes. */
 export const SMALL_BODY = 4_096
@@ -22,23 +23,24 @@ interface Measure {
   limit (card: Readonly<Record<string, unknown>>): unknown
 }
 
+/** What the nodes that could answer a request for a model say of it. */
+const cardsOf = remembered(({ hybrids, prefills, decodes }: Pool, model: string) => [...hybrids, ...prefills, ...decodes].map(node => ({ node, card: node.info?.cards?.find(({ id }) => id === model) })))
+
 /** The snapshot without the nodes that this request certainly does not fit; a refusal when it fits none of those that could answer it. */
 export function roomFor (body: Body, path: string, snapshot: RegistrySnapshot): RegistrySnapshot | Refusal {
   const measures = measuresOf(body, path)
-  const answering = snapshot.nodes.filter(({ role, models }) => role !== 'encoder' && models.includes(body.model))
-  const small = new Map(answering.flatMap(node => {
-    const found = measures.find(measure => measure.amount > limitOf(measure, node, body.model))
-    return found === undefined ? [] : [[node, found] as const]
-  }))
-  if (small.size === 0) return snapshot
-  if (small.size < answering.length) return { ...snapshot, nodes: snapshot.nodes.filter(node => !small.has(node)) }
-  const { param, amount, unit, ...measure } = [...small.values()][0]!
-  const largest = Math.max(...answering.map(node => limitOf({ param, amount, unit, ...measure }, node, body.model)).filter(Number.isFinite))
-  return { refused: 'EPD_ERR_CONTEXT_LENGTH', reason: `at most ${largest} ${unit}, prompt and answer together, and the request has ${amount} or more`, param }
+  const answering = cardsOf(poolsOf(snapshot.nodes).get(body.model) ?? NO_POOL, body.model)
+  const exceeded = ({ card }: typeof answering[number]): Measure | undefined => measures.find(measure => measure.amount > limitOf(measure, card))
+  const small = answering.filter(one => exceeded(one) !== undefined)
+  if (small.length === 0) return snapshot
+  const without = new Set(small.map(({ node }) => node))
+  if (small.length < answering.length) return { ...snapshot, nodes: those(snapshot.nodes, node => !without.has(node)) }
+  const measure = exceeded(small[0]!)!
+  const largest = Math.max(...answering.map(({ card }) => limitOf(measure, card)).filter(Number.isFinite))
+  return { refused: 'EPD_ERR_CONTEXT_LENGTH', reason: `at most ${largest} ${measure.unit}, prompt and answer together, and the request has ${measure.amount} or more`, param: measure.param }
 }
 
-function limitOf ({ limit }: Measure, { info }: NodeSnapshot, model: string): number {
-  const card = info?.cards?.find(({ id }) => id === model)
+function limitOf ({ limit }: Measure, card: Readonly<Record<string, unknown>> | undefined): number {
   const found = card === undefined ? undefined : limit(card)
   return typeof found === 'number' && found > 0 ? found : Infinity
 }

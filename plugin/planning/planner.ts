@@ -1,11 +1,13 @@
 import type { RequestBody } from '../../adapters/adapter.ts'
 import { usableOf, type NodeSnapshot, type RegistrySnapshot } from '../registry/index.ts'
+import { firstByPolicy } from './choice.ts'
+import { prefillsFor, prefillsToAvoid } from './disaggregation.ts'
 import { encodingFor, orderOf, type Encoding } from './encoders.ts'
-import { decodesFor, prefillsFor, prefillsToAvoid } from './disaggregation.ts'
-import { byLoad, byPolicy } from './policy.ts'
+import { decodesFor } from './pairs.ts'
+import { NO_POOL, poolsOf } from './pools.ts'
 import { noWay, unknownModel } from './refusals.ts'
-import type { RequestView } from './request.ts'
-import type { Nodes, Plan, PlanOptions, Pool, Refusal } from './types.ts'
+import type { Nodes, Plan, PlanOptions, Refusal } from './types.ts'
+import type { RequestView } from './view.ts'
 
 /** A way to serve a request: on a single node, or disaggregated into P and D. */
 interface Way {
@@ -54,7 +56,7 @@ export function planRequest (request: RequestView, snapshot: RegistrySnapshot, o
 function waysFor (request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions): readonly Way[] | Refusal {
   const { disaggregate, disaggregateTokens, panicThreshold } = options.routing
   const { model, singleNode, media, promptTokens = 0 } = request
-  const pool = poolOf(snapshot, model)
+  const pool = poolsOf(snapshot.nodes).get(model) ?? NO_POOL
   const { hybrids, prefills, decodes } = pool
   if (hybrids.length + prefills.length + decodes.length === 0) return unknownModel(snapshot, model)
   const ready = usableOf(hybrids, 'decode', panicThreshold)
@@ -80,10 +82,10 @@ function waysFor (request: RequestView, snapshot: RegistrySnapshot, options: Pla
 /** The nodes of one way: the language model that begins, the encoders that feed it, and D where it is disaggregated. */
 function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, snapshot: RegistrySnapshot, options: PlanOptions, avoid: ReadonlySet<string>): Plan | Refusal {
   const text = request.media.length === 0
-  const encoding = text ? textOnly(request, nodes) : encodingFor(request, nodes, snapshot, options)
+  const encoding = text ? textOnly(request, nodes) : encodingFor(request, nodes, poolsOf(snapshot.nodes).get(request.model)!.encoders, snapshot, options)
   if ('refused' in encoding) return encoding
   const choose = (candidates: Nodes, stage: 'prefill' | 'decode', avoided = avoid, conversation = request.conversation): NodeSnapshot =>
-    byPolicy(byLoad(candidates, request.promptTokens), { ...request, stage, conversation }, options.routing, avoided)[0]!
+    firstByPolicy(candidates, { ...request, stage, conversation }, options.routing, avoided)
   // The language model is chosen before the encoders: some transports push features to it.
   const first = decodes === undefined
     ? choose(encoding.nodes, 'decode')
@@ -94,18 +96,12 @@ function planWay ({ nodes, decodes, reason: why }: Way, request: RequestView, sn
   const reason = [who, why].filter(part => part !== '').join(', ')
   const plan = { order, callsEncoders, fallback: order.length > 0 && first.info?.vision === 'full' }
   if (decodes === undefined) return { ...plan, topology: encoded ? 'e-pd' : text ? 'pd' : 'hybrid', reason, node: first }
-  return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot), 'decode', avoid, NO_CONVERSATION) }
+  return { ...plan, topology: encoded ? 'e-p-d' : 'p-d', reason: text ? why : reason, prefill: first, node: choose(decodesFor(first, decodes, snapshot.link), 'decode', avoid, NO_CONVERSATION) }
 }
 
 function textOnly ({ opaque }: RequestView, nodes: Nodes): Encoding {
   const seeing = opaque === true ? nodes.filter(node => node.info?.vision === 'full') : []
   return { nodes: seeing.length > 0 ? seeing : nodes, encoders: [], reason: 'text only' }
-}
-
-function poolOf (snapshot: RegistrySnapshot, model: string): Pool {
-  const nodes = snapshot.nodes.filter(node => node.models.includes(model))
-  const of = (role: NodeSnapshot['role']): Nodes => nodes.filter(node => node.role === role)
-  return { hybrids: of('hybrid'), prefills: of('prefill'), decodes: of('decode') }
 }
 
 /** Vision tokens of the media items that the language model encodes. */

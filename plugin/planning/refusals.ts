@@ -1,7 +1,7 @@
 /** Why no plan is possible. */
 import type { RegistrySnapshot } from '../registry/index.ts'
-import type { RequestView } from './request.ts'
 import type { PlanOptions, Pool, Refusal } from './types.ts'
+import type { RequestView } from './view.ts'
 
 export function unknownModel ({ nodes }: RegistrySnapshot, model: string): Refusal {
   if (nodes.length === 0) return noNode('no node is registered')

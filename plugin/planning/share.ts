@@ -1,6 +1,6 @@
 import type { NodeSnapshot, RegistrySnapshot } from '../registry/index.ts'
-import type { RequestView } from './request.ts'
 import type { Plan } from './types.ts'
+import type { RequestView } from './view.ts'
 
 /** A queue must be so much longer than the language model's own before a picture leaves it: each change of place costs a cache hit. */
 const MARGIN = 1.25

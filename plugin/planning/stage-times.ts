@@ -1,9 +1,9 @@
 /** What stages have taken, as measured: by it `bypass: auto` learns which way to the first token is the shorter one. */
 import type { MediaItem } from '../../adapters/adapter.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
-import type { RequestView } from './request.ts'
 import type { StageTimes } from './time-line.ts'
 import type { Plan } from './types.ts'
+import type { RequestView } from './view.ts'
 
 /** One request in so many goes the other way, so that both stay measured. */
 export const EXPLORE_EVERY = 32

@@ -6,11 +6,12 @@ export type Topology = 'pd' | 'hybrid' | 'e-pd' | 'p-d' | 'e-p-d'
 
 export type Nodes = readonly NodeSnapshot[]
 
-/** The nodes of one model that generate. */
+/** The nodes of one model, by role. */
 export interface Pool {
   readonly hybrids: Nodes
   readonly prefills: Nodes
   readonly decodes: Nodes
+  readonly encoders: Nodes
 }
 
 export interface PlanOptions {

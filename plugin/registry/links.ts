@@ -96,18 +96,21 @@ export class Links {
     setMaxListeners(0, this.#closing.signal)
   }
 
-  /** Brings the pairs in line with the nodes. */
-  sync (nodes: Iterable<NodeRecord>): void {
-    const entries = [...nodes]
-    const present = new Set(entries)
+  /** Brings the pairs of a node in line with what it is now. */
+  sync (node: NodeRecord, nodes: Iterable<NodeRecord>): void {
+    for (const other of nodes) {
+      if (canExchange(node, other)) this.#keep(node, other)
+      if (canExchange(other, node)) this.#keep(other, node)
+    }
+  }
+
+  /** The node is gone. */
+  remove (node: NodeRecord): void {
     for (const [key, pair] of this.#pairs) {
-      if (present.has(pair.from) && present.has(pair.to)) continue
+      if (pair.from !== node && pair.to !== node) continue
       this.#pairs.delete(key)
       clearTimeout(pair.timer)
       if (pair.state === 'linked') this.#undo(pair)
-    }
-    for (const from of entries) {
-      for (const to of entries) if (canExchange(from, to)) this.#keep(from, to)
     }
   }
 

@@ -1,7 +1,16 @@
 /** How a node is used, and what the uses show of its health: load, tickets, circuit breakers. */
 import { AdapterError, type Stage } from '../../adapters/adapter.ts'
 import type { RegistryOptions, Ticket } from './api.ts'
+import { remembered, those } from './remembered.ts'
 import type { Breakers, BreakerState, NodeLoad, NodeSnapshot, Verdict } from './types.ts'
+
+const healthyOf = remembered((pool: readonly NodeSnapshot[]) => pool.filter(({ state }) => state === 'healthy'))
+/** Each reads one member: a name that varies would take four times as long. */
+const CLOSED: Readonly<Record<Stage, (node: NodeSnapshot) => boolean>> = {
+  encode: ({ breakers }) => breakers.encode !== 'open',
+  prefill: ({ breakers }) => breakers.prefill !== 'open',
+  decode: ({ breakers }) => breakers.decode !== 'open'
+}
 
 /**
  * The nodes of one pool (a model's of one role) that may be asked at this stage: healthy ones whose breaker is not open.
@@ -9,8 +18,8 @@ import type { Breakers, BreakerState, NodeLoad, NodeSnapshot, Verdict } from './
  * rarely sick, and the last node is better than none. (Envoy's panic threshold.)
  */
 export function usableOf (pool: readonly NodeSnapshot[], stage: Stage, panic: number): readonly NodeSnapshot[] {
-  const healthy = pool.filter(node => node.state === 'healthy')
-  const closed = healthy.filter(node => node.breakers[stage] !== 'open')
+  const healthy = healthyOf(pool)
+  const closed = those(healthy, CLOSED[stage])
   return closed.length > 0 && closed.length * 100 >= healthy.length * panic ? closed : healthy
 }
 

@@ -54,7 +54,7 @@ export class Registry extends NodeTable implements RegistryApi {
     const known = this.#find(node.url)
     const record = known ?? this.#create(options, adapter)
     const changed = known === undefined || known.registerAgain(options, adapter)
-    if (changed) this.#sync()
+    if (changed) this.#sync(record)
     record.probes.trigger(true)
     return { id: record.id, changed, token: record.token }
   }
@@ -84,7 +84,8 @@ export class Registry extends NodeTable implements RegistryApi {
     const left = record.probes.close().finally(() => { this.#leaving.delete(left) })
     this.#leaving.add(left)
     this.#options.log.info({ node: id }, 'node removed')
-    this.#sync()
+    this.changed()
+    this.#links.remove(record)
     return true
   }
 
@@ -94,7 +95,7 @@ export class Registry extends NodeTable implements RegistryApi {
     if (record.drained === on) return true
     record.drained = on
     this.#options.log.info({ node: record.id }, on ? 'node is drained' : 'node takes requests again')
-    this.#sync()
+    this.#sync(record)
     return true
   }
 
@@ -107,9 +108,11 @@ export class Registry extends NodeTable implements RegistryApi {
     for (const node of nodes) {
       const known = this.#find(node.url)
       if (known === undefined) changes.added.push(this.add(node, { configured: true }).id)
-      else if (known.configure(node, this.#adapterOf(node))) changes.changed.push(known.id)
+      else if (known.configure(node, this.#adapterOf(node))) {
+        changes.changed.push(known.id)
+        this.#sync(known)
+      }
     }
-    if (changes.changed.length > 0) this.#sync()
     for (const id of changes.changed) this.probe(id)
     return changes
   }
@@ -246,20 +249,20 @@ export class Registry extends NodeTable implements RegistryApi {
     const changed = record.answered(info)
     if (record.lives !== lives) log.info({ node: id, epoch: info.epoch }, 'node has restarted')
     if (record.state !== state) log.info({ node: id, from: state, to: record.state }, 'node state changed')
-    if (changed) this.#sync()
-    else this.#links.sync(this.records.values())
+    if (changed) this.#sync(record)
+    else this.#links.sync(record, this.records.values())
   }
 
   #failed (record: NodeRecord, err: Error): void {
     const { id, state } = record
     if (!record.failed(err)) return
     if (record.state !== state) this.#options.log.warn({ node: id, from: state, err }, 'node is unhealthy')
-    this.#sync()
+    this.#sync(record)
   }
 
-  #sync (): void {
+  #sync (record: NodeRecord): void {
     this.changed()
-    this.#links.sync(this.records.values())
+    this.#links.sync(record, this.records.values())
   }
 }
 
