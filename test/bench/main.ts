@@ -7,18 +7,18 @@ import { parseArgs } from 'node:util'
 import { machine, writeSection } from './report.ts'
 import type { Bench, BenchContext } from './report.ts'
 
-const NAMES = ['relay', 'body', 'e2e', 'topologies', 'policies', 'planner', 'overload', 'transfer', 'encoder', 'llm', 'telemetry']
+const NAMES = ['relay', 'body', 'e2e', 'topologies', 'policies', 'planner', 'overload', 'peers', 'transfer', 'encoder', 'llm', 'telemetry']
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { quick: { type: 'boolean', default: false }, write: { type: 'boolean', default: false }, help: { type: 'boolean', short: 'h', default: false } }
+  options: { quick: { type: 'boolean', default: false }, write: { type: 'boolean', default: false }, seconds: { type: 'string' }, workers: { type: 'string' }, help: { type: 'boolean', short: 'h', default: false } }
 })
 
 const urlOf = (name: string): URL => new URL(`./${name}.js`, import.meta.url)
 const available = NAMES.filter(name => existsSync(urlOf(name)))
 
 if (values.help) {
-  console.log(`npm run bench [-- NAME...] [--quick] [--write]\n\nbenchmarks: ${available.join(', ')}`)
+  console.log(`npm run bench [-- NAME...] [--quick] [--write]\n\nbenchmarks: ${available.join(', ')}\n\nof peers: --seconds S for each figure, --workers 1,2,4,8 cores of a router`)
 } else {
   const unknown = positionals.filter(name => !available.includes(name))
   if (unknown.length > 0) {
@@ -31,6 +31,8 @@ async function runAll (names: readonly string[]): Promise<void> {
   const context: BenchContext = {
     quick: values.quick,
     rounds: values.quick ? 2 : 5,
+    seconds: values.seconds === undefined ? undefined : Number(values.seconds),
+    workers: values.workers?.split(',').map(Number),
     log: line => { process.stderr.write(`${line}\n`) }
   }
   console.log(`Measured on: ${machine()}${values.quick ? ' (quick run: rough figures)' : ''}\n`)

@@ -8,16 +8,20 @@ const canPin = cpus().length > 1 && spawnSync('taskset', ['-V']).status === 0
 /** How the processes were placed, for the report. */
 export const PLACEMENT = canPin ? 'the proxy pinned to one core, upstream and load to another' : 'processes not pinned (no taskset)'
 
+/** The command, held to these cores where that is possible. */
+export function pinned (cores: number | string, command: readonly string[]): readonly string[] {
+  return canPin ? ['taskset', '-c', String(cores), ...command] : command
+}
+
 /** A helper process that answers requests over IPC: `{ id, method, args }` -> `{ id, value }`. */
 export class Peer {
   readonly #child: ChildProcess
   readonly #waiting = new Map<number, (answer: { value?: unknown, error?: string }) => void>()
   #next = 0
 
-  /** @param core - the CPU core it is pinned to, where that is possible. */
-  constructor (script: URL, args: readonly string[], core: number) {
-    const command = [process.execPath, ...process.execArgv, fileURLToPath(script), ...args]
-    const full = canPin ? ['taskset', '-c', String(core), ...command] : command
+  /** @param cores - the CPU core it is pinned to, or a list of them, where that is possible. */
+  constructor (script: URL, args: readonly string[], cores: number | string) {
+    const full = pinned(cores, [process.execPath, ...process.execArgv, fileURLToPath(script), ...args])
     this.#child = spawn(full[0]!, full.slice(1), { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
     this.#child.on('message', (message: { id: number, value?: unknown, error?: string }) => {
       this.#waiting.get(message.id)?.(message)

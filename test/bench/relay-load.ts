@@ -4,7 +4,7 @@ import type { Socket } from 'node:net'
 import { serve } from './processes.ts'
 
 interface Load { port: number, path: string, connections: number, ms: number, body: string, headers?: string, perSecond?: number }
-interface LoadResult { requests: number, failures: number, latencies: number[] }
+interface LoadResult { requests: number, failures: number, latencies: number[], elapsed: number }
 
 const END = Buffer.from('\r\n0\r\n\r\n')
 
@@ -40,23 +40,27 @@ function onResponse (socket: Socket, done: (ok: boolean) => void): void {
 
 async function run ({ port, path, connections, ms, body, headers = '', perSecond }: Load): Promise<LoadResult> {
   const request = Buffer.from(`POST ${path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n${headers}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`)
-  const result: LoadResult = { requests: 0, failures: 0, latencies: [] }
-  const until = performance.now() + ms
+  const result: LoadResult = { requests: 0, failures: 0, latencies: [], elapsed: 0 }
+  const begun = performance.now()
+  const until = begun + ms
   // Of each connection; without a pace it sends when it has its answer.
   const every = perSecond === undefined ? 0 : connections * 1000 / perSecond
   await Promise.all(Array.from({ length: connections }, (_, i) => new Promise<void>(resolve => {
     let sent = 0
+    let ended = false
     const socket = connect({ port, host: '127.0.0.1', noDelay: true }, () => setTimeout(send, every === 0 ? i % 20 : i * every / connections))
     const send = (): void => {
       if (performance.now() >= until) {
+        ended = true
         socket.destroy()
-        return resolve()
+        return
       }
       sent = performance.now()
       socket.write(request)
     }
-    socket.on('error', () => {
-      result.failures++
+    socket.on('error', () => {})
+    socket.on('close', () => {
+      if (!ended) result.failures++
       resolve()
     })
     onResponse(socket, ok => {
@@ -68,6 +72,7 @@ async function run ({ port, path, connections, ms, body, headers = '', perSecond
       else send()
     })
   })))
+  result.elapsed = performance.now() - begun
   return result
 }
 

@@ -9,6 +9,10 @@ export interface BenchContext {
   readonly quick: boolean
   /** How often each side of a comparison is measured; medians are reported. */
   readonly rounds: number
+  /** `--seconds`: how long one figure of `peers` is measured. */
+  readonly seconds?: number | undefined
+  /** `--workers`: the numbers of cores that `peers` compares. */
+  readonly workers?: readonly number[] | undefined
   log (line: string): void
 }
 
