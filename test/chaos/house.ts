@@ -37,14 +37,14 @@ async function post (url: string, body: object, signal?: AbortSignal): Promise<R
 }
 
 /** Long enough for a machine that is busy with other things; a quiet one never waits that long. */
-const PATIENCE_MS = 30_000
+const PATIENCE_MS = 60_000
 
 export async function until<T> (check: () => T | Promise<T>, what: string, every?: number): Promise<NonNullable<T>> {
   return await poll(check, what, PATIENCE_MS, every)
 }
 
 /** Milliseconds between two looks at all processes: each look costs each of them a few. */
-const LOOK_MS = 25
+const LOOK_MS = 100
 
 /** A promise to be resolved by hand. */
 export function gate (): { readonly opened: Promise<void>, open (): void } {

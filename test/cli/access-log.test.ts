@@ -19,7 +19,7 @@ const talks: Script = (_request, response, { stream, endless }) => {
 async function serve (t: Test, config: object, ...flags: string[]): Promise<CliServer> {
   const file = join(t.testdir({ 'epd.config.json': JSON.stringify(config) }), 'epd.config.json')
   const gateway = await startCli(t, ['serve', '--config', file, '--port', '0', ...flags])
-  if ('nodes' in config) await until(async () => (await fetch(`${gateway.url}/readyz`)).ok, 'it is ready', 20_000, 20)
+  if ('nodes' in config) await until(async () => (await fetch(`${gateway.url}/readyz`)).ok, 'it is ready', 60_000, 20)
   return gateway
 }
 

@@ -116,6 +116,6 @@ t.test('host, port and TLS stand in the file; a renewed certificate is used with
   await until(() => gateway.stderr().includes('the changed certificate is not used'), 'the half change is noticed', 20_000)
   t.equal(await shownName(gateway.url), 'first', 'a certificate without its key changes nothing')
   writeFileSync(first.key, moved)
-  await until(async () => await shownName(gateway.url) === 'second', 'the new certificate is shown', 20_000, 200)
+  await until(async () => await shownName(gateway.url) === 'second', 'the new certificate is shown', 60_000, 200)
   t.equal(await gateway.stop(), 0)
 })

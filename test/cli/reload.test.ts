@@ -28,7 +28,7 @@ async function serve (t: Test, config: object): Promise<{ gateway: CliServer, wr
   return { gateway, file, write: config => { writeFileSync(file, typeof config === 'string' ? config : JSON.stringify(config)) } }
 }
 
-const ready = async (url: string): Promise<unknown> => await until(async () => (await fetch(`${url}/readyz`)).ok, 'the gateway is ready', 20_000, 20)
+const ready = async (url: string): Promise<unknown> => await until(async () => (await fetch(`${url}/readyz`)).ok, 'the gateway is ready', 60_000, 20)
 const asked = async (url: string, key?: string): Promise<number> => (await post(url + CHAT, TEXT, key === undefined ? {} : { headers: { authorization: `Bearer ${key}` } })).status
 
 async function reloaded (url: string): Promise<{ status: number, body: any }> {

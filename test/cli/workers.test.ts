@@ -184,7 +184,7 @@ t.test('reloads reach all workers, and lose no request', async t => {
     gateway.write(config(i))
     if (i % 2 === 0) gateway.child.kill('SIGHUP')
     else t.match(await ask(`${url}/epd/reload`, {}), { status: 200 })
-    await until(async () => Object.keys(await jsonOf(`${url}/nodes/status`)).length === 1 + i % 2, 'it is applied', 20_000, 20)
+    await until(async () => Object.keys(await jsonOf(`${url}/nodes/status`)).length === 1 + i % 2, 'it is applied', 60_000, 20)
   }
   await stop()
   t.same([...seen.keys()], ['whole'])

@@ -39,7 +39,7 @@ t.test('a rolling restart of two gateways with two workers each loses no request
   const ports = [await freePort(), await freePort()] as const
   const start = async (i: 0 | 1): ReturnType<typeof startCli> => {
     const gateway = await startCli(t, ['serve', '--config', file, '--port', String(ports[i]), '--workers', '2', '--log-level', 'error'])
-    await until(async () => (await fetch(`${gateway.url}/readyz`)).ok, 'the gateway is ready', 20_000, 20)
+    await until(async () => (await fetch(`${gateway.url}/readyz`)).ok, 'the gateway is ready', 60_000, 20)
     return gateway
   }
   const gateways = [await start(0), await start(1)]

@@ -49,7 +49,7 @@ async function servers (t: Test, ...addresses: readonly string[]): Promise<Serve
 const statusOf = async (url: string): Promise<Record<string, { health: string, source: string, role: number }>> => await (await fetch(`${url}/nodes/status`)).json() as never
 
 async function has (url: string, ...nodes: readonly string[]): Promise<void> {
-  await until(async () => String(Object.entries(await statusOf(url)).filter(([, { health }]) => health === 'healthy').map(([id]) => id).sort()) === String([...nodes].sort()), `the nodes are ${String(nodes)}`, 20_000, 20)
+  await until(async () => String(Object.entries(await statusOf(url)).filter(([, { health }]) => health === 'healthy').map(([id]) => id).sort()) === String([...nodes].sort()), `the nodes are ${String(nodes)}`, 60_000, 20)
 }
 
 const gateway = async (t: Test, discover: NonNullable<EpdOptions['discover']>, options: EpdOptions = {}): Promise<FakeGateway> => await buildGateway(t, { options: { discover, ...options } })
@@ -68,12 +68,12 @@ t.test('addresses of a name are nodes, that come and go with it', async t => {
   await has(url, node('127.0.0.3'))
   dns.failing = true
   const before = dns.asked.get('llm.vlm.svc')!
-  await until(() => dns.asked.get('llm.vlm.svc')! > before, 'it was asked and failed', 20_000, 20)
+  await until(() => dns.asked.get('llm.vlm.svc')! > before, 'it was asked and failed', 60_000, 20)
   await has(url, node('127.0.0.3'))
   dns.failing = false
   dns.zones.delete('llm.vlm.svc')
   const then = dns.asked.get('llm.vlm.svc')!
-  await until(() => dns.asked.get('llm.vlm.svc')! > then, 'the name is not there', 30_000, 20)
+  await until(() => dns.asked.get('llm.vlm.svc')! > then, 'the name is not there', 60_000, 20)
   await has(url, node('127.0.0.3'))
   dns.zones.set('llm.vlm.svc', { addresses: ['127.0.0.2'] })
   await has(url, node('127.0.0.2'))
@@ -93,7 +93,7 @@ t.test('an answer counts for its time to live', async t => {
   const dns = await startDns(t)
   dns.zones.set('short', { addresses: ['127.0.0.2'], ttl: 1 }).set('long', { addresses: ['127.0.0.2'], ttl: 3_600 })
   await gateway(t, [{ dns: 'short', port, server: dns.address }, { dns: 'long', port, server: dns.address }])
-  await until(() => (dns.asked.get('short') ?? 0) >= 6, 'the one is asked for again and again', 20_000, 20)
+  await until(() => (dns.asked.get('short') ?? 0) >= 6, 'the one is asked for again and again', 60_000, 20)
   t.equal(dns.asked.get('long'), 2, 'the other one was once, for A and AAAA')
 })
 
@@ -123,13 +123,13 @@ t.test('a node that leaves ends what it has; reload and discovery leave each oth
   const pending = post(url + CHAT, TEXT)
   await until(() => all.held === 1, 'it has a request')
   dns.zones.set('llm', { addresses: ['127.0.0.4'] })
-  await until(async () => (await statusOf(url))[node(2)]?.health === 'draining', 'it takes no more', 20_000, 20)
+  await until(async () => (await statusOf(url))[node(2)]?.health === 'draining', 'it takes no more', 60_000, 20)
   t.match(await (await post(`${url}/nodes/undrain`, { url: node(4) })).json(), { health: 'healthy' })
   all.hold = undefined
   t.equal((await post(url + CHAT, TEXT)).status, 200, 'the others do')
   letGo()
   t.equal((await pending).status, 200)
-  await until(async () => (await statusOf(url))[node(2)] === undefined, 'it is gone', 20_000, 20)
+  await until(async () => (await statusOf(url))[node(2)] === undefined, 'it is gone', 60_000, 20)
 })
 
 t.test('pods that are ready are nodes: list, watch, resumed watches, 410 Gone', async t => {
@@ -148,9 +148,9 @@ t.test('pods that are ready are nodes: list, watch, resumed watches, 410 Gone', 
   kubernetes.set('a', { ip: '127.0.0.2', labels, ending: true })
   await has(url, node(3))
   kubernetes.set('c', { ip: '127.0.0.4', labels: { ...labels, role: 'encoder' } })
-  await until(async () => (await statusOf(url))[node(4)]?.role === 4, 'its label says the role', 20_000, 20)
+  await until(async () => (await statusOf(url))[node(4)]?.role === 4, 'its label says the role', 60_000, 20)
   kubernetes.delete('c')
-  await until(async () => (await statusOf(url))[node(4)] === undefined, 'a pod that is gone is no node', 20_000, 20)
+  await until(async () => (await statusOf(url))[node(4)] === undefined, 'a pod that is gone is no node', 60_000, 20)
 
   const [lists, watches] = [kubernetes.lists.length, kubernetes.watches.length]
   kubernetes.bookmark()
@@ -180,7 +180,7 @@ t.test('an API server that refuses costs no node', async t => {
   kubernetes.forget()
   kubernetes.endWatches()
   kubernetes.set('b', { ip: '127.0.0.3', labels })
-  await until(() => kubernetes.refused > 0, 'it has refused', 20_000, 20)
+  await until(() => kubernetes.refused > 0, 'it has refused', 60_000, 20)
   await has(url, `http://127.0.0.2:${port}`)
   kubernetes.refusing = false
   await has(url, `http://127.0.0.2:${port}`, `http://127.0.0.3:${port}`)
@@ -193,7 +193,7 @@ t.test('with several workers only the primary asks', async t => {
   const file = join(t.testdir({}), 'epd.json')
   writeFileSync(file, JSON.stringify({ discover: [{ dns: 'llm', port, server: dns.address, adapter: 'openai' }], server: { port: 0, workers: 2, stateFile: 'state.json' } }))
   const { url, stop } = await startCli(t, ['serve', '--config', file, '--log-level', 'error'])
-  await until(async () => (await post(url + CHAT, TEXT)).status === 200 && (await post(url + CHAT, TEXT)).status === 200, 'both have the node', 20_000, 20)
+  await until(async () => (await post(url + CHAT, TEXT)).status === 200 && (await post(url + CHAT, TEXT)).status === 200, 'both have the node', 60_000, 20)
   t.equal(dns.asked.get('llm'), 2, 'for A and AAAA')
   t.equal(await stop(), 0)
 })

@@ -29,7 +29,7 @@ export async function startNginx (t: Test, gateways: readonly [number, number]):
     await ended
   })
   const url = `http://127.0.0.1:${port}`
-  await until(async () => await fetch(`${url}/livez`).then(answer => answer.ok, () => false), 'nginx answers', 20_000, 50)
+  await until(async () => await fetch(`${url}/livez`).then(answer => answer.ok, () => false), 'nginx answers', 60_000, 50)
   return url
 }
 

@@ -28,7 +28,7 @@ export async function startRedis (t: Test): Promise<RedisServer> {
     url: `redis://127.0.0.1:${port}`,
     async start () {
       child = spawn(file, ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', folder], { stdio: 'ignore' })
-      await until(async () => await answers(port), 'Redis answers', 20_000, 20)
+      await until(async () => await answers(port), 'Redis answers', 60_000, 20)
     },
     async stop () {
       if (child === undefined || child.exitCode !== null || child.signalCode !== null) return

@@ -1,6 +1,6 @@
 /**
- * What `npm test` prints: one line a file as it ends, the failures at the end, then `N passed, N failed`. A reporter for
- * tap's runner, which hands it the whole run as TAP.
+ * What `npm test` prints: one line a file as it ends, the failures at the end, then `N passed, N failed`. It gets
+ * the whole run as TAP, from run.ts or from tap's own runner.
  */
 import { Transform, type TransformCallback } from 'node:stream'
 import { Parser, type FinalResults, type Result } from 'tap-parser'
