@@ -90,8 +90,7 @@ function workersOf (text: string): number {
 
 /** Whatever else a start would trip over. */
 async function check (options: EpdOptions, file: string | undefined): Promise<number> {
-  const { nodes, server: { tls, workers } } = resolveOptions(options)
-  if (workers > 1) (await import('./workers/options.ts')).checkForWorkers(options)
+  const { nodes, server: { tls } } = resolveOptions(options)
   if (tls !== undefined) tlsFiles(tls)
   process.stdout.write(`${file ?? 'no configuration file: the defaults'}: ok, ${nodes.length} node${nodes.length === 1 ? '' : 's'}\n`)
   return 0

@@ -51,7 +51,7 @@ export class PartEncoding {
     this.#request = request
     this.#bytes = bytes
     this.#signal = signal
-    this.#keys = request.mm_items.map(item => createHash('sha256').update(urlOf(item)).digest('hex'))
+    this.#keys = pictureKeys(request)
     this.#caller = gateway.callers.find(requestIdOf(request.req_id), this.#keys)
     this.#items = this.#caller?.claim(this.#keys) ?? []
     const known = this.#items.reduce((sum, { tokens }) => sum + tokens, 0)
@@ -222,6 +222,11 @@ export class PartEncoding {
       this.#part.forward = forward
     })
   }
+}
+
+/** Hashes of the pictures' URLs. */
+export function pictureKeys ({ mm_items: items }: EncodeRequest): string[] {
+  return items.map(item => createHash('sha256').update(urlOf(item)).digest('hex'))
 }
 
 function well (node: NodeSnapshot, answer: JsonAnswer): JsonAnswer {

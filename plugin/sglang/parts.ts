@@ -3,7 +3,7 @@ import { requestIdOf } from '../../adapters/sglang/encoder.ts'
 import type { AdapterNode } from '../../adapters/adapter.ts'
 
 /** Longer than SGLang waits for anything (180 s), in milliseconds. */
-const REMEMBERED_MS = 200_000
+export const REMEMBERED_MS = 200_000
 
 /** One run of pictures of a request: a call of POST /encode, and those about it, which may come before. */
 export class Part {

@@ -214,9 +214,6 @@ t.test('the page and /nodes/status count what is in flight at all workers, who e
 })
 
 t.test('what several workers can\'t do is refused at the start, and by --check', async t => {
-  const file = join(t.testdir({ 'epd.json': JSON.stringify({ nodes: [{ url: 'http://127.0.0.1:1', role: 'encoder', adapter: 'sglang' }], server: { workers: 2 } }) }), 'epd.json')
-  t.match(await runCommand(['serve', '--config', file, '--check']), { code: 2, stderr: /nodes\[0\]: SGLang's language servers call encoders back/ })
-  t.match(await runCommand(['serve', '--config', file, '--workers', '1', '--check']), { code: 0 })
   for (const workers of ['65', 'many']) t.match(await runCommand(['serve', '--workers', workers, '--check']), { code: 2, stderr: `--workers must be a whole number from 1 to 64, not '${workers}'` })
   const blocked = await modelServer(t, (_request, response) => { json(response, 200, COMPLETION) })
   const taken = await runCommand(['serve', '--config', join(t.testdir({ 'epd.json': '{ "embedded": false }' }), 'epd.json'), '--port', new URL(blocked.url).port, '--workers', '2'])

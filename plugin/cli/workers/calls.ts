@@ -7,6 +7,7 @@ import type { Work } from '../../pipeline/admission.ts'
 import type { SavedNodes, Verdict } from '../../registry/index.ts'
 import type { GatewayMetrics } from '../../telemetry/metrics.ts'
 import type { StoredSpan } from '../../traces/span.ts'
+import type { PartCall } from './part-calls.ts'
 
 /** What a worker begins with. */
 export interface Birth {
@@ -17,6 +18,8 @@ export interface Birth {
   readonly logLevel: string
   /** Where the primary answers what operators ask. */
   readonly socket: string
+  /** Where the worker answers others. */
+  readonly own: string
 }
 
 /** What all workers must have in common. */
@@ -52,6 +55,8 @@ export interface ToPrimary {
   /** It takes requests. */
   listening (url: string): void
   failed (reason: string): void
+  /** The socket of the worker that has this request of a language server. */
+  ownerOf (call: PartCall): Promise<string>
   happened (events: readonly Event[]): void
   /** Waits for admission. */
   enter (entry: { readonly id: number, readonly work: Work }): Promise<{ readonly admitted: boolean, readonly retryAfter?: number | undefined }>
@@ -66,6 +71,8 @@ export interface ToPrimary {
 
 export interface ToWorker {
   nodes (nodes: SavedNodes): void
+  /** Has it this request of a language server? */
+  has (call: PartCall): boolean | Promise<boolean>
   /** The configuration was read again. */
   reload (options: EpdOptions): void
   /** Tells all that has happened until now. */

@@ -1,5 +1,5 @@
 /** What operators ask goes on to the primary, whichever worker has taken the connection. */
-import { request as ask, type ClientRequest, type IncomingHttpHeaders } from 'node:http'
+import { request as ask, type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
 import { epdError, toReply } from '../../errors.ts'
@@ -15,14 +15,18 @@ export function passToPrimary (app: FastifyInstance, prefix: string, socket: str
   const streams = new Set<ClientRequest>()
   app.addHook('onRequest', (request, reply, done) => {
     const path = request.url.replace(/^https?:\/\/[^/?#]*/i, '').replace(/\/{2,}/g, '/')
-    if (path.startsWith(prefix) && /^\/(metrics|nodes|epd|instances|distserve)(?=[/?]|$)/.test(path.slice(prefix.length))) pass(path, request, reply, streams, socket)
-    else done()
+    if (path.startsWith(prefix) && /^\/(metrics|nodes|epd|instances|distserve|register_encoder_url|unregister_encoder_url|list_encoder_urls)(?=[/?]|$)/.test(path.slice(prefix.length))) {
+      const upstream = passTo(socket, path, request, reply)
+      streams.add(upstream)
+      upstream.once('close', () => { streams.delete(upstream) })
+    } else done()
   })
   // The page's feed never ends by itself.
   app.addHook('preClose', async () => { for (const stream of streams) stream.destroy() })
 }
 
-function pass (path: string, request: FastifyRequest, reply: FastifyReply, streams: Set<ClientRequest>, socketPath: string): void {
+/** Has another process of this gateway answer. @param body where it has been read already */
+export function passTo (socketPath: string, path: string, request: FastifyRequest, reply: FastifyReply, body?: Buffer): ClientRequest {
   const headers = Object.fromEntries(Object.entries(request.headers).filter(([name]) => !NOT_PASSED.has(name)))
   const upstream = ask({
     socketPath,
@@ -33,7 +37,6 @@ function pass (path: string, request: FastifyRequest, reply: FastifyReply, strea
   })
   reply.hijack()
   const { raw } = reply
-  streams.add(upstream)
   onClosed(raw, () => { upstream.destroy() })
   upstream.once('response', answer => {
     raw.writeHead(answer.statusCode!, withoutHop(answer.headers))
@@ -42,16 +45,17 @@ function pass (path: string, request: FastifyRequest, reply: FastifyReply, strea
     answer.once('error', () => { raw.destroy() })
   })
   upstream.once('close', () => {
-    streams.delete(upstream)
     if (raw.headersSent && !raw.writableEnded) raw.end()
   })
   upstream.once('error', err => {
     if (raw.headersSent || raw.destroyed) { raw.destroy(); return }
-    request.log.error({ err }, 'the primary did not answer')
+    request.log.error({ err }, 'another process of this gateway did not answer')
     const { statusCode, contentType, headers, body } = toReply(epdError('EPD_ERR_CLOSING'))
     raw.writeHead(statusCode, { ...headers, 'content-type': contentType }).end(body)
   })
-  request.raw.pipe(upstream)
+  if (body === undefined) request.raw.pipe(upstream)
+  else upstream.end(body)
+  return upstream
 }
 
 function withoutHop (headers: IncomingHttpHeaders): IncomingHttpHeaders {
@@ -66,10 +70,15 @@ export function fromWorkers (app: FastifyInstance): void {
     done()
   })
   app.addHook('onRequest', (request, _reply, done) => {
-    const address = request.headers[CLIENT_HEADER]
-    delete request.headers[CLIENT_HEADER]
-    // One connection carries one request: `request.ip` is read from here.
-    Object.defineProperty(request.raw.socket, 'remoteAddress', { value: address, configurable: true })
+    fromWorker(request.raw)
     done()
   })
+}
+
+/** Gives a request that another process has passed on its client's address. */
+export function fromWorker ({ headers, socket }: IncomingMessage): void {
+  const address = headers[CLIENT_HEADER]
+  delete headers[CLIENT_HEADER]
+  // One connection carries one request: `request.ip` is read from here.
+  Object.defineProperty(socket, 'remoteAddress', { value: address, configurable: true })
 }

@@ -17,7 +17,8 @@ import { Channel } from './channel.ts'
 import { rescueConnections } from './hand-over.ts'
 import { Member, type Counts } from './member.ts'
 import { fromWorkers } from './operators.ts'
-import { checkForWorkers, optionsOfPrimary, sharesOf } from './options.ts'
+import { optionsOfPrimary, sharesOf } from './options.ts'
+import { Owners, type PartCall } from './part-calls.ts'
 
 const WORKER = fileURLToPath(new URL('./worker.js', import.meta.url))
 /** A worker that dies sooner after its start than this is started again only after a pause, which doubles. Milliseconds. */
@@ -32,14 +33,15 @@ interface Running {
   readonly member: Member
   readonly channel: Channel<ToWorker, ToPrimary>
   readonly since: number
+  readonly socket: string
+  listens: boolean
 }
 
 export async function startWorkers (count: number, init: GatewayProcessOptions): Promise<GatewayProcess> {
-  checkForWorkers(init.options)
   const resolved = resolveOptions(init.options)
   const ui = withPage(init.options)
   const folder = mkdtempSync(join(tmpdir(), 'fastify-epd-'))
-  const socket = process.platform === 'win32' ? `\\\\.\\pipe\\${folder.replace(/.*[\\/]/, '')}` : join(folder, 'primary.sock')
+  const socket = process.platform === 'win32' ? `\\\\.\\pipe\\${folder.replace(/.*[\\/]/, '')}-primary.sock` : join(folder, 'primary.sock')
   const app = createServer(resolved, init.logLevel)
   let crew: Crew | undefined
   try {
@@ -60,7 +62,7 @@ export async function startWorkers (count: number, init: GatewayProcessOptions):
         prefix: resolved.prefix,
         gateway,
         load: async () => {
-          checkForWorkers(loaded = await load())
+          loaded = await load()
           return { ui, ...optionsOfPrimary(loaded) }
         },
         applied: async () => { await workers.reload(loaded) }
@@ -93,6 +95,7 @@ class Crew {
   readonly #shares: Shares
   /** A worker that is started later would take another one where a free one is asked for. */
   readonly #port: number
+  readonly #owners = new Owners(async call => await this.#ownerOf(call))
   #options: EpdOptions
   #nodes = ''
   #closing = false
@@ -164,6 +167,13 @@ class Crew {
     for (const { channel } of this.#all()) channel.tell('nodes', listed)
   }
 
+  /** The worker that has the request, else the first one: all calls about it must meet. */
+  async #ownerOf (call: PartCall): Promise<string> {
+    const all = this.#all().filter(({ listens }) => listens)
+    const has = await Promise.all(all.map(async ({ channel }) => await inTime(channel.call('has', call))))
+    return all[Math.max(0, has.indexOf(true))]!.socket
+  }
+
   /** Resolves with the URL when the worker listens; rejects when it ends before. */
   async #fork (): Promise<string> {
     const worker = cluster.fork()
@@ -174,11 +184,16 @@ class Crew {
     const url = await new Promise<string>((resolve, reject) => {
       const channel: Running['channel'] = new Channel<ToWorker, ToPrimary>(message => { if (worker.isConnected()) worker.send(message, undefined, () => {}) }, {
         ...member.calls,
-        birth: () => ({ options: { ...this.#options, server: { ...this.#options.server, port: this.#port } }, shares: this.#shares, nodes: this.#counts.gateway.registry.listed(), logLevel: this.#init.logLevel, socket: this.#socket }),
-        listening: url => { resolve(url) },
+        birth: () => ({ options: { ...this.#options, server: { ...this.#options.server, port: this.#port } }, shares: this.#shares, nodes: this.#counts.gateway.registry.listed(), logLevel: this.#init.logLevel, socket: this.#socket, own: running.socket }),
+        ownerOf: async call => await this.#owners.of(call),
+        listening: url => {
+          running.listens = true
+          resolve(url)
+        },
         failed: why => { reason = why }
       })
-      this.#running.set(worker.id, { worker, member, channel, since: performance.now() })
+      const running: Running = { worker, member, channel, since: performance.now(), socket: this.#socket.replace(/primary(?=\.sock$)/, String(worker.id)), listens: false }
+      this.#running.set(worker.id, running)
       worker.on('message', message => { channel.receive(message) })
       worker.on('error', err => { log.warn({ err }, 'a worker was not reached') })
       worker.once('exit', (code, signal) => {

@@ -17,6 +17,7 @@ import type { ToPrimary, ToWorker } from './calls.ts'
 import { Channel } from './channel.ts'
 import { passToPrimary } from './operators.ts'
 import { optionsOfWorker } from './options.ts'
+import { meetAtOwner } from './part-calls.ts'
 import { Reports } from './reports.ts'
 
 /** Until then the nodes should have been probed. Milliseconds. */
@@ -29,6 +30,7 @@ async function main (): Promise<void> {
   const calls = new Promise<ToWorker>(resolve => { ready = resolve })
   const primary: Primary = new Channel<ToPrimary, ToWorker>(message => { process.send!(message) }, {
     nodes: async nodes => { (await calls).nodes(nodes) },
+    has: async call => (await calls).has(call),
     reload: async options => { (await calls).reload(options) },
     flush: async none => { (await calls).flush(none) },
     picture: async place => await (await calls).picture(place),
@@ -40,7 +42,7 @@ async function main (): Promise<void> {
   // The primary's to hear.
   process.on('SIGHUP', () => {})
 
-  const { options, shares, nodes, logLevel, socket } = await primary.call('birth', null)
+  const { options, shares, nodes, logLevel, socket, own } = await primary.call('birth', null)
   // A primary that is killed leaves its folder behind, and its workers end.
   process.on('exit', () => { if (!process.connected) rmSync(dirname(socket), { recursive: true, force: true }) })
   const reports = new Reports(events => { primary.tell('happened', events) })
@@ -50,6 +52,7 @@ async function main (): Promise<void> {
   const app = createServer(resolved, logLevel, files)
   if (resolved.server.accessLog) logAccess(app, resolved.prefix)
   passToPrimary(app, resolved.prefix, socket)
+  meetAtOwner(app, { prefix: resolved.prefix, socket: own, ownerOf: async call => await primary.call('ownerOf', call) })
   await app.register(epd, raw)
   const { gateway } = app.epd
   reports.follow(gateway)
@@ -60,6 +63,7 @@ async function main (): Promise<void> {
   close = async () => { await (closing ??= end(app, async () => { await primary.call('happened', reports.last()) })) }
   ready({
     nodes: nodes => { follow(gateway, nodes) },
+    has: ({ id, keys }) => gateway.callers.find(id, keys) !== undefined,
     reload: options => { reload(gateway, { ...resolveOptions({ ...optionsOfWorker(options, shares), telemetry: raw.telemetry }), nodes: gateway.options.nodes }) },
     flush: () => { reports.flush() },
     picture: async ({ trace, index }) => {
