@@ -8,7 +8,7 @@ import type { LinkTarget, PullCall, WorkerData } from './messages.ts'
 import { Refusals } from './refusals.ts'
 import { collectReceived } from './minor-gc.ts'
 import { commonOptions, Writer } from './sockets.ts'
-import { decodeReply, encodeHeader, MAX_CHUNK_BYTES, WIRE_VERSION, type Chunk, type Reply, type Request } from './wire.ts'
+import { decodeReply, encodeHeader, MAX_CHUNK_BYTES, WIRE_VERSION, type Chunk, type Reply, type Request, type Welcome } from './wire.ts'
 
 /** Attempts to reach an address that a new link may take, about half a second at 100 ms each. */
 const MAX_CONNECT_ATTEMPTS = 5
@@ -19,6 +19,7 @@ const MAX_PULLS = 32
 const MAX_BROKEN_HANDSHAKES = 3
 
 interface Waiting {
+  readonly request: Request['type']
   /** Set for a pull: where its chunks go. */
   incoming: Incoming | undefined
   traceparent: string | undefined
@@ -119,7 +120,7 @@ export class Link {
     // Never used again, by any link of any process: a late answer to an old call finds no waiter.
     const id = crypto.randomUUID()
     const answer = deferred<unknown>()
-    this.#waiting.set(id, { incoming, traceparent, answer })
+    this.#waiting.set(id, { request: body.type, incoming, traceparent, answer })
     const send = async (): Promise<void> => {
       if (incoming !== undefined) {
         const leave = await this.#pulls.enter()
@@ -177,15 +178,30 @@ export class Link {
       case 'chunk': return this.#take(reply, payload ?? Buffer.alloc(0), waiting)
       case 'error': return this.#reject(reply.id, new P2PError(reply.code, `${this.target.engineId}: ${reply.message}`))
       case 'alive': return
-      case 'welcome': return this.#resolve(reply.id, undefined)
-      case 'ended': return this.#resolve(reply.id, { ended: reply.ended })
+      case 'welcome': return waiting?.request === 'hello' ? this.#welcomed(reply) : this.#mistaken(reply, waiting)
+      case 'ended': return waiting?.request === 'ack' || waiting?.request === 'release' ? this.#resolve(reply.id, { ended: reply.ended }) : this.#mistaken(reply, waiting)
       default: return reply satisfies never
     }
   }
 
+  #welcomed ({ id, engine, epoch }: Welcome): void {
+    const { engineId, epoch: wanted } = this.target
+    if (engine === engineId && epoch === wanted) this.#resolve(id, undefined)
+    else this.#reject(id, new P2PError('STALE', `${engineId}: another process listens here now`))
+  }
+
+  /** A pull that such an answer ended would pass off what its blocks held before, another request's features, as its own. */
+  #mistaken ({ id, type }: Reply, waiting: Waiting | undefined): void {
+    // One that comes late, after its request was given up.
+    if (waiting === undefined) return
+    this.#refusals.add('malformed')
+    this.#reject(id, new P2PError('GONE', `${this.target.engineId} answered "${waiting.request}" with "${type}"`))
+  }
+
   #take (chunk: Chunk, payload: Buffer, waiting: Waiting | undefined): void {
     // A chunk without a waiter: its pull was given up, or began before a reconnect. Its server should stop.
-    if (waiting?.incoming === undefined) return this.#sendCancel(chunk.id, chunk.traceparent)
+    if (waiting === undefined) return this.#sendCancel(chunk.id, chunk.traceparent)
+    if (waiting.incoming === undefined) return this.#mistaken(chunk, waiting)
     const { incoming, traceparent } = waiting
     collect(payload.length)
     try {

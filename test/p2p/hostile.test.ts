@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { once } from 'node:events'
 import type { Worker } from 'node:worker_threads'
-import { Dealer } from 'zeromq'
+import { Dealer, Router } from 'zeromq'
 import { until } from '../helper/until.ts'
 import { Peer, type Offer } from './peer.ts'
 
@@ -130,6 +130,51 @@ t.test('an id that is used again while its first pull is being refused loses not
     a.leases.end(offer.lease.id, 'release')
   }
   await until(() => a.idle, 'nothing is held')
+})
+
+t.test('a producer that answers a request with what answers another one ends that request, not more', async t => {
+  const a = await open(t, 'http://a')
+  const b = await open(t, 'http://b', 2)
+  const replies: Record<string, object> = {
+    welcome: { engine: 'http://evil', epoch: 7 },
+    ended: { ended: true },
+    chunk: { seq: 0, offset: 0, dtype: 'float32', dims: [0], crc32: 0 }
+  }
+  const router = new Router({ linger: 0 })
+  await router.bind('tcp://127.0.0.1:*')
+  t.teardown(() => { router.close() })
+  let wrong: { to: string, type: string } | undefined
+  const serve = async (): Promise<void> => {
+    for await (const [peer, header] of router) {
+      const { type, id } = JSON.parse(String(header)) as { type: string, id: string }
+      const answer = type === wrong?.to ? wrong.type : type === 'hello' ? 'welcome' : undefined
+      if (answer !== undefined) await router.send([peer!, JSON.stringify({ v: 1, id, type: answer, ...replies[answer] })])
+    }
+  }
+  serve().catch(() => { /* closed */ })
+  const evil = { ...a.node.endpoint, engine: 'http://evil', epoch: 7, tcp: router.lastEndpoint! }
+  const name = { engineId: 'http://evil', epoch: 7, lease: 'l' }
+
+  for (const type of ['ended', 'chunk']) {
+    wrong = { to: 'hello', type }
+    await t.rejects(b.node.connect(evil), { code: 'GONE' })
+  }
+  replies.welcome = { engine: 'http://other', epoch: 7 }
+  wrong = undefined
+  await t.rejects(b.node.connect(evil), { code: 'STALE' }, 'another process answers')
+  replies.welcome = { engine: 'http://evil', epoch: 7 }
+  await b.node.connect(evil)
+  const localBlocks = b.feature.allocate(1) as number[]
+  for (const type of ['welcome', 'ended', 'chunk']) {
+    wrong = { to: 'pull', type }
+    await t.rejects(b.node.pull({ ...name, pool: 'feature', remoteBlocks: [0], localBlocks }), { name: 'P2PError', code: /GONE|CORRUPT/ }, `${type} is no pull: nothing was written`)
+  }
+  for (const type of ['welcome', 'chunk']) {
+    wrong = { to: 'ack', type }
+    await t.rejects(b.node.ack(name), { code: 'GONE' })
+  }
+  await b.node.connect(a.node.endpoint)
+  t.ok(await pulls(b, a.offer(2)))
 })
 
 t.test('a lease for a linked engine is pulled by no other', async t => {
