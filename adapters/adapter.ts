@@ -83,7 +83,7 @@ export interface MediaItem {
   readonly url: { readonly start: number, readonly end: number }
   /** The whole content part object `{...}`. */
   readonly span: { readonly start: number, readonly end: number }
-  /** sha-256 (hex) of the URL's bytes as they stand in the body; for affinity only. */
+  /** Of the URL's length and a sample of its bytes as they stand in the body: to choose a node by, and for nothing else. */
   readonly routeKey: string
   /** Its URL is an address that the engine fetches: the bytes behind it may change. */
   readonly remote: boolean
@@ -118,6 +118,8 @@ export interface BodyEdits {
 
 /** The client's request body as bytes. Nothing here parses or stringifies the whole of it. */
 export interface RequestBody {
+  /** As it came. Valid until the request ends. */
+  readonly bytes: Buffer
   readonly model: string
   readonly stream: boolean
   readonly media: readonly MediaItem[]

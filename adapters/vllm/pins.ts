@@ -1,4 +1,4 @@
-import { createHmac, randomBytes } from 'node:crypto'
+import { createCipheriv, createHmac, randomBytes } from 'node:crypto'
 import type { BodyEdits, MediaItem, MediaPart, RequestBody } from '../adapter.ts'
 
 /** With these vLLM makes something else of the same bytes, and a `uuid` would stand for both. */
@@ -6,6 +6,7 @@ const SHAPING = ['mm_processor_kwargs', 'media_io_kwargs'] as const
 /** Types that vLLM reads from `url` alone. Of `input_audio` it reads `data`, which need not be what the gateway has hashed. */
 const BY_URL: ReadonlySet<string> = new Set(['image_url', 'video_url', 'audio_url'])
 
+const NONCE = Buffer.alloc(12)
 /** Retired names remembered. */
 const MAX_RETIRED = 1_024
 
@@ -28,11 +29,14 @@ export interface Pin {
  */
 export class Pins {
   readonly #secret: string | Buffer
+  readonly #digestKey: Buffer
+  readonly #digests = new WeakMap<MediaItem, string>()
   /** How many names of an item were retired, by its first. */
   readonly #retired = new Map<string, number>()
 
   constructor (secret: string | undefined) {
     this.#secret = secret ?? randomBytes(32)
+    this.#digestKey = createHmac('sha256', this.#secret).update('digest').digest()
   }
 
   /**
@@ -40,7 +44,7 @@ export class Pins {
    * picture of another size under a taken `uuid` ends the process.
    */
   pin (item: MediaItem, body: RequestBody, encoder: string, tenant: string | undefined): Pin {
-    const first = this.#hash('media', encoder, tenant ?? null, body.model, item.modality, item.routeKey)
+    const first = this.#hash('media', encoder, tenant ?? null, body.model, item.modality, this.#digest(item, body))
     const retired = this.#retired.get(first)
     const name = retired === undefined ? first : this.#hash('again', first, String(retired))
     const rewritable = !SHAPING.some(member => body.has(member))
@@ -59,6 +63,23 @@ export class Pins {
   salt (body: RequestBody, tenant: string | undefined): BodyEdits {
     if (tenant === undefined) return {}
     return { set: { cache_salt: JSON.stringify(this.#hash('salt', tenant, String(body.scalar('cache_salt') ?? ''))) } }
+  }
+
+  /**
+   * Stands for all bytes of an item's URL in its name: AES-GMAC, under a key of its own. It takes a sixth of SHA-256's time,
+   * and whoever does not know the key can't make two pictures of one digest (2^-100 a try). It never leaves this class but in
+   * a hash, which is why one nonce may serve for all of them.
+   *
+   * @see https://csrc.nist.gov/pubs/sp/800/38/d/final
+   */
+  #digest (item: MediaItem, { bytes }: RequestBody): string {
+    const known = this.#digests.get(item)
+    if (known !== undefined) return known
+    const mac = createCipheriv('aes-256-gcm', this.#digestKey, NONCE).setAAD(bytes.subarray(item.url.start, item.url.end))
+    mac.final()
+    const digest = mac.getAuthTag().toString('hex')
+    this.#digests.set(item, digest)
+    return digest
   }
 
   #hash (...what: ReadonlyArray<string | null>): string {

@@ -13,8 +13,6 @@ const ONE_GO = 128 * 1024
 
 /** A request body as the plugin's core sees it. */
 export interface Body extends RequestBody {
-  /** The body as it came. */
-  readonly bytes: Buffer
   /** Bytes that are not media: a measure of the prompt. */
   readonly textBytes: number
   readonly size: PromptSize
@@ -36,7 +34,7 @@ export async function parseBody (bytes: Buffer): Promise<Body> {
   const scanner = new JsonScanner(bytes, collector)
   if (bytes.length <= ONE_GO && isUtf8(bytes)) scanner.run(bytes.length)
   else await scanInSteps(bytes, scanner)
-  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : await describeMedia(bytes, collector.media))
+  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : describeMedia(bytes, collector.media))
 }
 
 /** The same for a value that the gateway or its application has made; strings and Buffers are taken as JSON text. */

@@ -1,8 +1,7 @@
-import { createHash } from 'node:crypto'
 import type { MediaItem, MediaPart } from '../../adapters/adapter.ts'
 import { isEmbedded, MEDIA, type Modality } from '../../adapters/wire/media.ts'
+import { fingerprint } from './fingerprint.ts'
 import type { FoundMedia } from './media-collector.ts'
-import { Pace } from './pace.ts'
 
 interface PictureSize {
   readonly width: number
@@ -13,8 +12,6 @@ interface PictureSize {
 const HEAD_BYTES = 48
 /** JPEG segments looked at before giving up: thumbnails and colour profiles come in a few dozen at most. */
 const MAX_SEGMENTS = 64
-/** Hashed in one go, in bytes: about 0.7 ms. */
-const HASH_SLICE = 1 << 20
 /** A data URL's header (`data:image/png;base64,`) is shorter than this, in bytes. */
 const MAX_DATA_HEADER = 256
 /** How much of a base64 text with escapes is decoded to look for a picture's size, in bytes. */
@@ -31,16 +28,15 @@ function estimateTokens (size: PictureSize | undefined, modality: Modality): num
   return Math.min(MAX_TOKENS, Math.max(1, Math.round(size.width * size.height / PIXELS_PER_TOKEN)))
 }
 
-/** Adds route key, size and token estimate to media parts. Long hashes give way to other requests. */
-export async function describeMedia (bytes: Buffer, found: readonly FoundMedia[]): Promise<MediaItem[]> {
-  const pace = new Pace()
+/** Adds route key, size and token estimate to media parts. */
+export function describeMedia (bytes: Buffer, found: readonly FoundMedia[]): MediaItem[] {
   const items: MediaItem[] = []
   for (const { message, part, path, type, url: text, member, span, apart } of found) {
     const modality = MEDIA.get(type)!
     // Media without a URL have an empty one: nothing is read there and nothing put.
     const { start, end, escaped } = text ?? { start: span.start, end: span.start, escaped: false }
     const size = modality === 'image' && text !== undefined ? inlineSize(bytes, start, end, escaped) : undefined
-    const routeKey = text === undefined ? await hash(bytes, span.start, span.end, pace) : await hash(bytes, start, end, pace)
+    const routeKey = text === undefined ? fingerprint(bytes, span.start, span.end) : fingerprint(bytes, start, end)
     const unencodable = text === undefined ? isEmbedded(type) ? 'embeddings' : 'media without a URL' : apart ? 'media outside of messages' : undefined
     items.push({
       index: items.length,
@@ -76,18 +72,6 @@ function isBase64 (bytes: Buffer, start: number, end: number): boolean {
 function chatPart (modality: Modality, base64: boolean): MediaPart {
   const type = `${modality}_url`
   return { before: `{"type":"${type}","${type}":{"url":"${base64 ? `data:${modality}/${modality === 'image' ? 'png' : '*'};base64,` : ''}`, after: '"}}' }
-}
-
-async function hash (bytes: Buffer, start: number, end: number, pace: Pace): Promise<string> {
-  const sha = createHash('sha256')
-  let pos = start
-  do {
-    if (pace.due()) await pace.rest()
-    const stop = Math.min(end, pos + HASH_SLICE)
-    sha.update(bytes.subarray(pos, stop))
-    pos = stop
-  } while (pos < end)
-  return sha.digest('hex')
 }
 
 /** Size of a picture that is in the body itself: a data URL, or base64 text alone. */

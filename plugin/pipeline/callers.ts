@@ -1,4 +1,5 @@
 /** Requests whose language model calls its encoders by itself: the encode calls that come in find theirs here. */
+import { createHash } from 'node:crypto'
 import type { MediaItem } from '../../adapters/adapter.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { OpenStage, RequestTrace } from '../telemetry/spans.ts'
@@ -9,7 +10,7 @@ const REMEMBERED_MS = 200_000
 /** What the exchange of such a request offers: its span, its end. */
 export interface Origin {
   readonly callId: string
-  readonly request: { readonly body: { readonly model: string, readonly media: readonly MediaItem[] } }
+  readonly request: { readonly body: { readonly model: string, readonly bytes: Buffer, readonly media: readonly MediaItem[] } }
   readonly trace: RequestTrace
   encodedBy: readonly string[]
   cancel (reason: unknown): void
@@ -24,6 +25,7 @@ export class Caller {
   readonly #encodedBy: string[] = []
   /** Items that no encode call has come for yet. */
   readonly #unclaimed: MediaItem[]
+  #hashes: ReadonlyMap<MediaItem, string> | undefined
   #span: OpenStage | undefined
   #tokens = 0
   /** Items that are encoded. */
@@ -43,17 +45,19 @@ export class Caller {
     return this.#encoded >= this.media.length
   }
 
-  /** Are these the hashes of the URLs of pictures that still are to be encoded? */
-  awaits (keys: readonly string[]): boolean {
-    const left = this.#unclaimed.map(item => item.routeKey)
-    return keys.every(key => {
-      const at = left.indexOf(key)
+  /** Are these the hashes of the URLs of pictures that still are to be encoded? Fingerprints would not do: another client's picture may have the same. */
+  awaits (hashes: readonly string[]): boolean {
+    const { bytes } = this.#exchange.request.body
+    this.#hashes ??= new Map(this.media.map(item => [item, createHash('sha256').update(bytes.subarray(item.url.start, item.url.end)).digest('hex')]))
+    const left = this.#unclaimed.map(item => this.#hashes!.get(item))
+    return hashes.every(hash => {
+      const at = left.indexOf(hash)
       if (at !== -1) left.splice(at, 1)
       return at !== -1
     })
   }
 
-  /** The items whose URLs hash so, for one encode call: a picture that stands in the request twice is encoded twice. */
+  /** The items with these fingerprints, for one encode call: a picture that stands in the request twice is encoded twice. */
   claim (keys: readonly string[]): MediaItem[] {
     return keys.flatMap(key => {
       const at = this.#unclaimed.findIndex(item => item.routeKey === key)
@@ -108,11 +112,12 @@ export class Callers {
   }
 
   /** By the id under which the request went to the language server; where that does not pass it on, by the hashes of the pictures' URLs. */
-  find (id: string, keys: readonly string[]): Caller | undefined {
+  find (id: string, hashes: () => readonly string[]): Caller | undefined {
     // P's call has a name of its own.
     const named = this.#byId.get(id) ?? this.#byId.get(id.replace(/\.p$/, ''))
     if (named !== undefined) return named
-    return [...this.#byId.values()].find(caller => caller.endedAt === undefined && caller.awaits(keys))
+    let wanted: readonly string[] | undefined
+    return [...this.#byId.values()].find(caller => caller.endedAt === undefined && caller.awaits(wanted ??= hashes()))
   }
 
   #forget (): void {

@@ -1,8 +1,8 @@
 /** The node that holds a conversation: the KV cache of its prefix, its pictures. */
 import type { IncomingHttpHeaders } from 'node:http'
-import { openingOf, type Body } from '../body/index.ts'
+import { fingerprint, openingOf, type Body } from '../body/index.ts'
 import type { NodeSnapshot } from '../registry/types.ts'
-import { FNV_PRIME, heaviest, IMBALANCE } from './rendezvous.ts'
+import { heaviest, IMBALANCE } from './rendezvous.ts'
 
 /** Names the session of a request, for policy `session`. */
 const SESSION_HEADER = 'x-session-id'
@@ -13,8 +13,6 @@ const OPENING_MEMBERS: Readonly<Record<string, string>> = { '/v1/chat/completion
 const PROMPT_BYTES = 256
 /** How far the end of the first message is looked for, in bytes. */
 const MAX_OPENING = 1 << 20
-/** Of a long opening its beginning and its end are hashed, so many bytes each. */
-const SAMPLE = 128
 
 /**
  * What all requests of one conversation, and few others, have in common: their messages up to the first that is not the
@@ -25,12 +23,12 @@ export function prefixKey (body: Body, path: string): string | undefined {
   const value = name === undefined ? undefined : body.json(name)
   if (value === undefined) return undefined
   const isList = value[0] === 0x5b
-  if (name === 'prompt' || !isList) return hash(value, name === 'prompt' ? Math.min(PROMPT_BYTES, value.length) : value.length)
+  if (name === 'prompt' || !isList) return fingerprint(value, 0, name === 'prompt' ? Math.min(PROMPT_BYTES, value.length) : value.length)
   const from = value.byteOffset - body.bytes.byteOffset
   const picture = body.media.find(({ span }) => span.start >= from && span.end <= from + value.length)
   const start = picture === undefined ? value.length : picture.span.start - from
   const opening = picture?.message === 0 ? undefined : openingOf(value, Math.min(start, MAX_OPENING))
-  return opening === undefined && picture !== undefined ? picture.routeKey : hash(value, opening?.end ?? value.length)
+  return opening === undefined && picture !== undefined ? picture.routeKey : fingerprint(value, 0, opening?.end ?? value.length)
 }
 
 /** What the client says that its requests belong together by. */
@@ -45,13 +43,4 @@ export function byConversation (key: string, candidates: readonly NodeSnapshot[]
   const total = candidates.reduce((sum, { load }) => sum + load.work, work)
   const limit = Math.max(nodeTokens, IMBALANCE * total / speeds)
   return heaviest(key, candidates, ({ load, speed }) => load.work + work <= limit * speed)
-}
-
-function hash (bytes: Buffer, end: number): string {
-  let hash = end
-  for (let i = 0; i < end; i++) {
-    if (i === SAMPLE && end > 2 * SAMPLE) i = end - SAMPLE
-    hash = Math.imul(hash ^ bytes[i]!, FNV_PRIME)
-  }
-  return (hash >>> 0).toString(36)
 }

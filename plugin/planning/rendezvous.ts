@@ -8,7 +8,7 @@ import { remembered } from '../registry/remembered.ts'
 /** One node may carry this much more than the average before work spills over from it. */
 export const IMBALANCE = 1.25
 
-export const FNV_PRIME = 0x01000193
+const FNV_PRIME = 0x01000193
 const FNV_OFFSET = 0x811c9dc5
 
 interface Named { readonly id: string }

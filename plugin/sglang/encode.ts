@@ -8,6 +8,7 @@ import { PUSHED } from '../../adapters/sglang/info.ts'
 import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { numberOf, objectOf } from '../../adapters/wire/json.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
+import { fingerprint } from '../body/index.ts'
 import { epdError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import { exhaustedError, verdictOn, type Caller } from '../pipeline/index.ts'
@@ -51,8 +52,8 @@ export class PartEncoding {
     this.#request = request
     this.#bytes = bytes
     this.#signal = signal
-    this.#keys = pictureKeys(request)
-    this.#caller = gateway.callers.find(requestIdOf(request.req_id), this.#keys)
+    this.#keys = request.mm_items.map(item => fingerprint(Buffer.from(urlOf(item))))
+    this.#caller = gateway.callers.find(requestIdOf(request.req_id), () => pictureHashes(request))
     this.#items = this.#caller?.claim(this.#keys) ?? []
     const known = this.#items.reduce((sum, { tokens }) => sum + tokens, 0)
     this.#tokens = known + UNKNOWN_TOKENS * (this.#keys.length - this.#items.length)
@@ -93,8 +94,7 @@ export class PartEncoding {
     // An encoder does not say whose model's it is; the operator may.
     const fits = ({ models }: NodeSnapshot): boolean => models.length === 0 || model === undefined || models.includes(model)
     const encoders = usableOf(registry.snapshot().nodes.filter(node => node.info?.produces.includes(PUSHED) === true && fits(node)), 'encode', routing.panicThreshold)
-    const key = this.#keys.length === 1 ? this.#keys[0]! : createHash('sha256').update(this.#keys.join()).digest('hex')
-    return byAffinity(key, this.#tokens, encoders, routing.encoderTokens).find(({ id }) => !failed.has(id))
+    return byAffinity(this.#keys.join(), this.#tokens, encoders, routing.encoderTokens).find(({ id }) => !failed.has(id))
   }
 
   /** The client learns at once that no encoder is left. A language server that bears no error waits on. */
@@ -225,7 +225,7 @@ export class PartEncoding {
 }
 
 /** Hashes of the pictures' URLs. */
-export function pictureKeys ({ mm_items: items }: EncodeRequest): string[] {
+export function pictureHashes ({ mm_items: items }: EncodeRequest): string[] {
   return items.map(item => createHash('sha256').update(urlOf(item)).digest('hex'))
 }
 

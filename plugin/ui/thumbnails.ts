@@ -57,8 +57,8 @@ export class Thumbnails {
   get bytes (): number { return this.#bytes }
 
   /** Keeps the inline pictures of a body. Pictures behind URLs are not kept: only the encoder fetches them. */
-  keep (traceId: string, body: RequestBody & { readonly bytes?: Buffer }): void {
-    if (body.bytes === undefined || this.#closed) return
+  keep (traceId: string, body: RequestBody): void {
+    if (this.#closed) return
     for (const { index, modality, url } of body.media.slice(0, MAX_ITEMS)) {
       if (modality !== 'image' || this.#queue.length >= MAX_WAITING || this.#waitingBytes > MAX_WAITING_BYTES) continue
       const head = DATA_URL.exec(body.bytes.toString('latin1', url.start, Math.min(url.end, url.start + 64)))

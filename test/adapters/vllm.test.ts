@@ -6,9 +6,12 @@ import t, { type Test } from 'tap'
 import { Client } from 'undici'
 import { adapters, createVllm, detectAdapter, vllm, type AdapterNode, type NodeInfo } from '../../adapters/index.ts'
 import { bodyFrom, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
+import { Pins } from '../../adapters/vllm/pins.ts'
 import { Written } from '../../adapters/vllm/written.ts'
 import { parseBody } from '../../plugin/body/index.ts'
+import { pictureUrl } from '../helper/fake-gateway.ts'
 import { FakeVllm, SharedFolder } from '../helper/fake-vllm.ts'
+import { sameFingerprint } from '../helper/same-fingerprint.ts'
 import { dataUrl, picture as png } from '../vllm/pictures.ts'
 
 const CHAT = '/v1/chat/completions'
@@ -230,4 +233,21 @@ t.test('vllm: what is known of encoders is bounded, ages, and ends with their pr
   for (let i = 0; i < 16_384; i++) written.add(e, String(i))
   t.notOk(written.has(e, 'a'), 'the oldest leaves')
   t.ok(written.has(e, '0'))
+})
+
+t.test("vllm: a picture's name covers all of its bytes: one that has the fingerprint of another has a name of its own", async t => {
+  const url = pictureUrl(1, 20_000)
+  const other = sameFingerprint(url)
+  let asked = 0
+  const named = async (url: string, pins: Pins): Promise<string | undefined> => {
+    const body = await parseBody(Buffer.from(JSON.stringify({ model: 'm', messages: [{ role: 'user', content: [{ type: 'text', text: String(asked++) }, { type: 'image_url', image_url: { url } }] }] })))
+    return pins.pin(body.media[0]!, body, 'http://e:1', undefined).uuid
+  }
+  const pins = new Pins('secret')
+  const name = await named(url, pins)
+  t.match(name, /^[0-9a-f]{64}$/)
+  t.not(await named(other, pins), name)
+  t.equal(await named(url, pins), name)
+  t.equal(await named(url, new Pins('secret')), name, 'gateways with one secret agree')
+  t.not(await named(url, new Pins(undefined)), name)
 })

@@ -9,7 +9,7 @@ export const name = 'body'
 
 interface Reading { stallMs: number, peak: number }
 
-/** Scans, hashes and splices bodies with pictures, beside parsing and stringifying them; and reads a 10 MB body. */
+/** Scans, fingerprints and splices bodies with pictures, beside parsing and stringifying them; and reads a 10 MB body. */
 export async function run (context: BenchContext): Promise<string> {
   return [
     '## Request bodies',
@@ -42,7 +42,7 @@ async function splicing (context: BenchContext): Promise<string> {
     }
     rows.push([`${pictures} x 1 MiB`, median(times.bytes), median(times.parse), `${(median(times.bytes) / median(times.parse)).toFixed(2)}x`])
   }
-  return table(['body', 'this package: scan, hash, splice, ms', 'parse, hash, stringify, ms', 'ratio'], rows)
+  return table(['body', 'this package: scan, fingerprint, splice, ms', 'parse, hash, stringify, ms', 'ratio'], rows)
 }
 
 async function cpuOf (work: () => Promise<unknown>, count: number): Promise<number> {

@@ -1,6 +1,5 @@
-import { createHash } from 'node:crypto'
 import t from 'tap'
-import { CONTROL_FIELDS, parseBody, parseBodyValue } from '../../plugin/body/index.ts'
+import { CONTROL_FIELDS, fingerprint, parseBody, parseBodyValue } from '../../plugin/body/index.ts'
 import { isEpdError } from '../../plugin/errors.ts'
 import type { Body } from '../../plugin/body/index.ts'
 import { randomJson, Random } from './random-json.ts'
@@ -177,7 +176,7 @@ t.test('finds media parts of every kind and nothing else', async t => {
     const part = JSON.parse(body.bytes.toString('utf8', item.span.start, item.span.end)) as object
     const { content } = (JSON.parse(body.bytes.toString()) as { messages: Array<{ content: object[] | object }> }).messages[item.message]!
     t.strictSame(part, Array.isArray(content) ? content[item.part] : content)
-    t.equal(item.routeKey, createHash('sha256').update(item.unencodable === undefined ? url(item.index) : JSON.stringify(part)).digest('hex'))
+    t.equal(item.routeKey, fingerprint(Buffer.from(item.unencodable === undefined ? url(item.index) : JSON.stringify(part))))
   }
   t.equal((await parseBodyValue(chat(...Array.from({ length: 512 }, (_, i) => picture(`u${i}`))))).media.length, 512)
   t.match(await refusal(chat(...Array.from({ length: 513 }, (_, i) => picture(`u${i}`)))), { code: 'too_many_media', param: 'messages' })

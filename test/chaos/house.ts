@@ -1,10 +1,10 @@
-import { createHash } from 'node:crypto'
 import { readdirSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { Agent, fetch, type Response } from 'undici'
+import { fingerprint } from '../../plugin/body/index.ts'
 import { rank } from '../../plugin/planning/index.ts'
 import { startCli, type CliServer, type Ending } from '../helper/cli.ts'
 import { freePort } from '../helper/free-port.ts'
@@ -55,7 +55,7 @@ export function gate (): { readonly opened: Promise<void>, open (): void } {
 
 /** The encoder that a picture belongs to, of these. */
 export function ownerOf (url: string, encoders: readonly Engine[]): Engine {
-  return rank(createHash('sha256').update(url).digest('hex'), encoders)[0]!
+  return rank(fingerprint(Buffer.from(url)), encoders)[0]!
 }
 
 /** Open file descriptors of a process; undefined where the system does not report them. */

@@ -1,7 +1,7 @@
-import { createHash } from 'node:crypto'
 import { request as httpRequest } from 'node:http'
 import t, { type Test } from 'tap'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
+import { fingerprint } from '../../plugin/body/index.ts'
 import { rank } from '../../plugin/planning/index.ts'
 import { fakeAdapter, FakeNode, type FakeNodeOptions } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post, settled, type FakeGateway } from '../helper/fake-gateway.ts'
@@ -308,7 +308,7 @@ t.test('what comes late from one encoder does not end the lease that another has
   let open!: () => void
   pd.generateFaults.push({ hold: new Promise(resolve => { open = resolve }) })
   const picture = Array.from({ length: 100 }, (_, seed) => pictureUrl(String(seed)))
-    .find(url => rank(createHash('sha256').update(url).digest('hex'), [{ id: slow.url }, { id: quick.url }])[0]!.id === slow.url)!
+    .find(url => rank(fingerprint(Buffer.from(url)), [{ id: slow.url }, { id: quick.url }])[0]!.id === slow.url)!
   const asked = post(`${url}/v1/chat/completions`, chat('?', picture))
   await until(() => pd.generations.length === 1, 'the second encoder has answered, and the language model is asked')
   finish([{ item: 0, node: slow.url, lease: 'late', tokens: 1, cached: false, wire: {} }] as never)

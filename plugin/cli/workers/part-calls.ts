@@ -10,7 +10,7 @@ import { readEncode, requestIdOf } from '../../../adapters/sglang/encoder.ts'
 import { VIRTUAL_PATH } from '../../../adapters/sglang/info.ts'
 import { objectOf, textOf } from '../../../adapters/wire/json.ts'
 import { REMEMBERED_MS } from '../../sglang/parts.ts'
-import { pictureKeys } from '../../sglang/encode.ts'
+import { pictureHashes } from '../../sglang/encode.ts'
 import { fromWorker, passTo } from './operators.ts'
 
 /** What is known of a request from a call of its language server. */
@@ -36,7 +36,7 @@ export function meetAtOwner (app: FastifyInstance, { prefix, socket, ownerOf }: 
     const parsed = parseJson(body)
     const encode = readEncode(parsed)
     const id = requestIdOf(textOf(objectOf(parsed).req_id) ?? '')
-    const owner = await ownerOf({ id, keys: typeof encode === 'string' ? [] : pictureKeys(encode) })
+    const owner = await ownerOf({ id, keys: typeof encode === 'string' ? [] : pictureHashes(encode) })
     if (owner !== socket) passTo(owner, request.url, request, reply, body)
   })
   const server = createServer((request, response) => {

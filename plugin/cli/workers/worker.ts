@@ -63,7 +63,7 @@ async function main (): Promise<void> {
   close = async () => { await (closing ??= end(app, async () => { await primary.call('happened', reports.last()) })) }
   ready({
     nodes: nodes => { follow(gateway, nodes) },
-    has: ({ id, keys }) => gateway.callers.find(id, keys) !== undefined,
+    has: ({ id, keys }) => gateway.callers.find(id, () => keys) !== undefined,
     reload: options => { reload(gateway, { ...resolveOptions({ ...optionsOfWorker(options, shares), telemetry: raw.telemetry }), nodes: gateway.options.nodes }) },
     flush: () => { reports.flush() },
     picture: async ({ trace, index }) => {
