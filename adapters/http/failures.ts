@@ -37,6 +37,9 @@ const REASONS: Readonly<Record<string, string>> = {
   ETIMEDOUT: 'did not accept a connection in time'
 }
 
+/** undici's words, of a request's connection, for this only: it asks for no 100 Continue, and passes over other interim answers (102, 103). */
+const UNASKED_100 = 'bad response'
+
 export function codeOf (error: unknown): string | undefined {
   const code = (error as { code?: unknown } | undefined)?.code
   return typeof code === 'string' ? code : undefined
@@ -48,7 +51,7 @@ const CUT: ReadonlySet<string | undefined> = new Set(['ECONNRESET', 'EPIPE', 'UN
 /** No head came. */
 export function unavailable (node: AdapterNode, cause: Error): AdapterError {
   const code = codeOf(cause)
-  const reason = (code !== undefined ? REASONS[code] : undefined) ?? `can't be reached: ${cause.message}`
+  const reason = cause.message === UNASKED_100 ? 'sent 100 Continue without being asked, which undici takes for the end' : (code !== undefined ? REASONS[code] : undefined) ?? `can't be reached: ${cause.message}`
   const how = CUT.has(code) || code?.startsWith('HPE_') === true ? 'cut' : 'unreachable'
   return new AdapterError('UNAVAILABLE', `${node.id} ${reason}`, { node: node.id, cause, how })
 }

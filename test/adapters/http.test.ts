@@ -296,3 +296,19 @@ t.test('a code stands for its status, and one named like a member of every objec
   t.equal(statusOf({ message: '', code: 'rate_limit_exceeded' }), 429)
   for (const code of [...Object.getOwnPropertyNames(Object.prototype), 'nothing']) t.equal(statusOf({ message: '', code, type: code }), 500, code)
 })
+
+t.test('interim answers are passed over; 100 Continue unasked, for which undici ends the connection, is named', async t => {
+  let interim = 'HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n'
+  const server = createNetServer(socket => {
+    socket.once('data', () => { socket.end(`${interim}HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}`) }).on('error', () => {})
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { server.close() })
+  await once(server, 'listening')
+  const node = nodeAt(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  const dispatcher = dispatcherFor(t)
+  const answer = await send(node, { method: 'POST', ...POST }, callWith(dispatcher))
+  t.equal(answer.statusCode, 200)
+  t.equal(await textOf(answer), '{}')
+  interim = 'HTTP/1.1 100 Continue\r\n\r\n'
+  await t.rejects(send(node, { method: 'POST', ...POST }, callWith(dispatcher)), { code: 'UNAVAILABLE', how: 'cut', message: /sent 100 Continue without being asked/ })
+})
