@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { startGateway } from './gateway-process.ts'
 import { loadConfig } from './config.ts'
+import { checkStateFile } from './state-file.ts'
 import { tlsFiles } from './tls.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
 import { levelOf, parseFlags, portOf, UsageError, withUsage } from './usage.ts'
@@ -90,8 +91,9 @@ function workersOf (text: string): number {
 
 /** Whatever else a start would trip over. */
 async function check (options: EpdOptions, file: string | undefined): Promise<number> {
-  const { nodes, server: { tls } } = resolveOptions(options)
+  const { nodes, server: { tls, stateFile } } = resolveOptions(options)
   if (tls !== undefined) tlsFiles(tls)
+  if (stateFile !== undefined) checkStateFile(stateFile)
   process.stdout.write(`${file ?? 'no configuration file: the defaults'}: ok, ${nodes.length} node${nodes.length === 1 ? '' : 's'}\n`)
   return 0
 }

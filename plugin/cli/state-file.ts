@@ -1,12 +1,24 @@
 /** A file that keeps over a restart what registers at run time, and what is drained. */
-import { readFileSync } from 'node:fs'
+import { accessSync, constants, readFileSync } from 'node:fs'
 import { rename, writeFile } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import type { Gateway } from '../gateway.ts'
 import type { SavedNodes } from '../registry/index.ts'
 import { UsageError } from './usage.ts'
 
+/** @throws UsageError where there can be no such file, or it is none */
+export function checkStateFile (file: string): void {
+  read(file)
+  try {
+    accessSync(dirname(file), constants.W_OK)
+  } catch (err) {
+    throw new UsageError(`server.stateFile: can't write into ${dirname(file)} (${(err as NodeJS.ErrnoException).code})`)
+  }
+}
+
 /** Adds what the file holds, and writes it anew whenever that changes. Returns what waits for the last write. */
 export function keepNodes (file: string, { registry, log }: Pick<Gateway, 'registry' | 'log'>): () => Promise<void> {
+  checkStateFile(file)
   const { nodes, drained } = read(file)
   for (const { peer, ...node } of nodes) {
     try {

@@ -68,7 +68,7 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   if (!fill(options)) throw new OptionsError(problemsOf(fill.errors ?? []))
   const { $schema: _, embedded, routes, telemetry, ...rest } = options
   const engines = embeddedOf(embedded, options)
-  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...missingPackages(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
+  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...networkMistakes(options), ...missingPackages(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
   if (mistakes.length > 0) throw new OptionsError(mistakes)
   return {
     ...rest,
@@ -118,6 +118,14 @@ function isNameServer (text: string): boolean {
 
 function headerMistakes ({ forwardHeaders }: Filled): OptionsProblem[] {
   return forwardHeaders.flatMap((name, i) => isForwardable(name) ? [] : [problem(`/forwardHeaders/${i}`, `must be none that belongs to a connection, says who a client is, or is the gateway's own, not ${shown(name)}`)])
+}
+
+function networkMistakes ({ allowedNetworks }: Filled): OptionsProblem[] {
+  return allowedNetworks.flatMap((network, i) => {
+    const [address = '', bits = '0'] = network.split('/')
+    const family = isIP(address)
+    return family !== 0 && Number(bits) <= (family === 4 ? 32 : 128) ? [] : [problem(`/allowedNetworks/${i}`, `must be an IP address or a network such as 10.0.0.0/8, not ${shown(network)}`)]
+  })
 }
 
 function keyMistakes ({ keys }: Filled): OptionsProblem[] {

@@ -41,6 +41,12 @@ function text (description: string, options: Options & { readonly pattern?: stri
   return Type.String({ minLength: 1, description, ...options })
 }
 
+function token (description: string) {
+  return text(description, { pattern: '^[\\x20-\\x7e\\x80-\\xff]+$', expects: 'text that a header can have' })
+}
+
+const headerName = Type.String({ pattern: '^[A-Za-z0-9!#$%&\'*+.^_`|~-]{1,64}$', expects: 'the name of a header' })
+
 function milliseconds (value: number, description: string, minimum = 1) {
   return Type.Integer({ minimum, maximum: 86_400_000, default: value, description })
 }
@@ -50,7 +56,7 @@ const node = object({
   role: Type.Optional(oneOf(['encoder', 'prefill', 'decode', 'hybrid'])),
   adapter: Type.Optional(text('Name of a shipped adapter or of one in `adapters`; the first probe detects it when absent.')),
   models: Type.Optional(Type.Unsafe<readonly string[]>(Type.Array(text('Model name.'), { description: 'Restricts the node to these models.' }))),
-  apiKey: Type.Optional(text("Bearer token for this node. The gateway never forwards a client's own.")),
+  apiKey: Type.Optional(token("Bearer token for this node. The gateway never forwards a client's own.")),
   vision: Type.Optional(oneOf(['full', 'features', 'none'], { description: 'What the node does with media: encodes them, takes encoder results only, or neither. The probe finds out when absent.' })),
   maxPrefillTokens: Type.Optional(Type.Integer({ minimum: 1, description: 'Role prefill: the longest prompt it takes, in tokens. The probe finds out when absent.' })),
   ecZmqAddrs: Type.Optional(Type.Unsafe<readonly string[]>(Type.Array(Type.String({ pattern: '^tcp://[^\\s/]+:[0-9]+$', expects: 'an address such as tcp://10.0.0.6:14579' }), { minItems: 1, description: 'vLLM with ECMooncakeConnector: where encoders push features to, one control address for each data-parallel replica.' }))),
@@ -70,7 +76,7 @@ const kubernetes = object({
 }, { description: 'Pods that are ready are nodes. Needs the package @kubernetes/client-node.' })
 
 const source = object({
-  dns: Type.Optional(text('Name whose addresses are nodes: A and AAAA records with `port`, else SRV records.')),
+  dns: Type.Optional(Type.String({ pattern: '^[\\w-]{1,63}(\\.[\\w-]{1,63})*\\.?$', expects: 'a name such as encoder.vlm.svc', description: 'Name whose addresses are nodes: A and AAAA records with `port`, else SRV records.' })),
   port: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535, description: 'Of all addresses of `dns`. Without it `dns` names SRV records, which have ports.' })),
   server: Type.Optional(Type.String({ pattern: '^(\\d{1,3}(\\.\\d{1,3}){3}|\\[[0-9a-fA-F:.]+\\])(:\\d{1,5})?$', expects: 'an address such as 10.0.0.2:53 or [::1]:53', description: 'Name server to ask for `dns`. Default: that of the system.' })),
   kubernetes: Type.Optional(kubernetes),
@@ -205,7 +211,7 @@ export const optionsSchema = Type.Partial(object({
   nodes: list(node, 'Model servers known from the start. Others register with POST /nodes/add.'),
   discover: list(source, 'Where nodes are found that come and go.'),
   adapters: Type.Unsafe<readonly Adapter[]>(Type.Array(adapter, { default: [], inCode: true, description: 'Adapters beyond the shipped ones.' })),
-  prefix: Type.String({ pattern: '^(/.*)?$', default: '', expects: 'empty or a path that begins with /', description: 'Path in front of all own routes.' }),
+  prefix: Type.String({ pattern: '^(/[\\w.~@-]+)*/?$', default: '', expects: 'empty or a path that begins with /, of letters, digits and - _ . ~ @', description: 'Path in front of all own routes.' }),
   routes: switchOr(routes, { default: true, expects: `true, false or an object with ${Object.keys(routes.properties).join(', ')}`, description: 'Which routes the plugin mounts.' }),
   attach: list(Type.String({ pattern: '^/', expects: 'a path that begins with /' }), 'URLs of routes declared after the plugin that are treated as if they had `config: { epd: true }`.'),
   bypass: oneOf(['auto', 'never'], { description: 'When the language model encodes pictures itself although there are encoders. Default: never with embedded engines, else auto.' }),
@@ -224,17 +230,17 @@ export const optionsSchema = Type.Partial(object({
     additionalProperties: { anyOf: [{ type: 'string', minLength: 1 }, { type: 'array', minItems: 1, items: { type: 'string', minLength: 1 } }], expects: 'a model name or a list of them' },
     description: 'Names that stand for models: each for the first of its list that a request would find a node for.'
   }),
-  apiKeys: list(text('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
+  apiKeys: list(token('Bearer token.'), 'Bearer tokens for the OpenAI routes; none: no key is needed.'),
   keys: list(key, 'Named keys for the OpenAI routes, with what each may use.'),
   rates,
   cors: list(Type.String({ pattern: '^(\\*|https?://[^\\s/]+)$', expects: '"*" or an origin such as https://app.example.com' }), 'Origins whose pages may use the OpenAI routes; "*": any.'),
-  adminKey: text('Bearer token with which the routes of operators answer from anywhere.'),
+  adminKey: token('Bearer token with which the routes of operators answer from anywhere.'),
   allowedNetworks: list(Type.String({ pattern: '^[0-9a-fA-F.:]+(/[0-9]{1,3})?$', expects: 'an IP address or a network such as 10.0.0.0/8' }), 'Where the routes of operators answer without a key, beside loopback.'),
   headers: Type.Boolean({ default: true, description: 'Response headers x-epd-plan, x-epd-reason, x-epd-encoders, x-epd-trace-id.' }),
-  forwardHeaders: list(Type.String({ pattern: '^[A-Za-z0-9!#$%&\'*+.^_`|~-]{1,64}$', expects: 'the name of a header' }), "Headers of a client's request that go to the nodes too."),
+  forwardHeaders: list(headerName, "Headers of a client's request that go to the nodes too."),
   ui: Type.Boolean({ description: 'The inspection page at /epd/. Default: false; true from the command line on loopback.' }),
   telemetry,
-  tenant: Type.Union([text('Name of a request header.'), inCode<TenantOf>()], { expects: "a request header's name or, in code, a function", description: 'Separates the caches of different customers.' }),
+  tenant: Type.Union([headerName, inCode<TenantOf>()], { expects: "a request header's name or, in code, a function", description: 'Separates the caches of different customers.' }),
   logLevel: oneOf(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], { description: "Log level of the plugin's own routes. Default: the application's." })
 }), { $id: 'epd.config.json' })
 

@@ -77,12 +77,14 @@ t.test('--check says whether a configuration is good, and starts nothing', async
   const dir = t.testdir({
     'good.yaml': 'nodes: [{ url: "http://10.0.0.5:1" }]\n',
     'bad.json': '{ "nodez": [] }',
-    'tls.json': '{ "server": { "tls": { "cert": "none.pem", "key": "none.key" } } }'
+    'tls.json': '{ "server": { "tls": { "cert": "none.pem", "key": "none.key" } } }',
+    'state.json': '{ "server": { "stateFile": "none/state.json" } }'
   })
-  const [good, bad, tls, flag] = await Promise.all([...['good.yaml', 'bad.json', 'tls.json'].map(async name => await runCommand(['serve', '--check', '--config', join(dir, name)])), runCommand(['serve', '--check', '--port', 'x'])])
+  const [good, bad, tls, state, flag] = await Promise.all([...['good.yaml', 'bad.json', 'tls.json', 'state.json'].map(async name => await runCommand(['serve', '--check', '--config', join(dir, name)])), runCommand(['serve', '--check', '--port', 'x'])])
   t.match(good, { code: 0, stdout: /good\.yaml: ok, 1 node\n/, stderr: '' })
   t.match(bad, { code: 2, stdout: '', stderr: /bad\.json:1:12: unknown option nodez/ })
   t.match(tls, { code: 2, stdout: '', stderr: new RegExp(`server\\.tls\\.cert: can't read ${dir}/none\\.pem \\(ENOENT\\)`) })
+  t.match(state, { code: 2, stdout: '', stderr: new RegExp(`server\\.stateFile: can't write into ${dir}/none \\(ENOENT\\)`) })
   t.match(flag, { code: 2, stderr: /--port must/ })
 })
 

@@ -76,7 +76,15 @@ t.test('messages name path, bound and value', async t => {
     [{ embedded: { encoder: 1 } }, '/embedded/encoder', 'unknown option embedded.encoder (known here: encoders, engines, prefill, decode, backend, model)'],
     [{ tenant: 5 }, '/tenant', "tenant must be a request header's name or, in code, a function, not 5"],
     [{ allowedNetworks: ['intranet'] }, '/allowedNetworks/0', 'allowedNetworks[0] must be an IP address or a network such as 10.0.0.0/8, not "intranet"'],
-    [{ prefix: 'ai' }, '/prefix', 'prefix must be empty or a path that begins with /, not "ai"'],
+    ...['ai', '/:id', '/a b', '/*', '//'].map((prefix): [object, string, string] => [{ prefix }, '/prefix', `prefix must be empty or a path that begins with /, of letters, digits and - _ . ~ @, not ${JSON.stringify(prefix)}`]),
+    ...['10.0.0.0/33', '::/129', '1.2', '::1::/8'].map((network): [object, string, string] => [{ allowedNetworks: [network] }, '/allowedNetworks/0', `allowedNetworks[0] must be an IP address or a network such as 10.0.0.0/8, not "${network}"`]),
+    ...['..', 'a b', 'a..b', 'http://a'].map((dns): [object, string, string] => [{ discover: [{ dns }] }, '/discover/0/dns', `discover[0].dns must be a name such as encoder.vlm.svc, not "${dns}"`]),
+    ...['a\nb', '\u20ac'].flatMap((key): Array<[object, string, string]> => [
+      [{ nodes: [{ url: 'http://h', apiKey: key }] }, '/nodes/0/apiKey', `nodes[0].apiKey must be text that a header can have, not ${JSON.stringify(key)}`],
+      [{ apiKeys: [key] }, '/apiKeys/0', `apiKeys[0] must be text that a header can have, not ${JSON.stringify(key)}`],
+      [{ adminKey: key }, '/adminKey', `adminKey must be text that a header can have, not ${JSON.stringify(key)}`]
+    ]),
+    [{ tenant: 'x y' }, '/tenant', "tenant must be a request header's name or, in code, a function, not \"x y\""],
     [{ adapters: [{}] }, '/adapters/0', ''],
     [[], '', 'options must be an object, not []']
   ]
