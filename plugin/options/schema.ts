@@ -2,11 +2,12 @@
  * The options of `app.register(epd, options)` and of epd.config.json, written once: types, bounds, defaults and the
  * descriptions that an editor shows. `npm run schema` writes the JSON part to epd.config.schema.json.
  */
-import { Type, type ObjectOptions, type SchemaOptions, type Static, type TProperties, type TSchema } from '@sinclair/typebox'
+import type { ObjectOptions, SchemaOptions, Static, TProperties, TSchema } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import type { Adapter } from '../../adapters/adapter.ts'
 import { POLICIES, type Policy } from '../planning/policy.ts'
 import type { TraceStore } from '../traces/store.ts'
+import { Type } from './type.ts'
 
 /** `expects` completes the message "X must be ...". Two more keywords of ours, `inCode` and `isFunction`, mark what JSON can not hold. */
 type Options = SchemaOptions & { readonly expects?: string }

@@ -15,11 +15,13 @@ import { until } from '../helper/until.ts'
 const CHAT = '/v1/chat/completions'
 const TEXT = { model: 'm', messages: [{ role: 'user', content: 'Hello' }] }
 
-/** Streams take some time, so that reloads come in the middle of them. */
+/** Answers take some time, so that reloads come in the middle of them, and clients leave the gateway the processor. */
 const slowly: Script = (request, response, body, server) => {
-  if (body.stream !== true) { well(request, response, body, server); return }
-  response.writeHead(200, { 'content-type': 'text/event-stream' }).write(CHUNK)
-  setTimeout(() => { response.end(`${CHUNK}data: [DONE]\n\n`) }, 20)
+  if (body.stream === true) response.writeHead(200, { 'content-type': 'text/event-stream' }).write(CHUNK)
+  setTimeout(() => {
+    if (body.stream === true) response.end(`${CHUNK}data: [DONE]\n\n`)
+    else well(request, response, body, server)
+  }, 30)
 }
 
 async function serve (t: Test, config: object): Promise<{ gateway: CliServer, write: (config: object | string) => void, file: string }> {

@@ -15,11 +15,13 @@ const CHAT = '/v1/chat/completions'
 const TEXT = { model: 'm', messages: [{ role: 'user', content: 'Hello' }] }
 const PICTURE = { model: 'm', messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: pictureUrl(1) } }] }] }
 
-/** Streams take some time, so that what is done to the gateway comes in the middle of them. */
+/** Answers take some time, so that what is done to the gateway comes in the middle of them, and clients leave it the processor. */
 const slowly: Script = (request, response, body, server) => {
-  if (body.stream !== true) { well(request, response, body, server); return }
-  response.writeHead(200, { 'content-type': 'text/event-stream' }).write(CHUNK)
-  setTimeout(() => { response.end(`${CHUNK}data: [DONE]\n\n`) }, 20)
+  if (body.stream === true) response.writeHead(200, { 'content-type': 'text/event-stream' }).write(CHUNK)
+  setTimeout(() => {
+    if (body.stream === true) response.end(`${CHUNK}data: [DONE]\n\n`)
+    else well(request, response, body, server)
+  }, 50)
 }
 
 /** Requests that wait until they are let go. */

@@ -14,8 +14,9 @@ interface NodeStatus { readonly role: number, readonly health: string, readonly 
 const ENCODER = 4
 const HYBRID = 1
 
-await t.test('the demo answers a question about its picture, shows the stages and exits 0', async t => {
-  const demo = await runCli(['demo'])
+await t.test('the demo answers a question about its picture, shows the stages and exits 0, also with keys and a prefix', async t => {
+  const config = t.testdir({ 'epd.config.json': '{ "prefix": "/llm", "apiKeys": ["k"], "adminKey": "a" }' })
+  const demo = await runCli(['demo', '--config', `${config}/epd.config.json`])
   t.equal(demo.code, 0, demo.stderr)
   t.match(demo.stdout, /Answer {5}2\n/, 'two red circles are in the sample picture')
   t.match(demo.stdout, /Plan {7}e-pd/)
@@ -24,13 +25,14 @@ await t.test('the demo answers a question about its picture, shows the stages an
   }
 })
 
-await t.test('the demo takes another picture, question and configuration', async t => {
-  const config = t.testdir({ 'epd.config.json': '{ "prefix": "/llm", "apiKeys": ["k"], "adminKey": "a" }' })
-  const demo = await runCli(['demo', '--image', 'docs/examples/shapes-2.jpg', '--question', 'Describe the picture.', '--config', `${config}/epd.config.json`])
-  t.equal(demo.code, 0, demo.stderr)
-  t.match(demo.stdout, /Answer {5}\d \w+ \w+/)
-  t.match(demo.stdout, /engine\.encode .* ms/, 'also with keys and a prefix')
-})
+if (process.env.EPD_TEST_FULL === '1') {
+  await t.test('the demo takes another picture and question', async t => {
+    const demo = await runCli(['demo', '--image', 'docs/examples/shapes-2.jpg', '--question', 'Describe the picture.'])
+    t.equal(demo.code, 0, demo.stderr)
+    t.match(demo.stdout, /Answer {5}\d \w+ \w+/)
+    t.match(demo.stdout, /engine\.encode .* ms/)
+  })
+}
 
 await t.test('serve', async t => {
   const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn'], { EPD_TEST: '1' })
