@@ -1,7 +1,7 @@
 import { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
 import { epdError, isEpdError, type EpdError } from '../errors.ts'
-import { join, RECYCLE_FROM, recyclerFor } from './recycle.ts'
+import { FREE_FROM, freeFor, join } from './recycle.ts'
 
 export interface ReadBodyOptions {
   /** Largest body taken, in bytes. */
@@ -41,7 +41,7 @@ function declaredLength (headers: IncomingMessage['headers']): number | undefine
 function readKnown (request: RequestLike, length: number): Promise<Buffer> {
   let body: Buffer | undefined
   let filled = 0
-  const recycler = length >= RECYCLE_FROM ? recyclerFor(request) : undefined
+  const free = length >= FREE_FROM ? freeFor(request) : undefined
   return consume(request, chunk => {
     // Node holds clients to their content-length; a stream put in front of the request may not.
     if (filled + chunk.length > length) throw epdError('EPD_ERR_INVALID_JSON', ['The request body is longer than its content-length'])
@@ -53,9 +53,8 @@ function readKnown (request: RequestLike, length: number): Promise<Buffer> {
     }
     filled += chunk.length
     // A chunk that was given back has no length any more.
-    if (chunk !== body) recycler?.add(chunk)
+    if (chunk !== body) free?.(chunk)
   }, () => {
-    recycler?.flush()
     if (filled !== length) throw closed()
     return body ?? Buffer.alloc(0)
   })
@@ -69,7 +68,7 @@ async function readChunked (request: RequestLike, limit: number): Promise<Buffer
     if (length > limit) throw tooLarge(limit)
     chunks.push(chunk)
   }, () => {})
-  return await join(chunks, length, length >= RECYCLE_FROM ? recyclerFor(request) : undefined)
+  return await join(chunks, length, length >= FREE_FROM ? freeFor(request) : undefined)
 }
 
 /** Keeps its listeners: they cost nothing once settled, and late errors must not become uncaught ones. */

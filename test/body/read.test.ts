@@ -7,6 +7,7 @@ import { PassThrough, Readable } from 'node:stream'
 import t from 'tap'
 import type { Test } from 'tap'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
+import { freeFor } from '../../plugin/body/recycle.ts'
 import type { EpdError } from '../../plugin/errors.ts'
 import { bmp, gif, jpeg, png, webpExtended, webpLossless, webpLossy } from './picture-headers.ts'
 
@@ -57,6 +58,31 @@ t.test('takes a stream that stands in front of the request', async t => {
   const kept = Object.assign(Readable.from([mine]), { headers: { 'content-length': String(mine.length) } })
   await readBody(kept, { limit: 10 * MIB })
   t.equal(mine.length, 5 * MIB, 'buffers of others are not given back')
+})
+
+t.test('frees the chunks of a large body as soon as they are copied, and no memory of others', async t => {
+  const lengths: number[] = []
+  const server = createServer((request, response) => {
+    const free = freeFor(request)!
+    request.on('data', (chunk: Buffer) => {
+      free(chunk)
+      lengths.push(chunk.length)
+    })
+    request.on('end', () => {
+      t.equal(freeFor(request), undefined, 'another listener may have kept them')
+      const part = Buffer.alloc(64 * 1024).subarray(1)
+      free(part)
+      t.equal(part.length, 64 * 1024 - 1, 'a slice is left alone')
+      response.end()
+    })
+    request.on('data', () => {})
+  })
+  t.teardown(() => { server.close(); server.closeAllConnections() })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  await post((server.address() as AddressInfo).port, { 'content-length': big.length }, [big])
+  t.ok(lengths.length > 0 && lengths.every(length => length === 0), `${lengths.length} chunks`)
+  t.equal(freeFor(Readable.from([])), undefined, 'a stream in front of the request')
 })
 
 t.test('refuses bodies over the limit', async t => {
