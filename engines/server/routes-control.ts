@@ -88,8 +88,9 @@ async function connect (engine: EngineService, body: Json, names: Map<string, st
   const info = endpointInfoOf(body)
   try {
     const endpoint = parseEndpoint(info)
-    await engine.p2p.connect(endpoint, { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS), traceparent })
+    // Before the handshake: a drop that comes meanwhile is to find the peer.
     if (endpoint.engine !== remoteId) names.set(remoteId, endpoint.engine)
+    await engine.p2p.connect(endpoint, { signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS), traceparent })
     return { status: CONNECTION_STATUS.success }
   } catch (err) {
     if (err instanceof P2PError) return refuse(err.message, err.code)

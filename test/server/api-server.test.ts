@@ -291,6 +291,19 @@ t.test('distserve speaks the shapes of LMDeploy', async t => {
   t.equal(engine.cleared, 1)
 })
 
+t.test('a link is dropped by either name of its peer, also while it is being made', async t => {
+  const { engine, post } = await start(t)
+  let shaken: (() => void) | undefined
+  engine.connecting = async () => { await new Promise<void>(resolve => { shaken = resolve }) }
+  const info = [{ protocol: 1, endpoint_info: JSON.stringify(endpointInfo('http://really-pd:1')) }]
+  const connecting = post('/distserve/p2p_connect', { remote_engine_id: 'http://pd:1', remote_kvtransfer_endpoint_info: info })
+  await until(() => shaken !== undefined, 'the handshake has begun')
+  await post('/distserve/p2p_drop_connect', { remote_engine_id: 'http://pd:1' })
+  t.strictSame(engine.dropped, ['http://really-pd:1'])
+  shaken!()
+  await connecting
+})
+
 t.test('a pair that can not work together is refused with the reason, a malformed call is a 400', async t => {
   const { engine, post } = await start(t)
   const init = { remote_engine_id: 'http://pd:1' }
