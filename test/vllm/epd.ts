@@ -1,6 +1,6 @@
 /**
- * `npm run bench:epd`: real vLLM servers on equal cards behind this gateway, in several arrangements one after the other,
- * under the same loads. Starts and ends the servers and the gateway; installs nothing.
+ * `npm run bench:epd`: real vLLM servers on equal cards behind this gateway, nginx or vLLM's proxy, in several arrangements
+ * one after the other, under the same loads. Starts and ends the servers and what is in front of them; installs nothing.
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, openSync, readFileSync } from 'node:fs'
@@ -12,9 +12,9 @@ import { parseArgs } from 'node:util'
 import { runLoad } from '../../plugin/cli/bench/load.ts'
 import type { LoadReport, Spread } from '../../plugin/cli/bench/report.ts'
 import { machine, median, table } from '../bench/report.ts'
-import { startCli } from '../helper/cli.ts'
 import { freePort } from '../helper/free-port.ts'
-import { until } from '../helper/until.ts'
+import { busiest, Cards, threadSeconds } from './busy.ts'
+import * as fronts from './fronts.ts'
 
 const HELP = `npm run bench:epd -- --model DIR [options]
 
@@ -24,11 +24,13 @@ const HELP = `npm run bench:epd -- --model DIR [options]
   --arm NAME=ROLE@CARD,...   an arrangement; roles: h (hybrid), e, pd. Repeatable
                       (default: hybrids=h@0,h@1 and e-pd=e@0,pd@1)
   --case PxSIZE:TOKENS@CLIENTS, or PxSIZE:TOKENS~RATE   pictures a request, their edge in pixels, tokens out, and clients
-                      in a closed loop or requests a second (Poisson). Repeatable
+                      in a closed loop or requests a second (Poisson); then perhaps /r0.3, a share of pictures that were
+                      sent before, or /t0.5, a share of requests without pictures. Repeatable
                       (default: 1x896:64@1, 1x896:64@32, 4x896:64@32)
+  --nginx PATH        measures arrangements without an encoder behind nginx, too (round robin)
+  --proxy WORDS       and those with one behind vLLM's own proxy: the command of its disagg_epd_proxy.py
   --seconds 12        of one measurement
   --repeats 3         of each case, with fresh pictures; medians are printed, with the least and the most
-  --repeat-share 0    share of pictures that were sent before;  --text-share 0  share of requests without pictures
   --bypass never      what the gateway may do with pictures in e-pd: never, auto (options.md)
   --start-seconds 600 a server may take to start
   --out DIR           logs of the servers and report.json (default: a new folder, which is printed)
@@ -44,8 +46,8 @@ const ROLES = { h: 'hybrid', e: 'encoder', pd: 'hybrid' } as const
 type Role = keyof typeof ROLES
 
 interface Arm { readonly name: string, readonly servers: ReadonlyArray<{ readonly role: Role, readonly card: string }> }
-interface Case { readonly name: string, readonly pictures: number, readonly size: number, readonly tokens: number, readonly clients?: number, readonly rate?: number }
-interface Row { readonly arm: Arm, readonly of: Case, readonly reports: Array<Omit<LoadReport, 'results'>>, loaded: number, sent: number }
+interface Case { readonly name: string, readonly pictures: number, readonly size: number, readonly tokens: number, readonly clients?: number, readonly rate?: number, readonly repeat: number, readonly text: number }
+interface Row { readonly arm: Arm, readonly front: string, readonly of: Case, readonly cards: number[][], readonly threads: number[][], readonly reports: Array<Omit<LoadReport, 'results'>>, loaded: number, sent: number }
 
 const { values } = parseArgs({
   options: {
@@ -58,8 +60,8 @@ const { values } = parseArgs({
     case: { type: 'string', multiple: true, default: ['1x896:64@1', '1x896:64@32', '4x896:64@32'] },
     seconds: { type: 'string', default: '12' },
     repeats: { type: 'string', default: '3' },
-    'repeat-share': { type: 'string', default: '0' },
-    'text-share': { type: 'string', default: '0' },
+    nginx: { type: 'string' },
+    proxy: { type: 'string' },
     bypass: { type: 'string', default: 'never' },
     'start-seconds': { type: 'string', default: '600' },
     budget: { type: 'string', default: 'Infinity' },
@@ -78,6 +80,7 @@ const cases = values.case.map(readCase)
 const out = values.out ?? await mkdtemp(join(tmpdir(), 'fastify-epd-bench-'))
 const began = performance.now()
 const rows: Row[] = []
+const cards = new Cards()
 
 function readArm (text: string): Arm {
   const [, name, list] = /^([\w-]+)=(\S+)$/.exec(text) ?? fail(`--arm ${text}: NAME=ROLE@CARD,... is expected`)
@@ -91,8 +94,8 @@ function readArm (text: string): Arm {
 }
 
 function readCase (name: string): Case {
-  const [, pictures, size, tokens, loop, number] = /^(\d+)x(\d+):(\d+)([@~])([\d.]+)$/.exec(name) ?? fail(`--case ${name}: PxSIZE:TOKENS@CLIENTS or PxSIZE:TOKENS~RATE is expected`)
-  return { name, pictures: Number(pictures), size: Number(size), tokens: Number(tokens), ...(loop === '@' ? { clients: Number(number) } : { rate: Number(number) }) }
+  const [, pictures, size, tokens, loop, number, repeat, text] = /^(\d+)x(\d+):(\d+)([@~])([\d.]+)(?:\/r([\d.]+))?(?:\/t([\d.]+))?$/.exec(name) ?? fail(`--case ${name}: PxSIZE:TOKENS@CLIENTS or PxSIZE:TOKENS~RATE, then perhaps /rSHARE and /tSHARE, is expected`)
+  return { name, pictures: Number(pictures), size: Number(size), tokens: Number(tokens), repeat: Number(repeat ?? 0), text: Number(text ?? 0), ...(loop === '@' ? { clients: Number(number) } : { rate: Number(number) }) }
 }
 
 function fail (message: string): never {
@@ -109,7 +112,7 @@ const running = new Set<ChildProcess>()
 function end (child: ChildProcess, signal: NodeJS.Signals): void {
   try { process.kill(-child.pid!, signal) } catch {}
 }
-process.once('exit', () => { for (const child of running) end(child, 'SIGKILL') })
+process.once('exit', () => { cards.close(); for (const child of running) end(child, 'SIGKILL') })
 
 interface Server { readonly url: string, readonly role: Role, readonly log: string, readonly child: ChildProcess }
 
@@ -176,49 +179,21 @@ async function measure (arm: Arm): Promise<void> {
   const teardowns: Array<() => unknown> = []
   try {
     const servers: Server[] = []
-    for (const index of arm.servers.keys()) servers.push(await launch(arm, index, folder))
+    for (const [index, { card }] of arm.servers.entries()) {
+      // A server measures the free memory of its card when it starts.
+      if (arm.servers.findIndex(other => other.card === card) < index) await Promise.all(servers.map(ready))
+      servers.push(await launch(arm, index, folder))
+    }
     await Promise.all(servers.map(ready))
     log(`${arm.name}: ${servers.length} servers are up`)
-    const config = join(out, `${arm.name}.config.json`)
-    await writeFile(config, JSON.stringify({
-      embedded: false,
-      bypass: values.bypass,
-      nodes: servers.map(({ url, role }) => ({ url, role: ROLES[role], adapter: 'vllm' }))
-    }))
-    const gateway = await startCli({ teardown: end => teardowns.push(end) }, ['serve', '--config', config, '--port', '0', '--log-level', 'warn'])
-    await until(async () => {
-      const nodes = Object.values(await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, { health: string }>)
-      return nodes.length === servers.length && nodes.every(({ health }) => health === 'healthy')
-    }, 'the gateway knows all servers', 60_000)
-    for (const of of cases) {
-      const row: Row = { arm, of, reports: [], loaded: 0, sent: 0 }
-      rows.push(row)
-      const before = loads(servers)
-      for (let repeat = 0; repeat < Number(values.repeats) && !late(); repeat++) {
-        const { results, ...report } = await runLoad({
-          url: gateway.url,
-          durationMs: Number(values.seconds) * 1_000,
-          concurrency: of.clients,
-          rate: of.rate,
-          warmup: repeat === 0 ? WARMUP : 0,
-          pictures: of.pictures,
-          width: of.size,
-          maxTokens: of.tokens,
-          ignoreEos: true,
-          repeat: Number(values['repeat-share']),
-          textShare: Number(values['text-share']),
-          // Another for each case and repeat, the same for each arrangement: fresh pictures, equal loads.
-          seed: 1_000 * cases.indexOf(of) + repeat + 1,
-          body: { temperature: 0 },
-          ...SLO
-        })
-        row.reports.push(report)
-        row.sent += results.reduce((sum, { pictures }) => sum + pictures, 0) + (repeat === 0 ? WARMUP * of.pictures : 0)
-        log(`${arm.name} ${of.name}: ${report.requestsPerSecond.toFixed(2)} req/s, TTFT p50 ${report.ttftMs?.p50.toFixed(0)} ms, ${report.failed} failed, plans ${JSON.stringify(report.plans)}${report.errors[0] === undefined ? '' : `, ${JSON.stringify(report.errors[0])}`}`)
-        await writeFile(join(out, 'report.json'), JSON.stringify({ machine: machine(), values, rows }, null, 1))
-      }
-      row.loaded = loads(servers) - before
-    }
+    const t = { teardown: (end: () => unknown) => teardowns.push(end) }
+    const backends = servers.map(({ url, role }) => ({ url, role: ROLES[role] }))
+    const place = { out, name: arm.name }
+    const encoders = backends.some(({ role }) => role === 'encoder')
+    const ways = [await fronts.gateway(t, backends, values.bypass, place)]
+    if (values.nginx !== undefined && !encoders) ways.push(await fronts.nginx(t, values.nginx, backends, place))
+    if (values.proxy !== undefined && encoders) ways.push(await fronts.proxy(t, words(values.proxy), backends, place))
+    for (const of of cases) await measureCase(arm, of, ways, servers)
   } finally {
     for (const end of teardowns) await end()
     for (const child of running) end(child, 'SIGTERM')
@@ -229,6 +204,45 @@ async function measure (arm: Arm): Promise<void> {
   }
 }
 
+/** The same servers under the same load, behind each way in turns. */
+async function measureCase (arm: Arm, of: Case, ways: readonly fronts.Front[], servers: readonly Server[]): Promise<void> {
+  const all = ways.map(({ name, url }) => ({ url, row: { arm, front: name, of, cards: [], threads: [], reports: [], loaded: 0, sent: 0 } as Row }))
+  rows.push(...all.map(({ row }) => row))
+  for (let repeat = 0; repeat < Number(values.repeats); repeat++) {
+    for (const [way, { url, row }] of all.entries()) {
+      if (late()) return
+      const before = loads(servers)
+      const since = performance.now()
+      const threads = servers.map(({ child }) => threadSeconds(child.pid!))
+      const warmup = repeat === 0 ? WARMUP : 0
+      const { results, ...report } = await runLoad({
+        url,
+        durationMs: Number(values.seconds) * 1_000,
+        concurrency: of.clients,
+        rate: of.rate,
+        warmup,
+        pictures: of.pictures,
+        width: of.size,
+        maxTokens: of.tokens,
+        ignoreEos: true,
+        repeat: of.repeat,
+        textShare: of.text,
+        // Another for each case, way and repeat, the same for each arrangement: fresh pictures, equal loads.
+        seed: 1_000 * cases.indexOf(of) + 100 * way + repeat + 1,
+        body: { temperature: 0 },
+        ...SLO
+      })
+      row.reports.push(report)
+      row.cards.push(arm.servers.flatMap(({ card }) => cards.busy(card, since) ?? []))
+      row.threads.push(servers.map(({ child }, index) => busiest(threads[index]!, threadSeconds(child.pid!), performance.now() - since)))
+      row.sent += results.reduce((sum, { pictures }) => sum + pictures, 0) + warmup * of.pictures
+      row.loaded += loads(servers) - before
+      log(`${arm.name} ${row.front} ${of.name}: ${report.requestsPerSecond.toFixed(2)} req/s, TTFT p50 ${report.ttftMs?.p50.toFixed(0)} ms, ${report.failed} failed, plans ${JSON.stringify(report.plans)}${report.errors[0] === undefined ? '' : `, ${JSON.stringify(report.errors[0])}`}`)
+      await writeFile(join(out, 'report.json'), JSON.stringify({ machine: machine(), values, rows }, null, 1))
+    }
+  }
+}
+
 /** The median, with the least and the most. */
 function spread (values: readonly number[], places = 0): string {
   if (values.length === 0) return '-'
@@ -236,14 +250,20 @@ function spread (values: readonly number[], places = 0): string {
   return `${text(median(values))} (${text(Math.min(...values))}–${text(Math.max(...values))})`
 }
 
+/** Medians of a figure of each server. */
+function perServer (arm: Arm, figures: readonly number[][]): string {
+  return figures.flat().length === 0 ? '-' : arm.servers.map(({ role }, index) => `${role} ${median(figures.flatMap(one => one[index] ?? [])).toFixed(0)}`).join(', ')
+}
+
 function rendered (): string {
   const times = (reports: Row['reports'], pick: (report: Row['reports'][number]) => Spread | null, key: 'p50' | 'p90' | 'p99', places = 0): string =>
     spread(reports.flatMap(report => pick(report)?.[key] ?? []), places)
   return table(
-    ['load', 'arrangement', 'requests/s', 'TTFT p50, ms', 'p90', 'p99', 'TPOT p50, ms', 'p99', 'goodput', 'failed', 'features loaded / pictures'],
-    cases.flatMap(of => rows.filter(row => row.of === of && row.reports.length > 0).map(({ arm, reports, loaded, sent }) => [
+    ['load', 'arrangement', 'behind', 'requests/s', 'TTFT p50, ms', 'p90', 'p99', 'TPOT p50, ms', 'p99', 'goodput', 'failed', 'features loaded / pictures', 'cards busy, %', 'busiest threads, %', 'plans'],
+    cases.flatMap(of => rows.filter(row => row.of === of && row.reports.length > 0).map(({ arm, front, cards, threads, reports, loaded, sent }) => [
       of.name,
       arm.name,
+      front,
       spread(reports.map(({ requestsPerSecond }) => requestsPerSecond), 2),
       times(reports, ({ ttftMs }) => ttftMs, 'p50'),
       times(reports, ({ ttftMs }) => ttftMs, 'p90'),
@@ -252,7 +272,13 @@ function rendered (): string {
       times(reports, ({ tpotMs }) => tpotMs, 'p99', 1),
       spread(reports.flatMap(({ goodput }) => goodput ?? []), 2),
       String(reports.reduce((sum, { failed }) => sum + failed, 0)),
-      `${loaded} / ${sent}`
+      `${loaded} / ${sent}`,
+      perServer(arm, cards),
+      perServer(arm, threads),
+      Object.entries(reports.reduce<Record<string, number>>((sums, { plans }) => {
+        for (const [plan, count] of Object.entries(plans)) sums[plan] = (sums[plan] ?? 0) + count
+        return sums
+      }, {})).map(([plan, count]) => `${plan} ${count}`).join(', ')
     ])))
 }
 
