@@ -15,6 +15,7 @@ import { machine, median, table } from '../bench/report.ts'
 import { freePort } from '../helper/free-port.ts'
 import { busiest, Cards, threadSeconds } from './busy.ts'
 import * as fronts from './fronts.ts'
+import { means, readTimes } from './stages.ts'
 
 const HELP = `npm run bench:epd -- --model DIR [options]
 
@@ -47,7 +48,7 @@ type Role = keyof typeof ROLES
 
 interface Arm { readonly name: string, readonly servers: ReadonlyArray<{ readonly role: Role, readonly card: string }> }
 interface Case { readonly name: string, readonly pictures: number, readonly size: number, readonly tokens: number, readonly clients?: number, readonly rate?: number, readonly repeat: number, readonly text: number }
-interface Row { readonly arm: Arm, readonly front: string, readonly of: Case, readonly cards: number[][], readonly threads: number[][], readonly reports: Array<Omit<LoadReport, 'results'>>, loaded: number, sent: number }
+interface Row { readonly arm: Arm, readonly front: string, readonly of: Case, readonly cards: number[][], readonly threads: number[][], readonly stages: string[], readonly reports: Array<Omit<LoadReport, 'results'>>, loaded: number, sent: number }
 
 const { values } = parseArgs({
   options: {
@@ -206,13 +207,15 @@ async function measure (arm: Arm): Promise<void> {
 
 /** The same servers under the same load, behind each way in turns. */
 async function measureCase (arm: Arm, of: Case, ways: readonly fronts.Front[], servers: readonly Server[]): Promise<void> {
-  const all = ways.map(({ name, url }) => ({ url, row: { arm, front: name, of, cards: [], threads: [], reports: [], loaded: 0, sent: 0 } as Row }))
+  const all = ways.map(({ name, url }) => ({ url, row: { arm, front: name, of, cards: [], threads: [], stages: [], reports: [], loaded: 0, sent: 0 } as Row }))
   rows.push(...all.map(({ row }) => row))
   for (let repeat = 0; repeat < Number(values.repeats); repeat++) {
     for (const [way, { url, row }] of all.entries()) {
       if (late()) return
       const before = loads(servers)
       const since = performance.now()
+      const urls = [url, ...servers.map(server => server.url)]
+      const times = await Promise.all(urls.map(readTimes))
       const threads = servers.map(({ child }) => threadSeconds(child.pid!))
       const warmup = repeat === 0 ? WARMUP : 0
       const { results, ...report } = await runLoad({
@@ -235,6 +238,8 @@ async function measureCase (arm: Arm, of: Case, ways: readonly fronts.Front[], s
       row.reports.push(report)
       row.cards.push(arm.servers.flatMap(({ card }) => cards.busy(card, since) ?? []))
       row.threads.push(servers.map(({ child }, index) => busiest(threads[index]!, threadSeconds(child.pid!), performance.now() - since)))
+      const later = await Promise.all(urls.map(readTimes))
+      row.stages.push(['front', ...servers.map(({ role }) => role)].map((who, index) => `${who}: ${means(times[index]!, later[index]!)}`).join('; '))
       row.sent += results.reduce((sum, { pictures }) => sum + pictures, 0) + warmup * of.pictures
       row.loaded += loads(servers) - before
       log(`${arm.name} ${row.front} ${of.name}: ${report.requestsPerSecond.toFixed(2)} req/s, TTFT p50 ${report.ttftMs?.p50.toFixed(0)} ms, ${report.failed} failed, plans ${JSON.stringify(report.plans)}${report.errors[0] === undefined ? '' : `, ${JSON.stringify(report.errors[0])}`}`)
@@ -259,8 +264,8 @@ function rendered (): string {
   const times = (reports: Row['reports'], pick: (report: Row['reports'][number]) => Spread | null, key: 'p50' | 'p90' | 'p99', places = 0): string =>
     spread(reports.flatMap(report => pick(report)?.[key] ?? []), places)
   return table(
-    ['load', 'arrangement', 'behind', 'requests/s', 'TTFT p50, ms', 'p90', 'p99', 'TPOT p50, ms', 'p99', 'goodput', 'failed', 'features loaded / pictures', 'cards busy, %', 'busiest threads, %', 'plans'],
-    cases.flatMap(of => rows.filter(row => row.of === of && row.reports.length > 0).map(({ arm, front, cards, threads, reports, loaded, sent }) => [
+    ['load', 'arrangement', 'behind', 'requests/s', 'TTFT p50, ms', 'p90', 'p99', 'TPOT p50, ms', 'p99', 'goodput', 'failed', 'features loaded / pictures', 'cards busy, %', 'busiest threads, %', 'plans', 'mean times of the last measurement, ms'],
+    cases.flatMap(of => rows.filter(row => row.of === of && row.reports.length > 0).map(({ arm, front, cards, threads, stages, reports, loaded, sent }) => [
       of.name,
       arm.name,
       front,
@@ -278,7 +283,8 @@ function rendered (): string {
       Object.entries(reports.reduce<Record<string, number>>((sums, { plans }) => {
         for (const [plan, count] of Object.entries(plans)) sums[plan] = (sums[plan] ?? 0) + count
         return sums
-      }, {})).map(([plan, count]) => `${plan} ${count}`).join(', ')
+      }, {})).map(([plan, count]) => `${plan} ${count}`).join(', '),
+      stages.at(-1) ?? '-'
     ])))
 }
 
