@@ -7,6 +7,7 @@ import { Connections } from '../adapters/http/connections.ts'
 import { createVllm } from '../adapters/index.ts'
 import { epdError } from './errors.ts'
 import type { ResolvedOptions } from './options/index.ts'
+import type { GatewayParts } from './parts.ts'
 import { Admission, Callers, encoderPool, InFlight, MediaCheck, serve, Stats, Timings, type Core, type Deliver, type GatewayRequest, type Served } from './pipeline/index.ts'
 import { planRequest, type Plan, type Refusal, type RequestView } from './planning/index.ts'
 import { Registry } from './registry/index.ts'
@@ -29,6 +30,7 @@ export interface GatewayInit {
   readonly tracing?: Tracing
   /** Keeps small copies of the pictures of traced requests. */
   readonly thumbnails?: Thumbnails | undefined
+  readonly parts?: GatewayParts
 }
 
 export interface Health {
@@ -60,9 +62,10 @@ export class Gateway implements Core {
   readonly #id = randomBytes(8).toString('hex')
   readonly #ownDispatcher: Connections | undefined
   readonly #unfeed: () => void
+  readonly #inFlight: () => number
   #closed: Promise<void> | undefined
 
-  constructor ({ options, log, dispatcher, tracing = new Tracing(), thumbnails }: GatewayInit) {
+  constructor ({ options, log, dispatcher, tracing = new Tracing(), thumbnails, parts = {} }: GatewayInit) {
     this.options = options
     this.log = log
     this.tracing = tracing
@@ -70,7 +73,8 @@ export class Gateway implements Core {
     const { timeouts } = options
     this.#ownDispatcher = dispatcher === undefined ? new Connections(timeouts.connect) : undefined
     this.dispatcher = uninstrumented(dispatcher ?? this.#ownDispatcher!)
-    this.admission = new Admission(options.admission, model => encoderPool(this.registry.snapshot(), model), this.metrics.waits)
+    this.#inFlight = parts.inFlight ?? (() => this.requests.size)
+    this.admission = new (parts.Admission ?? Admission)(options.admission, model => encoderPool(this.registry.snapshot(), model), this.metrics.waits)
     this.mediaCheck = new MediaCheck(options.media)
     this.#unfeed = feedMeter(metrics.getMeter(TRACER_NAME, VERSION, { schemaUrl: SCHEMA_URL }), this)
     this.registry = new Registry({
@@ -79,7 +83,7 @@ export class Gateway implements Core {
       adapters: [...options.adapters, createVllm(options.vllm)],
       probeTimeout: timeouts.probe,
       linkTimeout: timeouts.link,
-      stages: this.metrics.stages,
+      stages: parts.stages ?? this.metrics.stages,
       headers: { [GATEWAY_HEADER]: this.#id }
     })
     for (const node of options.nodes) this.registry.add(node, { configured: true })
@@ -127,7 +131,7 @@ export class Gateway implements Core {
 
   /** Requests in flight. */
   get inFlight (): number {
-    return this.requests.size
+    return this.#inFlight()
   }
 
   /** Counts the bytes moved over each link, which only the engines' spans say. */

@@ -6,6 +6,7 @@ import { AlreadyRegisteredError } from './errors.ts'
 import { Gateway } from './gateway.ts'
 import { createHandle, type Handle, type RawBodies } from './http/handle.ts'
 import { resolveOptions, type EpdOptions } from './options/index.ts'
+import type { GatewayParts } from './parts.ts'
 import type { RegistryApi } from './registry/index.ts'
 import { Tenants } from './http/keys/tenants.ts'
 import { requireOperator } from './http/routes/guard.ts'
@@ -44,13 +45,13 @@ declare module 'fastify' {
   }
 }
 
-const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, raw) {
+const plugin = (parts: GatewayParts): FastifyPluginAsync<EpdOptions> => async function fastifyEpd (app, raw) {
   if (app.hasDecorator('epd')) throw new AlreadyRegisteredError()
   const options = resolveOptions(raw)
   const thumbnails = options.captureContent ? new Thumbnails() : undefined
   const tracing = new Tracing(options.store ?? (options.traces > 0 ? new TraceStore({ maxTraces: options.traces }) : undefined))
   await tracing.start(message => { app.log.warn(message) })
-  const gateway = new Gateway({ options, log: app.log, tracing, thumbnails })
+  const gateway = new Gateway({ options, log: app.log, tracing, thumbnails, parts })
   // Loaded only where the route is on: an application with metrics of its own need not pay for these.
   const metrics = options.routes.metrics ? (await import('./telemetry/prometheus.ts')).metricsPage(gateway) : undefined
   const rawBodies: RawBodies = new WeakMap()
@@ -60,7 +61,7 @@ const plugin: FastifyPluginAsync<EpdOptions> = async function fastifyEpd (app, r
 
   app.decorate('epd', epd)
   attachRoutes(app, { gateway, handle, rawBodies })
-  const tenants = new Tenants(gateway)
+  const tenants = new Tenants(gateway, parts.keys)
   app.addHook('onClose', async () => { await tenants.close() })
   await mountRoutes(app, epd, tenants, metrics)
   lifeCycle(app, gateway, embedded, metrics)
@@ -102,7 +103,10 @@ function lifeCycle (app: FastifyInstance, gateway: Gateway, embedded: EmbeddedCo
   })
 }
 
-const epd = fp(plugin, { fastify: '5.x', name: 'fastify-epd' })
+/** The plugin of one of several processes. @internal */
+export const epdWith = (parts: GatewayParts): FastifyPluginAsync<EpdOptions> => fp(plugin(parts), { fastify: '5.x', name: 'fastify-epd' })
+
+const epd = epdWith({})
 
 export { epd as default, epd }
 /** What `require('fastify-epd')` returns. TypeScript before 5.6 can't parse it, so it is not in the declarations. @internal */

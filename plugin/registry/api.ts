@@ -91,7 +91,7 @@ export interface RegistryOptions {
   /** Of every call of the registry's own, beside the adapter's. */
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** Gets each use of a node that is over, with what its ticket got. */
-  readonly stages?: Histogram | undefined
+  readonly stages?: Pick<Histogram, 'record'> | undefined
   /** Adapters beyond the shipped ones, found by their name; one named like a shipped adapter takes its place. */
   readonly adapters?: readonly Adapter[] | undefined
   /** Milliseconds between probes of a healthy node. Default 5000. */

@@ -1,6 +1,5 @@
 /** One worker as the primary sees it: what happens there happens here once more, and what it holds is given back when it dies. */
 import type { Log } from '../../../adapters/adapter.ts'
-import { Histogram } from '../../../adapters/wire/series.ts'
 import { isEpdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
 import type { Rates } from '../../http/keys/rates.ts'
@@ -108,8 +107,7 @@ export class Member {
       case 'span': gateway.tracing.store?.add(event[1]); return
       case 'inFlight': this.inFlight = event[1]; return
       case 'counted': gateway.stats[event[1]].add(event[2], ...event[3].map(known)); return
-      // The primary's own has nothing to record: see primary.ts.
-      case 'measured': Histogram.prototype.record.call(gateway.metrics[event[1]], event[2], event[3].map(known), event[4] ?? undefined); return
+      case 'measured': gateway.metrics[event[1]].record(event[2], event[3].map(known), event[4] ?? undefined); return
       case 'items': gateway.stats.encoded(event[1], event[2], event[3]); return
       case 'moved':
         gateway.stats.encodeMoves += event[1]

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Rates } from '../../http/keys/rates.ts'
-import epd from '../../index.ts'
+import { epdWith } from '../../index.ts'
 import { resolveOptions, type EpdOptions } from '../../options/index.ts'
 import { createServer, embeddedReady, processOf, warnOfOpen, withPage, type GatewayProcess, type GatewayProcessOptions } from '../gateway-process.ts'
 import { reloading } from '../reload.ts'
@@ -48,12 +48,10 @@ export async function startWorkers (count: number, init: GatewayProcessOptions):
     fromWorkers(app)
     // What has happened until now is in the numbers.
     app.addHook('onRequest', async request => { if (request.routeOptions.url === `${resolved.prefix}/metrics`) await crew?.flush() })
-    await app.register(epd, { ...optionsOfPrimary(init.options), ui })
+    // The uses of nodes happen here once more, and the workers measure them.
+    await app.register(epdWith({ stages: { record () {} }, inFlight: () => crew?.inFlight ?? 0 }), { ...optionsOfPrimary(init.options), ui })
     const { gateway } = app.epd
     const workers = crew = new Crew(count, init, { gateway, rates: new Rates(resolved.rates, app.log), byKey: new Map(), log: app.log }, socket, resolved.server.port === 0 ? await freePort(resolved.server.host) : resolved.server.port)
-    // The uses of nodes happen here once more, and the workers measure them.
-    gateway.metrics.stages.record = () => {}
-    Object.defineProperty(gateway, 'inFlight', { get: () => workers.inFlight })
     if (gateway.thumbnails !== undefined) gateway.thumbnails.find = async (trace, index) => await workers.picture(trace, index)
     const { load } = init
     if (load !== undefined) {

@@ -3,11 +3,13 @@ import { rmSync } from 'node:fs'
 import { dirname } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import { abortable } from '../../../adapters/abort.ts'
+import type { CallSignal } from '../../../adapters/adapter.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
-import { countKeysBy } from '../../http/keys/tenants.ts'
-import epd from '../../index.ts'
+import type { KeyCounts } from '../../http/keys/rates.ts'
+import { epdWith } from '../../index.ts'
 import { resolveOptions } from '../../options/index.ts'
+import { Admission, type Pass, type Work } from '../../pipeline/admission.ts'
 import type { SavedNodes } from '../../registry/index.ts'
 import { reload } from '../../reload.ts'
 import { logAccess } from '../access-log.ts'
@@ -53,10 +55,9 @@ async function main (): Promise<void> {
   if (resolved.server.accessLog) logAccess(app, resolved.prefix)
   passToPrimary(app, resolved.prefix, socket)
   meetAtOwner(app, { prefix: resolved.prefix, socket: own, ownerOf: async call => await primary.call('ownerOf', call) })
-  await app.register(epd, raw)
+  await app.register(epdWith({ Admission: admissionAt(primary), keys: keysAt(primary) }), raw)
   const { gateway } = app.epd
   reports.follow(gateway)
-  countTogether(gateway, primary)
   follow(gateway, nodes)
 
   let closing: Promise<void> | undefined
@@ -93,26 +94,31 @@ function follow (gateway: Gateway, { nodes, drained }: SavedNodes): void {
 }
 
 /** What is bounded is bounded over all workers: the primary counts. */
-function countTogether (gateway: Gateway, primary: Primary): void {
+function admissionAt (primary: Primary): typeof Admission {
   let entries = 0
-  gateway.admission.enter = async (work, signal) => {
-    const id = entries++
-    let left = false
-    const leave = (): void => {
-      if (left) return
-      left = true
-      primary.tell('leave', id)
+  return class extends Admission {
+    override async enter (work: Work, signal: CallSignal): Promise<Pass> {
+      const id = entries++
+      let left = false
+      const leave = (): void => {
+        if (left) return
+        left = true
+        primary.tell('leave', id)
+      }
+      signal.addEventListener('abort', leave)
+      try {
+        const { admitted, retryAfter } = await abortable(primary.call('enter', { id, work }), signal)
+        if (!admitted) throw epdError('EPD_ERR_OVERLOADED', [], { retryAfter })
+      } finally {
+        signal.removeEventListener('abort', leave)
+      }
+      return { leaveEncoders: () => { if (!left) primary.tell('leaveEncoders', id) }, release: leave }
     }
-    signal.addEventListener('abort', leave)
-    try {
-      const { admitted, retryAfter } = await abortable(primary.call('enter', { id, work }), signal)
-      if (!admitted) throw epdError('EPD_ERR_OVERLOADED', [], { retryAfter })
-    } finally {
-      signal.removeEventListener('abort', leave)
-    }
-    return { leaveEncoders: () => { if (!left) primary.tell('leaveEncoders', id) }, release: leave }
   }
-  countKeysBy(gateway, {
+}
+
+function keysAt (primary: Primary): KeyCounts {
+  return {
     take: async (key, kind, amount) => {
       const { rate, away } = await primary.call('takeRate', { key, kind, amount })
       if (away !== undefined) throw epdError('EPD_ERR_RATES_AWAY', [], { cause: new Error(away) })
@@ -120,7 +126,7 @@ function countTogether (gateway: Gateway, primary: Primary): void {
     },
     begin: async ({ name, concurrency }) => await primary.call('beginWithKey', { name, concurrency }),
     end: name => { primary.tell('endWithKey', name) }
-  })
+  }
 }
 
 main().catch((err: unknown) => {

@@ -15,6 +15,14 @@ export interface Rate {
   readonly resetMs: number
 }
 
+/** Where keys are counted: in this process, or together with others. */
+export interface KeyCounts {
+  take (key: KeyOptions, kind: Kind, amount: number): Promise<Rate | undefined>
+  /** One more request at once; false when the key has as many as it may. */
+  begin (key: KeyOptions): boolean | Promise<boolean>
+  end (name: string): void
+}
+
 const MINUTE = 60
 
 /** An optional peer: a name that a bundler can't resolve stays out of the bundle. */

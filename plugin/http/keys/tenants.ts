@@ -9,29 +9,15 @@ import { promptTokens, visionTokens } from '../../planning/index.ts'
 import { onClosed } from '../client.ts'
 import { kHolder, kWatches, type Held, type Watch, type Watched } from '../handle.ts'
 import { createKeyCheck, digest, tokenOf } from '../routes/guard.ts'
-import type { Kind, Rate, Rates } from './rates.ts'
+import type { KeyCounts, Kind, Rate, Rates } from './rates.ts'
 
 /** As in the headers of OpenAI's API: `x-ratelimit-limit-requests`. */
 const HEADERS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision-tokens' }
 const WORDS: Readonly<Record<Kind, string>> = { requests: 'requests', tokens: 'tokens', visionTokens: 'vision tokens' }
 
-/** Where keys are counted: in this process, or together with others. */
-export interface KeyCounts {
-  take (key: KeyOptions, kind: Kind, amount: number): Promise<Rate | undefined>
-  /** One more request at once; false when the key has as many as it may. */
-  begin (key: KeyOptions): boolean | Promise<boolean>
-  end (name: string): void
-}
-
-const elsewhere = new WeakMap<Gateway, KeyCounts>()
-
-/** The keys of this gateway are counted there from here on. */
-export function countKeysBy (gateway: Gateway, counts: KeyCounts): void {
-  elsewhere.set(gateway, counts)
-}
-
 export class Tenants {
   readonly #gateway: Gateway
+  readonly #counts: KeyCounts
   readonly #inFlight = new Map<string, number>()
   readonly #own: KeyCounts = {
     take: async (key, kind, amount) => {
@@ -53,8 +39,10 @@ export class Tenants {
   #keys: readonly KeyOptions[] | undefined
   #rates: Promise<Rates> | undefined
 
-  constructor (gateway: Gateway) {
+  /** @param counts where keys are counted; by default here */
+  constructor (gateway: Gateway, counts?: KeyCounts) {
     this.#gateway = gateway
+    this.#counts = counts ?? this.#own
   }
 
   /**
@@ -82,10 +70,6 @@ export class Tenants {
 
   async close (): Promise<void> {
     (await this.#rates)?.close()
-  }
-
-  get #counts (): KeyCounts {
-    return elsewhere.get(this.#gateway) ?? this.#own
   }
 
   #keyOf (request: FastifyRequest): KeyOptions | undefined {
