@@ -54,6 +54,7 @@ export async function shows (page: Page, trace: string | null): Promise<void> {
 /** Opens the page and notes what goes wrong in it: errors, blocked loads, requests to anywhere else. */
 export async function open (browser: Browser, { url }: Pick<CliServer, 'url'>, { width, height, dark = false, hash = '', selected = true }: { width: number, height: number, dark?: boolean, hash?: string, selected?: boolean }): Promise<{ page: Page, problems: string[] }> {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? 'dark' : 'light' })
+  context.setDefaultTimeout(120_000)
   const page = await context.newPage()
   const problems: string[] = []
   page.on('pageerror', err => problems.push(err.message))

@@ -1,5 +1,3 @@
-import { mkdir } from 'node:fs/promises'
-import { join } from 'node:path'
 import axe from 'axe-core'
 import type { Browser } from 'playwright-core'
 import t from 'tap'
@@ -8,7 +6,7 @@ import { openBrowser } from '../helper/chromium.ts'
 import { buildGateway } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { until } from '../helper/until.ts'
-import { barriers, open, OVERLAPS, SHOTS, shows, storeOf } from './browse.ts'
+import { barriers, open, OVERLAPS, shows, storeOf } from './browse.ts'
 import { failingScene, manyScene, nodeScene } from './scenes.ts'
 
 const SIZE = { width: 1280, height: 860 }
@@ -18,14 +16,13 @@ const HOSTILE = [
   '\u202eesrever\u0000\u001b[31m\n\n\t', 'x'.repeat(1_000), '__proto__', 'constructor', 'toString'
 ] as const
 
-t.setTimeout(240_000)
+t.setTimeout(280_000)
 const opened = await openBrowser()
 if ('missing' in opened) t.plan(0, opened.missing)
 else await suite(opened)
 
 async function suite (browser: Browser): Promise<void> {
   t.teardown(() => browser.close())
-  await mkdir(SHOTS, { recursive: true })
 
   t.test('an error is seen where it is: in its row, with its attempts, and in the figures', async t => {
     const scene = await failingScene(t)
@@ -55,7 +52,6 @@ async function suite (browser: Browser): Promise<void> {
     t.equal(await page.locator('.outcome').textContent(), 'Nothing else was tried.')
     t.equal(await page.locator('#detail .span .name.failed').count(), 3, 'the request and its two calls')
     t.strictSame(await page.evaluate(OVERLAPS), [], 'no text lies on another')
-    await page.screenshot({ path: join(SHOTS, 'error-1280.png'), fullPage: true })
 
     await page.locator('#requests [data-status=ok]', { has: page.locator('.reason') }).click()
     await until(async () => await page.locator('.failure[data-status=ok]').count() === 1, 'what failed on the way is shown')
@@ -149,7 +145,6 @@ async function suite (browser: Browser): Promise<void> {
     t.match(await chart.locator('p').textContent(), /3 failed$/)
     t.equal(await page.locator('#range').textContent(), 'last hour')
     t.equal(new URL(page.url()).hash, '#range=1h')
-    await page.screenshot({ path: join(SHOTS, 'charts-1280.png') })
     await page.reload()
     await until(async () => await bars() >= 55, 'a reload keeps the range')
     t.equal(await page.getByRole('button', { name: '1 h' }).getAttribute('aria-pressed'), 'true')
@@ -174,7 +169,6 @@ async function suite (browser: Browser): Promise<void> {
     t.equal(await errors.count(), 3)
     t.match(await errors.first().textContent(), /^\d\d:\d\d:\d\depd\.decodeUNAVAILABLEPD2 answered 500: scripted failed$/)
     t.match(await page.locator('.node', { hasText: 'PD2' }).textContent(), /3 waitingKV {2}72 %decode breaker (half-)?open/, 'its card says so too')
-    await page.screenshot({ path: join(SHOTS, 'node-1280.png') })
     t.strictSame(await page.evaluate(barriers(axe.source)), [], 'axe finds no barrier')
     const trace = new URLSearchParams(new URL((await errors.first().getByRole('link').getAttribute('href'))!, page.url()).hash.slice(1)).get('trace')
     await errors.first().getByRole('link').click()
@@ -255,7 +249,6 @@ async function suite (browser: Browser): Promise<void> {
     t.match(stages[1]![2], /ms$/)
     t.ok(stages.slice(5).every(row => row[2] === '–' && row[4] === 'only in B'), 'the second attempt has no counterpart')
     t.equal(await page.locator('.stages-of .failed').count(), 3)
-    await page.screenshot({ path: join(SHOTS, 'comparison-1280.png'), fullPage: true })
     t.strictSame(await page.evaluate(barriers(axe.source)), [], 'axe finds no barrier')
     await page.getByRole('button', { name: 'Swap' }).click()
     await until(async () => (await cells('sides')).some(row => String(row).startsWith('status,error: UNAVAILABLE,ok')), 'A and B change places')
@@ -291,7 +284,6 @@ async function suite (browser: Browser): Promise<void> {
     t.equal(await page.evaluate('(box => box.scrollHeight <= box.clientHeight + 1)(document.querySelector("#topology"))'), true, 'nothing is hidden')
     t.ok(await page.evaluate('document.querySelector("#requests-title").getBoundingClientRect().bottom < innerHeight'), 'the requests are in sight')
     await until(async () => await page.locator('.tiles .gauges:not(:empty)').count() >= 38, 'the nodes have said how full they are')
-    await page.screenshot({ path: join(SHOTS, 'many-1280.png'), fullPage: true })
     t.strictSame(await page.evaluate(barriers(axe.source)), [], 'axe finds no barrier')
 
     const peers = (state: string): Promise<number> => page.locator(`.node[data-peer=${state}]`).count()

@@ -1,5 +1,3 @@
-import { mkdir } from 'node:fs/promises'
-import { join } from 'node:path'
 import axe from 'axe-core'
 import type { Browser } from 'playwright-core'
 import t from 'tap'
@@ -10,18 +8,17 @@ import { buildGateway, chat, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { tempFile } from '../helper/temp.ts'
 import { until } from '../helper/until.ts'
-import { barriers, BEHIND_CARDS, open, OVERLAPS, SHOTS, shows, storeOf } from './browse.ts'
+import { barriers, BEHIND_CARDS, open, OVERLAPS, shows, storeOf } from './browse.ts'
 import { startLoad } from './load.ts'
 
 // Starting engines and a browser takes its time on a busy machine.
-t.setTimeout(240_000)
+t.setTimeout(280_000)
 const opened = await openBrowser()
 if ('missing' in opened) t.plan(0, opened.missing)
 else await suite(opened)
 
 async function suite (browser: Browser): Promise<void> {
   t.teardown(() => browser.close())
-  await mkdir(SHOTS, { recursive: true })
   const config = await tempFile(t, 'epd.config.json', JSON.stringify({ embedded: { encoders: 2, engines: 1 }, telemetry: { captureContent: true } }))
   const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn', '--config', config])
   const load = await startLoad(gateway.url)
@@ -42,7 +39,6 @@ async function suite (browser: Browser): Promise<void> {
     const first = await page.locator('#requests [role=option]').first().getAttribute('data-trace')
     await until(() => page.evaluate(`document.querySelector('#requests [role=option]').dataset.trace !== '${first}'`), 'the page shows it')
     t.pass('new requests come in by themselves')
-    await page.screenshot({ path: join(SHOTS, 'light-1280.png') })
     t.strictSame(await page.evaluate(OVERLAPS), [], 'no text lies on another')
     t.strictSame(problems, [])
     await page.context().close()
@@ -71,7 +67,6 @@ async function suite (browser: Browser): Promise<void> {
     t.equal(await page.locator('#detail .why .plan').textContent(), 'e-p-d')
     t.match(await page.locator('#detail .span[data-role=prefill]').first().textContent(), /epd\.prefill.*P1 · 1500 tokens/)
     t.match(await page.locator('.stage[data-stage=handoff] p').textContent(), /^p50/)
-    await page.screenshot({ path: join(SHOTS, 'prefill-decode-1280.png') })
     for (const width of [1280, 1000, 760]) {
       await page.setViewportSize({ width, height: 860 })
       t.strictSame(await page.evaluate("[...document.querySelectorAll('.stage p')].filter(p => p.scrollWidth > p.clientWidth).length"), 0, `figures below the charts fit at ${width} pixels`)
@@ -245,7 +240,6 @@ async function suite (browser: Browser): Promise<void> {
     const { page } = await open(browser, gateway, { width: 1280, height: 860, dark: true })
     const background = (): Promise<string> => page.evaluate('getComputedStyle(document.body).backgroundColor')
     const dark = await background()
-    await page.screenshot({ path: join(SHOTS, 'dark-1280.png') })
     await page.click('#theme')
     const light = await background()
     t.not(light, dark)
@@ -283,10 +277,8 @@ async function suite (browser: Browser): Promise<void> {
     const { page, problems } = await open(browser, gateway, { width: 390, height: 844 })
     await page.waitForSelector('#detail .span')
     t.equal(await page.evaluate('document.documentElement.scrollWidth'), 390)
-    await page.screenshot({ path: join(SHOTS, 'light-390.png'), fullPage: true })
     t.strictSame(await page.evaluate(OVERLAPS), [], 'no text lies on another')
     await page.emulateMedia({ colorScheme: 'dark' })
-    await page.screenshot({ path: join(SHOTS, 'dark-390.png'), fullPage: true })
     t.strictSame(problems, [])
     await page.context().close()
   })
