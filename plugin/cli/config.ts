@@ -31,6 +31,7 @@ export async function loadConfig (given: string | undefined): Promise<LoadedConf
   }
   const folder = dirname(resolve(file))
   const { value, pointers, mistakes } = fillVariables(parsed.value, { env: process.env, folder })
+  if (value === null) return refuse([['', 'options must be an object, not null']])
   if (mistakes.length > 0) return refuse(mistakes.map(({ pointer, message }) => [pointer, message]))
   try {
     return { raw: withPaths(check(value, pointers), folder), file }

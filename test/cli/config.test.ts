@@ -24,7 +24,6 @@ t.test('JSON may have comments and trailing commas', async t => {
 
 t.test('YAML says the same', async t => {
   t.same(await load(t, 'a.yaml', '# where\nnodes:\n  - url: http://10.0.0.5:23333\ntimeouts: { encode: 5000 }\n'), { nodes: [NODE], timeouts: { encode: 5_000 } })
-  t.same(await load(t, 'b.yml', '# only a comment\n'), {})
 })
 
 for (const [what, name, text, message] of [
@@ -37,6 +36,10 @@ for (const [what, name, text, message] of [
   ['two documents of YAML', 'a.yaml', 'bypass: auto\n---\nbypass: never\n', /a\.yaml:2:\d+: not valid YAML/],
   ['aliases of YAML that multiply', 'a.yaml', ['a: &a [x,x,x,x,x,x,x,x,x]', ...'bcdefgh'.split('').map((name, i) => `${name}: &${name} [${Array(9).fill(`*${'abcdefgh'[i]}`).join()}]`)].join('\n'), /a\.yaml:1:1: not valid YAML \(Excessive alias count/],
   ['a text in place of an object', 'a.yaml', 'just words', /a\.yaml:1:1: options must be an object/],
+  ...['', '# nothing yet\n'].map(text => ['an empty file', 'a.yaml', text, /a\.yaml:1:1: not valid YAML \(empty file/] as const),
+  ['an empty file', 'a.json', '', /a\.json:1:1: not valid JSON/],
+  ['null', 'a.json', 'null', /a\.json:1:1: options must be an object, not null/],
+  ['null', 'a.yaml', '~', /a\.yaml:1:1: options must be an object, not null/],
   ['credentials in a URL', 'a.json', '{ "nodes": [\n{ "url": "http://me:pw@h:1" }] }', /a\.json:2:10: nodes\[0\]\.url: node url must not hold credentials/],
   ['two spellings of one node', 'a.json', '{ "nodes": [ { "url": "http://h" },\n{ "url": "HTTP://H:80//" } ] }', /a\.json:2:10: nodes\[1\]\.url must/],
   ['a slash too many', 'a.json', '{ "nodes": [ { "url": "http://h:1" },\n{ "url": "http://h:1/" } ] }', /a\.json:2:10: nodes\[1\]\.url must not be that of nodes\[0\]/],
