@@ -16,9 +16,8 @@ import { GatewayMetrics } from './telemetry/metrics.ts'
 import { uninstrumented } from './telemetry/propagation.ts'
 import { Tracing } from './telemetry/tracing.ts'
 import { chosen, GATEWAY_HEADER } from '../adapters/wire/headers.ts'
-import { ATTR, SCHEMA_URL, SPAN, TRACER_NAME } from '../adapters/wire/semconv.ts'
+import { SCHEMA_URL, TRACER_NAME } from '../adapters/wire/semconv.ts'
 import type { Thumbnails } from './ui/thumbnails.ts'
-import type { StoredSpan } from './traces/span.ts'
 import { VERSION } from '../adapters/wire/version.ts'
 
 export interface GatewayInit {
@@ -60,6 +59,7 @@ export class Gateway implements Core {
   readonly thumbnails: Thumbnails | undefined
   readonly log: Log
   readonly #id = randomBytes(8).toString('hex')
+  readonly #onlyHere = { [GATEWAY_HEADER]: this.#id }
   readonly #ownDispatcher: Connections | undefined
   readonly #unfeed: () => void
   readonly #inFlight: () => number
@@ -94,10 +94,11 @@ export class Gateway implements Core {
    *
    * @throws EPD_ERR_LOOP when this one is among them
    */
-  via (incoming: IncomingHttpHeaders): Record<string, string> {
+  via (incoming: IncomingHttpHeaders): Readonly<Record<string, string>> {
     const { [GATEWAY_HEADER]: passed } = incoming
     if (passed?.includes(this.#id) === true) throw epdError('EPD_ERR_LOOP')
-    return { ...(this.options.forwardHeaders.length > 0 && chosen(incoming, this.options.forwardHeaders)), [GATEWAY_HEADER]: passed === undefined ? this.#id : `${String(passed)}, ${this.#id}` }
+    const own = passed === undefined ? this.#onlyHere : { [GATEWAY_HEADER]: `${String(passed)}, ${this.#id}` }
+    return this.options.forwardHeaders.length === 0 ? own : { ...chosen(incoming, this.options.forwardHeaders), ...own }
   }
 
   /** No longer takes requests. */
@@ -132,15 +133,6 @@ export class Gateway implements Core {
   /** Requests in flight. */
   get inFlight (): number {
     return this.#inFlight()
-  }
-
-  /** Counts the bytes moved over each link, which only the engines' spans say. */
-  noteSpan (span: StoredSpan): void {
-    const { name, instance } = span
-    if (name !== SPAN.engineMigrate) return
-    const { [ATTR.peer]: peers, [ATTR.peerBytes]: bytes } = span.attributes
-    if (typeof peers !== 'string' || !Array.isArray(bytes) || instance === undefined) return
-    for (const [i, from] of peers.split(',').entries()) if (bytes[i] > 0) this.stats.moved(from, instance, bytes[i])
   }
 
   /** Takes no more requests, and resolves when those in flight have ended, by themselves within `graceMs` or by force. */

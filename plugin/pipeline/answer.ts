@@ -1,8 +1,8 @@
-import { isEventStream } from '../../adapters/http.ts'
+import { isEventStream, UpstreamBody, type Completion } from '../../adapters/http.ts'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { AnswerStream, type Answer } from './answer-stream.ts'
-import { UsageReader } from './usage.ts'
+import { closingOf, UsageReader } from './usage.ts'
 
 /**
  * Waits for the first bytes for the client, or the end of an empty body. Rejects with UNAVAILABLE when the node breaks
@@ -13,10 +13,11 @@ import { UsageReader } from './usage.ts'
  * @param keepAlive - silence in an event stream after which a comment is sent; 0 for none
  */
 export async function beginAnswer (node: string, upstream: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive = 0): Promise<Answer> {
-  const whole = wholeBody(upstream)
+  const completion = upstream.body instanceof UpstreamBody ? upstream.body.takeCompletion() : undefined
+  const whole = completion?.bytes ?? wholeBody(upstream)
   if (whole !== undefined) {
     limit.clear()
-    return wholeAnswer(upstream, whole)
+    return wholeAnswer(upstream, whole, completion)
   }
   const stream = new AnswerStream(upstream, limit, idle, keepAlive)
   try {
@@ -35,8 +36,8 @@ function wholeBody ({ headers, body }: UpstreamResponse): Buffer | undefined {
   return bytes
 }
 
-function wholeAnswer ({ statusCode, headers }: UpstreamResponse, body: Buffer): Answer {
+function wholeAnswer ({ statusCode, headers }: UpstreamResponse, body: Buffer, completion: Completion | undefined): Answer {
   const usage = new UsageReader()
-  usage.add(body)
-  return { statusCode, headers, body, delivered: Promise.resolve({ outcome: 'complete', statusCode, firstByteAt: performance.now(), bytes: body.length, closing: () => usage.read() }) }
+  if (completion === undefined) usage.add(body)
+  return { statusCode, headers, body, delivered: Promise.resolve({ outcome: 'complete', statusCode, firstByteAt: performance.now(), bytes: body.length, closing: () => completion === undefined ? usage.read() : closingOf(completion.value) }) }
 }

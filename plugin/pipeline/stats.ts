@@ -1,5 +1,6 @@
-import { ATTR } from '../../adapters/wire/semconv.ts'
+import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { Counter } from '../../adapters/wire/series.ts'
+import type { StoredSpan } from '../traces/span.ts'
 
 const MAX_LINKS = 1_024
 
@@ -45,6 +46,15 @@ export class Stats {
     if (link !== undefined) link.bytes += bytes
     // Both ends are what a node says: a bound, as one that lies must not fill the memory.
     else if (this.#links.size < MAX_LINKS) this.#links.set(key, { from, to, bytes })
+  }
+
+  /** Counts the bytes moved over each link, which only the engines' spans say. */
+  noteSpan (span: StoredSpan): void {
+    const { name, instance } = span
+    if (name !== SPAN.engineMigrate) return
+    const { [ATTR.peer]: peers, [ATTR.peerBytes]: bytes } = span.attributes
+    if (typeof peers !== 'string' || !Array.isArray(bytes) || instance === undefined) return
+    for (const [i, from] of peers.split(',').entries()) if (bytes[i] > 0) this.moved(from, instance, bytes[i])
   }
 
   get retries (): number {

@@ -1,3 +1,5 @@
+import type { Completion } from '../../adapters/http.ts'
+
 /** Chunks kept: the last events of a stream, or the end of a JSON answer. */
 const CHUNKS = 8
 /** Bytes searched at the end. */
@@ -90,8 +92,17 @@ function readUsage (text: string): Usage | undefined {
   const start = lastValue(text, 'usage')
   if (start === undefined) return undefined
   // `"usage": null` stands in every event but the last.
-  const usage = text[start] === '{' ? parseObject(text, start) : undefined
-  if (usage === undefined) return undefined
+  return text[start] === '{' ? usageOf(parseObject(text, start)) : undefined
+}
+
+/** What a completion that was parsed says about itself. */
+export function closingOf ({ choices, usage }: Completion['value']): Closing {
+  const reason = (choices.at(-1) as { finish_reason?: unknown } | null)?.finish_reason
+  return { usage: usageOf(usage as Record<string, unknown> | null | undefined), finishReason: typeof reason === 'string' ? reason : undefined }
+}
+
+function usageOf (usage: Record<string, unknown> | null | undefined): Usage | undefined {
+  if (typeof usage !== 'object' || usage === null) return undefined
   const details = usage.prompt_tokens_details as { cached_tokens?: unknown } | null | undefined
   return {
     promptTokens: count(usage.prompt_tokens),

@@ -9,8 +9,10 @@ import { connect } from 'node:net'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import type { Test } from 'tap'
+import { Agent } from 'undici'
 import type { UpstreamResponse } from '../../adapters/adapter.ts'
 import { TimeLimit } from '../../adapters/abort.ts'
+import { postStream } from '../../adapters/http.ts'
 import { deliver, onClientGone } from '../../plugin/http/client.ts'
 import { beginAnswer, type Delivery } from '../../plugin/pipeline/index.ts'
 import type { Closing } from '../../plugin/pipeline/usage.ts'
@@ -403,6 +405,36 @@ t.test('the end of an answer has usage and finish reason, or nothing', async t =
   t.match(await told('{"usage":{"prompt_tokens":1,"completion_tokens":2}', ',"big":"', 'x'.repeat(100), '"}'), { usage })
   for (const text of ['', '{}', '{"usage":null,"finish_reason":null}', '{"usage":{"prompt_tokens":', '{"usage":{x}}', 'usage']) t.match(await told(text), { usage: undefined, finishReason: undefined })
   t.match(await told(event({ choices: [{ finish_reason: 'stop' }], usage: null }), event({ choices: [{ finish_reason: null }], usage: { prompt_tokens: '1' } }), DONE), { finishReason: 'stop', usage: { promptTokens: undefined } })
+})
+
+t.test('a completion that came whole keeps its bytes, says the same at its end, and frees its connection', async t => {
+  const cases: Array<[answer: object, closing: Closing]> = [
+    [{ choices: [{ finish_reason: 'length' }], usage: { prompt_tokens: 1, completion_tokens: 2, prompt_tokens_details: { cached_tokens: 1 } } }, { finishReason: 'length', usage: { promptTokens: 1, completionTokens: 2, totalTokens: undefined, cachedTokens: 1 } }],
+    [{ choices: [{ text: '\u00e4' }, { finish_reason: 'stop' }], usage: null }, { finishReason: 'stop', usage: undefined }],
+    [{ choices: [{ finish_reason: null }, null], usage: 7 }, { finishReason: undefined, usage: undefined }],
+    [{ choices: [{ finish_reason: 3 }], usage: { prompt_tokens: '1' } }, { finishReason: undefined, usage: { promptTokens: undefined, completionTokens: undefined, totalTokens: undefined, cachedTokens: undefined } }]
+  ]
+  let connections = 0
+  let text = ''
+  const server = createServer((_request, response) => { response.writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }).end(text) })
+  server.on('connection', () => { connections++ })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const dispatcher = new Agent()
+  t.teardown(async () => { await dispatcher.destroy(); server.close() })
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  for (const [answer, closing] of cases) {
+    text = JSON.stringify(answer)
+    const limit = new TimeLimit(0)
+    const log = { debug () {}, info () {}, warn () {}, error () {} }
+    const response = await postStream({ id: url, url, role: 'hybrid' }, { path: '/v1/chat/completions', body: [Buffer.from('{}')] }, { signal: limit, headers: {}, dispatcher, log })
+    const { body, delivered } = await beginAnswer(url, response, limit, 60_000)
+    t.equal(String(body), text)
+    t.strictSame((await delivered).closing(), closing)
+    // undici's pool opens another connection for a request that comes before the first has been put back.
+    await new Promise(setImmediate)
+  }
+  t.equal(connections, 1)
 })
 
 t.test('a client is gone when it leaves, and only then', async t => {

@@ -185,7 +185,7 @@ t.test('ten thousand traces that engines send stay near the bound, too', async t
 async function serve (t: Test, store: TraceStore | undefined, { guard = async () => {}, off, adminKey }: { guard?: TraceRoutesOptions['guard'], off?: string, adminKey?: string } = {}): Promise<FastifyInstance> {
   const app = Fastify()
   t.teardown(() => app.close())
-  const gateway = { options: { allowedNetworks: [], adminKey }, tracing: { store, off }, registry: { isNodeToken: (token: string) => (token === 'good' ? 'http://e:1' : undefined) }, noteSpan () {} }
+  const gateway = { options: { allowedNetworks: [], adminKey }, tracing: { store, off }, registry: { isNodeToken: (token: string) => (token === 'good' ? 'http://e:1' : undefined) }, stats: { noteSpan () {} } }
   await app.register(traceRoutes, { gateway, guard })
   await app.register(spanRoutes, { gateway })
   return app

@@ -217,7 +217,7 @@ t.test('the feed has prefill and decode nodes, what moves between them, and how 
   const { url, app } = await buildGateway(t, { nodes, options: { ui: true, bypass: 'never', telemetry: { store } } })
   await (await post(url + PATH, chat('?', pictureUrl(1)))).arrayBuffer()
   const now = Math.floor(Date.now() / 1_000)
-  app.epd.gateway.noteSpan({ traceId: '1'.repeat(32), spanId: '3'.repeat(16), parentSpanId: undefined, name: 'engine.migrate', kind: 'internal', startTime: [now, 0], endTime: [now, 5e6], attributes: { 'epd.peer': p, 'epd.peer.bytes': [4_096] }, status: 'unset', service: 's', instance: d })
+  app.epd.gateway.stats.noteSpan({ traceId: '1'.repeat(32), spanId: '3'.repeat(16), parentSpanId: undefined, name: 'engine.migrate', kind: 'internal', startTime: [now, 0], endTime: [now, 5e6], attributes: { 'epd.peer': p, 'epd.peer.bytes': [4_096] }, status: 'unset', service: 's', instance: d })
   store.add({ traceId: '1'.repeat(32), spanId: '2'.repeat(16), parentSpanId: undefined, name: 'epd.prefill', kind: 'internal', startTime: [now, 0], endTime: [now, 5e6], attributes: { 'epd.node': p }, status: 'unset', service: 's' })
   const state = await firstState(url)
   t.match(state, {

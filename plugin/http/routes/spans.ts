@@ -9,7 +9,8 @@ import { createKeyCheck, requireOperator, type Guarded } from './guard.ts'
 import { answerErrors, sendError } from './traces.ts'
 
 export interface SpanRoutesOptions {
-  readonly gateway: Pick<Gateway, 'noteSpan'> & Guarded & {
+  readonly gateway: Guarded & {
+    readonly stats: Pick<Gateway['stats'], 'noteSpan'>
     readonly tracing: { readonly store: TraceStore | undefined }
     readonly registry: Pick<Gateway['registry'], 'isNodeToken'>
   }
@@ -53,7 +54,7 @@ export const spanRoutes: FastifyPluginAsync<SpanRoutesOptions> = async function 
     for (const span of parsed.spans) {
       if (node === undefined && !store.has(span.traceId)) continue
       const kept = store.add(span)
-      if (kept !== undefined && node !== undefined) gateway.noteSpan(kept)
+      if (kept !== undefined && node !== undefined) gateway.stats.noteSpan(kept)
     }
     return answer(request, reply, parsed.rejected)
   })
