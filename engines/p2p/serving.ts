@@ -7,6 +7,8 @@ import { ELEMENT_BYTES, type ServedPull } from './types.ts'
 const RETRY_MS = 5
 /** Replies kept for one peer. Each answers a request of its own and is small, so this is what a peer that reads nothing can make us hold. */
 const MAX_LATE = 4096
+/** Over all peers: one that calls itself many is still one. */
+export const MAX_LATE_IN_ALL = 16_384
 
 interface Late {
   readonly frames: Buffer[]
@@ -21,6 +23,7 @@ export class Replies {
   readonly #writer: Writer
   readonly #keepMs: number
   readonly #late = new Map<string, Late[]>()
+  #waiting = 0
 
   /** @param keepMs how long a reply waits for room; a peer that has taken nothing for so long waits no more itself */
   constructor (writer: Writer, keepMs: number) {
@@ -33,12 +36,18 @@ export class Replies {
     const late: Late = { frames: [peer, encodeHeader(reply)], until: performance.now() + this.#keepMs }
     const queue = this.#late.get(name)
     if (queue === undefined) this.#try(late).then((sent) => { if (!sent) this.#keep(name, late) }, () => { /* the peer has gone */ })
-    else if (queue.length < MAX_LATE) queue.push(late)
+    else this.#push(queue, late)
+  }
+
+  /** How many wait for room. */
+  get waiting (): number {
+    return this.#waiting
   }
 
   /** Forgets what is still waiting. */
   close (): void {
     this.#late.clear()
+    this.#waiting = 0
   }
 
   /** False when there is no room; rejects when there is no peer any more. */
@@ -53,29 +62,42 @@ export class Replies {
   }
 
   #keep (name: string, late: Late): void {
-    const queue = this.#late.get(name)
-    if (queue !== undefined) {
-      queue.push(late)
-      return
-    }
-    this.#late.set(name, [late])
+    const known = this.#late.get(name)
+    const queue = known ?? []
+    this.#push(queue, late)
+    if (known !== undefined || queue.length === 0) return
+    this.#late.set(name, queue)
     this.#retryLater(name)
+  }
+
+  #push (queue: Late[], late: Late): void {
+    if (queue.length >= MAX_LATE || this.#waiting >= MAX_LATE_IN_ALL) return
+    queue.push(late)
+    this.#waiting++
+  }
+
+  #forget (name: string): void {
+    this.#waiting -= this.#late.get(name)?.length ?? 0
+    this.#late.delete(name)
   }
 
   #retryLater (name: string): void {
     setTimeout(() => {
-      this.#flush(name).catch(() => this.#late.delete(name))
+      this.#flush(name).catch(() => { this.#forget(name) })
     }, RETRY_MS).unref()
   }
 
   async #flush (name: string): Promise<void> {
-    const queue = this.#late.get(name) ?? []
+    const queue = this.#late.get(name)
+    if (queue === undefined) return
     while (queue.length > 0) {
       const head = queue[0] as Late
       if (head.until > performance.now() && !await this.#try(head)) return this.#retryLater(name)
+      if (this.#late.get(name) !== queue) return
       queue.shift()
+      this.#waiting--
     }
-    this.#late.delete(name)
+    this.#forget(name)
   }
 }
 

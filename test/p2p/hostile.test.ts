@@ -2,6 +2,8 @@ import t, { type Test } from 'tap'
 import { once } from 'node:events'
 import type { Worker } from 'node:worker_threads'
 import { Dealer, Router } from 'zeromq'
+import { MAX_LATE_IN_ALL, Replies } from '../../engines/p2p/serving.ts'
+import { Writer } from '../../engines/p2p/sockets.ts'
 import { until } from '../helper/until.ts'
 import { Peer, type Offer } from './peer.ts'
 
@@ -175,6 +177,30 @@ t.test('a producer that answers a request with what answers another one ends tha
   }
   await b.node.connect(a.node.endpoint)
   t.ok(await pulls(b, a.offer(2)))
+})
+
+t.test('peers that read nothing are not answered without bound, however many they are', async t => {
+  const router = new Router({ linger: 0, mandatory: true, sendTimeout: 0, sendHighWaterMark: 64 })
+  await router.bind('tcp://127.0.0.1:*')
+  const peers = Array.from({ length: 6 }, () => new Dealer({ linger: 0, receiveHighWaterMark: 1 }))
+  const replies = new Replies(new Writer(router), 60_000)
+  t.teardown(() => {
+    replies.close()
+    for (const socket of [router, ...peers]) socket.close()
+  })
+  const text = 'x'.repeat(2000)
+  for (const peer of peers) {
+    peer.connect(router.lastEndpoint!)
+    await peer.send('hello')
+    const [name] = await router.receive()
+    // Each more than one peer is granted.
+    for (let i = 0; i < 5000; i++) replies.send(name!, { v: 1, type: 'error', id: String(i), code: 'GONE', message: text })
+  }
+  await until(() => replies.waiting === MAX_LATE_IN_ALL, 'the most that is held', 60_000)
+  const [first] = peers as [Dealer]
+  const read = async (): Promise<void> => { while (!first.closed) await first.receive() }
+  read().catch(() => { /* closed */ })
+  await until(() => replies.waiting < MAX_LATE_IN_ALL, 'one that reads gets what was held for it', 60_000)
 })
 
 t.test('a lease for a linked engine is pulled by no other', async t => {
