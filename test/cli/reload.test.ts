@@ -53,7 +53,7 @@ t.test('a reload applies the difference and answers what changed; a broken file 
   t.same([status[one.url]?.speed, status[two.url]?.speed], [3, null])
 
   for (const [text, message] of [
-    ['{\n  "nodes": [],\n  "apiKeys": [5] }', `${file}:3:15: apiKeys[0] must be a string, not 5`],
+    ['{\n  "nodes": [],\n  "apiKeys": [5] }', `${file}:3:15: apiKeys[0] must be text that a header can have, not 5`],
     ['{\n', `${file}:2:1: not valid JSON`],
     ['{ "apiKeys": ["${EPD_NOWHERE}"] }', 'the environment variable EPD_NOWHERE is not set']
   ] as const) {
