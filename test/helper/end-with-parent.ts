@@ -1,6 +1,6 @@
 /**
- * Preloaded (`--import`) into tap, the test files and the processes they start: ends this process when its parent or its
- * grandparent is gone, so that a test run that is killed leaves nothing behind, however it was killed; and when it has
+ * Preloaded (`--import`) into the runner, the test files and the processes they start: ends this process when its parent or
+ * its grandparent is gone, so that a test run that is killed leaves nothing behind, however it was killed; and when it has
  * nothing left to do.
  */
 import { readFileSync } from 'node:fs'
@@ -17,12 +17,25 @@ function parentOf (pid: number): number | undefined {
   }
 }
 
+/** Has it ended, also when nothing has asked yet how? */
+function gone (pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return /^State:\s*[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  } catch (err) {
+    return (err as NodeJS.ErrnoException).code === 'ESRCH'
+  }
+}
+
 const parent = process.ppid
 const grandparent = parentOf(parent)
+/** The process that started this one, or what did, may have ended while this one started: then another one is its parent by now. */
+const starter = Number(process.env.EPD_TEST_STARTER ?? parent)
+process.env.EPD_TEST_STARTER = String(process.pid)
 
-setInterval(() => {
-  if (process.ppid !== parent || parentOf(parent) !== grandparent) process.kill(process.pid, 'SIGKILL')
-}, INTERVAL_MS).unref()
+const end = (): void => { if (process.ppid !== parent || parentOf(parent) !== grandparent || gone(starter)) process.kill(process.pid, 'SIGKILL') }
+end()
+setInterval(end, INTERVAL_MS).unref()
 
 // Node.js 20 sometimes waits for ever for a request of a closed socket when it frees its environment after the event
 // loop has ended (node::Environment::CleanupHandles, by perf, in one run of six of a test of gateways in a ring).
