@@ -221,7 +221,7 @@ t.test('a wrong source is refused by its name', async t => {
   t.equal(resolveOptions({ discover: [{ dns: 'a' }] }).embedded, undefined, 'no engines are started beside')
   await t.rejects(gateway(t, [{ kubernetes: { selector: 'a', port: 1, kubeconfig: '/nowhere' } }]), { message: /discover: can't use the kubeconfig \/nowhere/ })
   const file = join(t.testdir({ 'epd.json': '{ "discover": [{ "dns": 5 }] }' }), 'epd.json')
-  t.match(await runCli(['serve', '--check', '--config', file]), { code: 2, stderr: /epd\.json:1:25: discover\[0\]\.dns must be a string, not 5/ })
+  t.match(await runCli(['serve', '--check', '--config', file]), { code: 2, stderr: /epd\.json:1:25: discover\[0\]\.dns must be a name such as encoder\.vlm\.svc, not 5/ })
 })
 
 t.test('short names are completed as the system does', async t => {
