@@ -143,7 +143,7 @@ await t.test('bad pictures are a 400 that names the part and reveals nothing els
 })
 
 await t.test('a gateway that gets SIGTERM lets streams finish, takes no more, and exits with 0', async t => {
-  const ending = await GatewayProcess.start(t)
+  const ending = await GatewayProcess.start(t, { timeouts: { grace: 60_000 } })
   await ending.use(...engines)
   const stream = await ending.stream({ pictures, more: { max_tokens: 150, ignore_eos: true } })
   await until(() => stream.events.length > 0, 'events have come')

@@ -13,7 +13,6 @@ const ROLES = { hybrid: 1, prefill: 2, decode: 3, encoder: 4 } as const
 interface NodeStatus { readonly role: number, readonly health: string, readonly unfinished: number, readonly links: Record<string, { state: string }> }
 interface Answer { readonly status: number, readonly plan: string | null, readonly text: string, readonly trace: string | null, readonly usage?: Record<string, unknown> }
 
-t.setTimeout(180_000)
 const config = t.testdir({
   'epd.config.json': JSON.stringify({ embedded: { encoders: 1, engines: 1, prefill: 1, decode: 1 }, routing: { disaggregate: 'always' } })
 })

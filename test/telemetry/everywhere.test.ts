@@ -16,9 +16,6 @@ import { FakeNode } from '../helper/fake-node.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
 
-// Engines are started, and the command line a dozen times.
-t.setTimeout(120_000)
-
 const PATH = '/v1/chat/completions'
 const STAGES = ['epd.plan', 'epd.encode', 'epd.encode.call', 'epd.decode']
 const CALLER = '0af7651916cd43dd8448eb211c80319c'
