@@ -2,6 +2,8 @@ import type { Completion } from '../../adapters/http.ts'
 
 /** Chunks kept: the last events of a stream, or the end of a JSON answer. */
 const CHUNKS = 8
+/** Bytes of a chunk that is put to the one before it: a node may send an event in many pieces, or pings after the last one. */
+const TINY = 64
 /** Bytes searched at the end. */
 const MAX_BYTES = 16 * 1024
 
@@ -29,12 +31,13 @@ export class UsageReader {
 
   add (chunk: Buffer): void {
     this.bytes += chunk.length
-    if (this.#chunks.length < CHUNKS) {
-      this.#chunks.push(chunk)
-      return
+    const newest = (this.#next || this.#chunks.length) - 1
+    if (chunk.length < TINY && newest >= 0 && this.#chunks[newest]!.length < 1_024) this.#chunks[newest] = Buffer.concat([this.#chunks[newest]!, chunk])
+    else if (this.#chunks.length < CHUNKS) this.#chunks.push(chunk)
+    else {
+      this.#chunks[this.#next] = chunk
+      this.#next = (this.#next + 1) % CHUNKS
     }
-    this.#chunks[this.#next] = chunk
-    this.#next = (this.#next + 1) % CHUNKS
   }
 
   /** Did a stream of choices come to its end? One that a node has cut in half may end in good order. */
@@ -45,10 +48,8 @@ export class UsageReader {
 
   /** At the end: later chunks change nothing. */
   read (): Closing {
-    if (this.#closing === undefined) {
-      const text = this.#text()
-      this.#closing = { usage: readUsage(text), finishReason: readFinishReason(text) }
-    }
+    const text = this.#closing === undefined ? this.#text() : ''
+    this.#closing ??= { usage: readUsage(text), finishReason: readFinishReason(text) }
     return this.#closing
   }
 

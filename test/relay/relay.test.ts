@@ -80,6 +80,19 @@ const events = (newline: string): Buffer => Buffer.from([
   event({ choices: [], usage: { prompt_tokens: 5, completion_tokens: 7, total_tokens: 12, prompt_tokens_details: { cached_tokens: 3 } } }, newline), `data: [DONE]${newline}${newline}`
 ].join(''))
 
+t.test('a stream without [DONE] is whole, however many pieces follow its finish reason', async t => {
+  let pings = 0
+  const pieces = (): string[] => [
+    event({ choices: [{ delta: { content: 'x' } }] }), event({ choices: [{ delta: {}, finish_reason: 'stop' }] }), event({ choices: [], usage: { prompt_tokens: 5 } }),
+    ...Array.from({ length: pings }, () => ': ping\n\n')
+  ]
+  const { port, results } = await gateway(t, () => scripted(pieces().map(piece => Buffer.from(piece)), SSE))
+  for (; pings < 20; pings++) {
+    t.equal((await ask(port)).body.toString(), pieces().join(''))
+    t.match(await results.at(-1)!, { outcome: 'complete' }, `${pings} pings`)
+  }
+})
+
 t.test('bytes arrive as they were sent, however they were cut', async t => {
   const random = new Random(3)
   let upstream!: UpstreamResponse
