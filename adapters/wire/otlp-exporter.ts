@@ -9,6 +9,8 @@ import type { SpanExporter } from '@opentelemetry/sdk-trace-node'
 export function otlpExporter (onProblem: (message: string) => void): SpanExporter {
   // Loaded here, so that a start without a receiver does not pay for it (80 ms CPU).
   const loaded = import('@opentelemetry/exporter-trace-otlp-http').then(({ OTLPTraceExporter }) => new OTLPTraceExporter())
+  // Also before the first span: a rejection without a handler would end the process.
+  loaded.catch((error: Error) => { onProblem(`spans can't be sent to an OTLP receiver: ${error.message}`) })
   let losing = false
   return {
     export (...[spans, done]: Parameters<SpanExporter['export']>) {

@@ -2,7 +2,7 @@ import type { Completion } from '../../adapters/http.ts'
 
 /** Chunks kept: the last events of a stream, or the end of a JSON answer. */
 const CHUNKS = 8
-/** Bytes of a chunk that is put to the one before it: a node may send an event in many pieces, or pings after the last one. */
+/** Bytes of a chunk that is put to the one before it, while that is below 1 KiB: a node may send an event in many pieces, or pings after the last one. */
 const TINY = 64
 /** Bytes searched at the end. */
 const MAX_BYTES = 16 * 1024
