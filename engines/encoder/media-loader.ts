@@ -3,7 +3,7 @@ import type { lookup as dnsLookup } from 'node:dns'
 import { open, realpath } from 'node:fs/promises'
 import { sep } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { MediaFetcher, MediaFetchError } from '../../adapters/wire/media-fetch.ts'
+import type { MediaFetcher } from '../../adapters/wire/media-fetch.ts'
 import type { MediaPolicy } from '../service/engine-options.ts'
 import { decodeBase64, decodeDataUrl } from './data-url.ts'
 import { MediaError } from './media-error.ts'
@@ -27,15 +27,14 @@ const LONGEST_HEAD = 256
 const DEFAULT_TIMEOUT_MS = 10_000
 
 export class MediaLoader {
-  readonly #policy: MediaPolicy
+  readonly #options: MediaLoaderOptions
   readonly #maxBytes: number
-  readonly #fetcher: MediaFetcher
+  /** Made when the first URL is to be fetched: most engines get data only, and an HTTP client costs 150 ms of CPU to load. */
+  #fetcher: MediaFetcher | undefined
 
   constructor (options: MediaLoaderOptions) {
-    this.#policy = options.policy
+    this.#options = options
     this.#maxBytes = options.maxBytes ?? DEFAULT_MAX_BYTES
-    const { policy, timeoutMs = DEFAULT_TIMEOUT_MS, lookup } = options
-    this.#fetcher = new MediaFetcher({ policy, maxBytes: this.#maxBytes, timeoutMs, lookup })
   }
 
   /** @throws MediaError, or the signal's reason. */
@@ -50,7 +49,7 @@ export class MediaLoader {
   }
 
   async close (): Promise<void> {
-    await this.#fetcher.close()
+    await this.#fetcher?.close()
   }
 
   #decoded (text: string, decode: (text: string) => Buffer): Buffer {
@@ -62,6 +61,9 @@ export class MediaLoader {
   }
 
   async #fetch (url: string, signal: AbortSignal): Promise<Buffer> {
+    const { MediaFetcher, MediaFetchError } = await import('../../adapters/wire/media-fetch.ts')
+    const { policy, timeoutMs = DEFAULT_TIMEOUT_MS, lookup } = this.#options
+    this.#fetcher ??= new MediaFetcher({ policy, maxBytes: this.#maxBytes, timeoutMs, lookup })
     try {
       return await this.#fetcher.fetch(url, signal)
     } catch (err) {
@@ -70,7 +72,7 @@ export class MediaLoader {
   }
 
   async #readFile (text: string): Promise<Buffer> {
-    const { directory } = this.#policy
+    const { directory } = this.#options.policy
     if (directory === undefined) throw new MediaError('invalid_media', 'file: URLs are not allowed')
     // One message for "outside", "not there" and "not a file": which it is would reveal what is on our disk.
     const refusal = new MediaError('invalid_media', 'the file is not in the folder media may come from, or can\'t be read')

@@ -1,7 +1,8 @@
 /** Runs in a worker of its own: pictures become vision inputs. sharp decodes in libuv's threads, normalising happens here. */
-import { loadOptional } from '../service/optional.ts'
-import { familyFor, type ModelSource, type PixelSettings, type PreparedItem } from '../models/index.ts'
-import { transferring, type CreateProgram, type Transferring } from '../runtime/index.ts'
+import { requireOptional } from '../service/optional.ts'
+import { familyFor } from '../models/families.ts'
+import type { ModelSource, PixelSettings, PreparedItem } from '../models/family.ts'
+import { transferring, type CreateProgram, type Transferring } from '../runtime/types.ts'
 
 export interface PrepareArgs {
   readonly bytes: Uint8Array
@@ -14,7 +15,7 @@ export type PreprocessMethods = {
 
 export const create: CreateProgram<ModelSource, PreprocessMethods> = async ({ data: source }) => {
   const model = familyFor(source.config).open(source)
-  const { default: sharp } = await loadOptional('sharp')
+  const sharp = requireOptional('sharp')
   // One thread a picture: several pictures are decoded at once instead. libvips' cache would only keep pictures that are not asked for again.
   sharp.concurrency(1)
   sharp.cache(false)

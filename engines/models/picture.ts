@@ -3,7 +3,7 @@
  * Decoding runs in libuv's threads, not in the caller's.
  */
 import type { Sharp, SharpConstructor, SharpOptions } from 'sharp'
-import { loadOptional } from '../service/optional.ts'
+import { requireOptional } from '../service/optional.ts'
 import { bmpSize, decodeBmp } from './bmp.ts'
 import { enlarge } from './enlarge.ts'
 import { PictureError, type PictureSize } from './family.ts'
@@ -74,7 +74,7 @@ async function render (source: Sharp, size: PictureSize, hasAlpha: boolean): Pro
 export async function openPicture (bytes: Uint8Array): Promise<Picture> {
   const format = sniffPicture(bytes)
   if (format === undefined) throw new PictureError('the bytes are no picture of a supported format (JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP)')
-  const { default: sharp } = await loadOptional('sharp')
+  const sharp = requireOptional('sharp')
   if (format === 'image/bmp') return openBmp(bytes, sharp)
   // What libjpeg only warns of leaves the picture whole: Pillow takes it as well.
   const input: SharpOptions = { limitInputPixels: MAX_PICTURE_PIXELS, failOn: 'error', sequentialRead: true }

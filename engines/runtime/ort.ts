@@ -3,13 +3,13 @@
  * and holds its thread.
  */
 import type { InferenceSession, Tensor } from 'onnxruntime-node'
-import { missingPackage } from '../service/optional.ts'
+import { requireOptional } from '../service/optional.ts'
 import { cudaIndex } from './device.ts'
 import type { Device, OpenSessionOptions, Session, TensorData, TensorSpec, TensorType } from './types.ts'
 
 type Ort = typeof import('onnxruntime-node')
 
-let ort: Promise<Ort> | undefined
+let ort: Ort | undefined
 
 /** Microseconds this thread has spent inside `run`. */
 let spent = 0
@@ -33,25 +33,14 @@ function withoutFloat16Array (makeTensor: () => unknown): void {
   }
 }
 
-async function loadOrt (): Promise<Ort> {
-  let loaded: Ort
-  try {
-    loaded = await import('onnxruntime-node')
-  } catch (cause) {
-    throw missingPackage('onnxruntime-node', 'running models', cause)
-  }
+function getOrt (): Ort {
+  if (ort !== undefined) return ort
+  const loaded = requireOptional('onnxruntime-node') as Ort
   // What fails is thrown with its message; onnxruntime would also print it, in colour, to stderr.
   loaded.env.logLevel = 'fatal'
   withoutFloat16Array(() => new loaded.Tensor('float16', new Uint16Array(1), [1]))
+  ort = loaded
   return loaded
-}
-
-function getOrt (): Promise<Ort> {
-  ort ??= loadOrt().catch((err: unknown) => {
-    ort = undefined
-    throw err
-  })
-  return ort
 }
 
 function executionProvider (device: Device): InferenceSession.ExecutionProviderConfig {
@@ -78,7 +67,7 @@ function specs (metadata: readonly InferenceSession.ValueMetadata[], path: strin
 
 /** Opens a session; the file is read by onnxruntime itself, so external data beside it is found. */
 export async function openSession (path: string, device: Device, threads: number, options: OpenSessionOptions = {}): Promise<Session> {
-  const { InferenceSession, Tensor } = await getOrt()
+  const { InferenceSession, Tensor } = getOrt()
   const executionProviders = [executionProvider(device)]
   let session: InferenceSession
   try {

@@ -1,13 +1,14 @@
 import type { AddressInfo } from 'node:net'
 import type { FastifyInstance } from 'fastify'
+import { otlpConfigured, tracingDisabled, unsupportedExports } from '../../adapters/wire/otel-env.ts'
 import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
 import type { EngineLog, EngineService } from '../service/engine-service.ts'
 import { buildApp, type AppOptions } from './app.ts'
 import { InFlight } from './in-flight.ts'
 import { engineMetrics } from './metrics.ts'
-import { startRegistration, type Registration, type RegistrationOptions } from './registration.ts'
+import type { Registration, RegistrationOptions } from './registration.ts'
 import { Health, type ServerState } from './state.ts'
-import { startEngineTelemetry, type EngineTelemetry } from './telemetry.ts'
+import type { EngineTelemetry } from './telemetry.ts'
 
 export interface ApiServerOptions extends AppOptions {
   /** Makes the engine. Called once, with the server's own URL: the engine's id. */
@@ -53,6 +54,7 @@ export async function startApiServer (options: ApiServerOptions): Promise<ApiSer
   const app = buildApp(options, state)
   await app.listen({ host: options.host ?? '127.0.0.1', port: options.port ?? 0 })
   state.url = options.publicUrl ?? urlOf(app)
+  const outward = await loadOutward(options)
   let engine: EngineService | undefined
   try {
     engine = await options.createEngine(state.url, app.log)
@@ -66,12 +68,26 @@ export async function startApiServer (options: ApiServerOptions): Promise<ApiSer
     throw err
   }
   state.health.ready()
-  return serving(app, state, engine, options)
+  return serving(app, state, engine, options, outward)
 }
 
-function serving (app: FastifyInstance, state: ServerState, engine: EngineService, options: ApiServerOptions): ApiServer {
-  const registration = register(app, state, engine, options)
-  const telemetry = startEngineTelemetry({
+interface Outward {
+  readonly registration: typeof import('./registration.ts') | undefined
+  readonly telemetry: typeof import('./telemetry.ts') | undefined
+}
+
+/** What only engines load that speak to a gateway or to a receiver of spans: an HTTP client and the SDK cost a start 0.3 s of CPU. */
+async function loadOutward ({ proxyUrl }: ApiServerOptions): Promise<Outward> {
+  const spans = !tracingDisabled() && (proxyUrl !== undefined || otlpConfigured() || unsupportedExports().length > 0)
+  return {
+    registration: proxyUrl === undefined ? undefined : await import('./registration.ts'),
+    telemetry: spans ? await import('./telemetry.ts') : undefined
+  }
+}
+
+function serving (app: FastifyInstance, state: ServerState, engine: EngineService, options: ApiServerOptions, outward: Outward): ApiServer {
+  const registration = register(app, state, engine, options, outward)
+  const telemetry = outward.telemetry?.startEngineTelemetry({
     engineId: state.url,
     role: engine.role,
     version: options.version,
@@ -92,9 +108,9 @@ function serving (app: FastifyInstance, state: ServerState, engine: EngineServic
   }
 }
 
-function register (app: FastifyInstance, state: ServerState, engine: EngineService, options: ApiServerOptions): Registration | undefined {
+function register (app: FastifyInstance, state: ServerState, engine: EngineService, options: ApiServerOptions, outward: Outward): Registration | undefined {
   if (options.proxyUrl === undefined) return undefined
-  return startRegistration({
+  return outward.registration?.startRegistration({
     proxyUrl: options.proxyUrl,
     url: state.url,
     role: ROLE_TO_WIRE[engine.role],

@@ -8,7 +8,7 @@ import type { ChatAnswer, ChatCall, EngineService } from '../service/engine-serv
 import { EngineError, errorEvent } from '../service/errors.ts'
 import type { Flight } from './in-flight.ts'
 import type { ServerState } from './state.ts'
-import { contextOf } from './telemetry.ts'
+import { contextOf } from './trace-context.ts'
 
 const REQUEST_ID = /^[\x21-\x7e]{1,128}$/
 const CREATED = Math.floor(Date.now() / 1_000)

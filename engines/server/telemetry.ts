@@ -1,5 +1,5 @@
-import { ROOT_CONTEXT, trace, type Context } from '@opentelemetry/api'
-import { ExportResultCode, W3CTraceContextPropagator, type ExportResult } from '@opentelemetry/core'
+import { trace } from '@opentelemetry/api'
+import { ExportResultCode, type ExportResult } from '@opentelemetry/core'
 import { defaultResource, detectResources, envDetector, resourceFromAttributes } from '@opentelemetry/resources'
 import { BatchSpanProcessor, NodeTracerProvider, type ReadableSpan, type SpanExporter, type SpanProcessor } from '@opentelemetry/sdk-trace-node'
 import { request } from 'undici'
@@ -7,6 +7,7 @@ import { otlpConfigured, tracingDisabled, unsupportedExports } from '../../adapt
 import { otlpExporter } from '../../adapters/wire/otlp-exporter.ts'
 import { ATTR, ENGINE_TRACER_NAME } from '../../adapters/wire/semconv.ts'
 import { spansToJson } from './span-json.ts'
+import { PROPAGATOR } from './trace-context.ts'
 
 export interface EngineTelemetryOptions {
   /** The engine's URL, as `service.instance.id`. */
@@ -32,7 +33,6 @@ export interface EngineTelemetry {
 const SEND_AFTER_MS = 200
 const SEND_TIMEOUT_MS = 2_000
 const MAX_WAITING_SPANS = 4_096
-const PROPAGATOR = new W3CTraceContextPropagator()
 
 /**
  * The SDK of an engine process: spans go to the gateway it registered with, and to an OTLP receiver when the standard
@@ -53,14 +53,6 @@ export function startEngineTelemetry (options: EngineTelemetryOptions): EngineTe
       trace.disable()
     }
   }
-}
-
-/** The caller's trace context from HTTP headers. Works without an SDK, so that it can be handed on. */
-export function contextOf (headers: Readonly<Record<string, string | string[] | undefined>>): Context {
-  return PROPAGATOR.extract(ROOT_CONTEXT, headers, {
-    keys: carrier => Object.keys(carrier as object),
-    get: (carrier, key) => (carrier as typeof headers)[key]
-  })
 }
 
 function processorsOf (options: EngineTelemetryOptions): SpanProcessor[] {

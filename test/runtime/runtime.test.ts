@@ -4,7 +4,7 @@ import { Worker } from 'node:worker_threads'
 import t, { type Test } from 'tap'
 import { ProgramHost, fromFloat16, parseDevice, threadsPerEngine, toFloat16, type Device } from '../../engines/runtime/index.ts'
 import { Thread } from '../../engines/runtime/thread.ts'
-import { loadOptional, missingPackage } from '../../engines/service/optional.ts'
+import { loadOptional, missingPackage, requireOptional } from '../../engines/service/optional.ts'
 import { GraphWriter, type ElementType } from '../helper/onnx.ts'
 import { until } from '../helper/until.ts'
 import type { TensorMethods } from './fixtures/tensor-program.ts'
@@ -194,7 +194,8 @@ t.test('devices are cpu, cuda and cuda:N', async t => {
 })
 
 t.test('a missing optional package says how to install it', async t => {
-  t.match(missingPackage('zeromq', 'links', new Error('Cannot find package\nmore')).message, /needs? the package zeromq \(links\).*npm install --ignore-scripts onnxruntime-node zeromq /)
-  t.ok((await loadOptional('sharp')).default)
-  await t.rejects(loadOptional('no-such-thing' as 'sharp'), /the package no-such-thing .*npm install --ignore-scripts onnxruntime-node /)
+  t.match(missingPackage('zeromq', new Error('Cannot find package\nmore')).message, /needs? the package zeromq \(the P2P link between engines\).*npm install --ignore-scripts onnxruntime-node zeromq /)
+  t.type(requireOptional('sharp'), 'function')
+  await t.rejects(loadOptional('no-such-thing' as '@huggingface/jinja'), /the package no-such-thing .*npm install --ignore-scripts onnxruntime-node /)
+  t.throws(() => requireOptional('no-such-thing' as 'sharp'), /the package no-such-thing .*npm install --ignore-scripts onnxruntime-node /)
 })
