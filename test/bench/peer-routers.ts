@@ -21,6 +21,8 @@ interface Kind {
   readonly missing: string
   /** One process has one core, however many there are. */
   readonly single?: true
+  /** Its code is compiled while it runs. */
+  readonly compiles?: true
   args (place: Place): readonly string[]
   /** Where it learns of its servers after it has started. */
   begun? (url: string, backends: readonly string[]): Promise<void>
@@ -44,6 +46,7 @@ const ours = (label: string, traces: boolean): Kind => ({
   label,
   program: process.execPath,
   missing: '',
+  compiles: true,
   args: ({ backends, port, cores, folder }) => {
     const config = join(folder, 'config.json')
     writeFileSync(config, JSON.stringify({
@@ -110,6 +113,9 @@ http {
 }
 
 export class Router {
+  static readonly #running = new Set<Router>()
+  static { process.once('exit', () => { for (const router of Router.#running) router.#signal('SIGKILL') }) }
+
   readonly port: number
   readonly #child: ChildProcess
 
@@ -126,7 +132,7 @@ export class Router {
     // A group of its own, so that all its processes are counted and ended. The variable: threads of tokio, where pinning does not count.
     const child = spawn(command!, args, { detached: true, stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, TOKIO_WORKER_THREADS: String(cores) } })
     const router = new Router(child, port)
-    process.once('exit', () => { router.#signal('SIGKILL') })
+    Router.#running.add(router)
     const url = `http://127.0.0.1:${port}`
     const ready = async (): Promise<boolean> => {
       if (child.exitCode !== null) throw new Error(`${kind.label} ended with ${child.exitCode}`)
@@ -153,6 +159,7 @@ export class Router {
   }
 
   async close (): Promise<void> {
+    Router.#running.delete(this)
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return
     const ended = once(this.#child, 'exit')
     this.#signal('SIGKILL')

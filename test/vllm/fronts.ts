@@ -9,20 +9,21 @@ import { freePort } from '../helper/free-port.ts'
 import { until } from '../helper/until.ts'
 
 /** A vLLM server; a hybrid encodes, prefills and decodes, or, beside an encoder, only the latter two. */
-export interface Backend { readonly url: string, readonly role: 'encoder' | 'hybrid' }
+export interface Backend { readonly url: string, readonly role: 'encoder' | 'prefill' | 'decode' | 'hybrid' }
+export interface Gateway { readonly name: string, readonly options: object }
 export interface Front { readonly name: string, readonly url: string }
 interface Place { readonly out: string, readonly name: string }
 
-/** This gateway, which knows all the servers when it is returned. */
-export async function gateway (t: Ending, backends: readonly Backend[], bypass: string, { out, name }: Place): Promise<Front> {
-  const config = join(out, `${name}.config.json`)
-  await writeFile(config, JSON.stringify({ embedded: false, bypass, nodes: backends.map(({ url, role }) => ({ url, role, adapter: 'vllm' })) }))
+/** This gateway with some options, which knows all the servers when it is returned. */
+export async function gateway (t: Ending, backends: readonly Backend[], options: Gateway, { out, name }: Place): Promise<Front> {
+  const config = join(out, `${name}.${options.name}.config.json`)
+  await writeFile(config, JSON.stringify({ embedded: false, ...options.options, nodes: backends.map(({ url, role }) => ({ url, role, adapter: 'vllm' })) }))
   const { url } = await startCli(t, ['serve', '--config', config, '--port', '0', '--log-level', 'warn'])
   await until(async () => {
     const nodes = Object.values(await (await fetch(`${url}/nodes/status`)).json() as Record<string, { health: string }>)
     return nodes.length === backends.length && nodes.every(({ health }) => health === 'healthy')
   }, 'the gateway knows all servers', 60_000)
-  return { name: 'gateway', url }
+  return { name: options.name, url }
 }
 
 /** nginx, with its round robin, in front of servers that do all. */
@@ -46,11 +47,12 @@ http {
   return await started(t, 'nginx', [binary, '-p', folder, '-e', 'stderr', '-c', join(folder, 'nginx.conf')], port, join(out, `${name}-nginx.log`))
 }
 
-/** vLLM's own example `disagg_epd_proxy.py`, in front of E and PD. */
+/** vLLM's own example `disagg_epd_proxy.py`, in front of E and PD, or E, P and D. */
 export async function proxy (t: Ending, command: readonly string[], backends: readonly Backend[], { out, name }: Place): Promise<Front> {
   const port = await freePort()
-  const urls = (role: Backend['role']): string => backends.filter(backend => backend.role === role).map(({ url }) => url).join(',')
-  const flags = ['--host', '127.0.0.1', '--port', String(port), '--encode-servers-urls', urls('encoder'), '--prefill-servers-urls', 'disable', '--decode-servers-urls', urls('hybrid')]
+  const urls = (...roles: ReadonlyArray<Backend['role']>): string => backends.filter(({ role }) => roles.includes(role)).map(({ url }) => url).join(',')
+  const prefill = urls('prefill')
+  const flags = ['--host', '127.0.0.1', '--port', String(port), '--encode-servers-urls', urls('encoder'), '--prefill-servers-urls', prefill === '' ? 'disable' : prefill, '--decode-servers-urls', urls('hybrid', 'decode')]
   return await started(t, 'vLLM proxy', [...command, ...flags], port, join(out, `${name}-proxy.log`))
 }
 

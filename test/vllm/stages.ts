@@ -35,3 +35,13 @@ export function means (before: Times, after: Times): string {
     return count === since.count ? [] : [`${key} ${((sum - since.sum) * 1_000 / (count - since.count)).toFixed(0)}`]
   }).join(', ')
 }
+
+export interface Pulled { readonly tokens: number, readonly of: number }
+
+/** Prompt tokens whose KV blocks these servers have pulled until now instead of computing them, of those that they asked for. */
+export async function pulledBy (urls: readonly string[]): Promise<Pulled> {
+  const texts = await Promise.all(urls.map(async url => await fetch(`${url}/metrics`).then(async answer => await answer.text(), () => '')))
+  const sum = (name: string): number => texts.flatMap(text => [...text.matchAll(new RegExp(`^vllm:external_prefix_cache_${name}_total\\{[^\\n]*\\} ([-+.e\\d]+)`, 'gm'))])
+    .reduce((all, [, value]) => all + Number(value), 0)
+  return { tokens: sum('hits'), of: sum('queries') }
+}
