@@ -21,6 +21,8 @@ export class FakeKubernetes {
   /** All calls are answered 401, as those without the token. */
   refusing = false
   refused = 0
+  /** Answers in place of the fake where it returns true. */
+  instead: ((call: 'list' | 'watch', response: ServerResponse) => boolean) | undefined
   readonly #pods = new Map<string, { readonly pod: Pod, readonly version: number }>()
   readonly #watchers = new Set<ServerResponse>()
   readonly #log: Array<{ readonly version: number, readonly line: string }> = []
@@ -34,7 +36,9 @@ export class FakeKubernetes {
       const url = new URL(request.url!, 'http://kubernetes')
       if (request.headers.authorization !== 'Bearer sesame' || fake.refusing) { fake.refused++; response.writeHead(401, { 'content-type': 'application/json' }).end(JSON.stringify({ kind: 'Status', code: 401, message: 'Unauthorized' })); return }
       if (url.pathname !== '/api/v1/namespaces/vlm/pods') { response.writeHead(404).end(); return }
-      if (url.searchParams.get('watch') === 'true') fake.#watch(url.searchParams, response)
+      const isWatch = url.searchParams.get('watch') === 'true'
+      if (fake.instead?.(isWatch ? 'watch' : 'list', response) === true) return
+      if (isWatch) fake.#watch(url.searchParams, response)
       else fake.#list(url.searchParams, response)
     })
     t.teardown(() => { server.closeAllConnections(); server.close() })
