@@ -23,7 +23,8 @@ const JOIN_LIMIT = 64 * 1024
 const WHOLE_LIMIT = 64 * 1024
 
 export interface HttpRequest {
-  readonly method: 'GET' | 'POST' | 'DELETE'
+  /** @default 'POST' */
+  readonly method?: 'GET' | 'POST' | 'DELETE'
   /** Path below the node's URL, with query. */
   readonly path: string
   /** Slices of a body, of JSON unless `contentType` says otherwise. */
@@ -52,11 +53,11 @@ export async function send (node: AdapterNode, request: HttpRequest, call: Call)
   }
 }
 
-function sendOnce (node: AdapterNode, { method, path, headers, body, contentType = 'application/json' }: HttpRequest, call: Call): Promise<UpstreamResponse> {
+function sendOnce (node: AdapterNode, { method = 'POST', path, headers, body, contentType = 'application/json' }: HttpRequest, call: Call): Promise<UpstreamResponse> {
   if (call.signal.aborted) throw call.signal.reason
   const target = targetOf(node)
   const length = body?.reduce((sum, slice) => sum + slice.length, 0)
-  const answer = new UpstreamBody(node, call.signal)
+  const answer = new UpstreamAnswer(node, call.signal)
   const options = {
     origin: target.origin,
     path: joinPath(target, path),
@@ -92,44 +93,68 @@ function bodyOf (slices: readonly Buffer[], length: number): Buffer | readonly B
 
 type Controller = Dispatcher.DispatchController
 
-/** One answer: undici's handler, the response and its body in one object. undici's own `request`, which makes five, adds 22 % to the CPU of a text request. */
-export class UpstreamBody extends Readable implements UpstreamResponse, Dispatcher.DispatchHandler {
+/**
+ * One answer: undici's handler and the response in one object; undici's own `request`, which makes five, adds 22 % to the
+ * CPU of a text request. The body becomes a stream when somebody asks for it: most answers that are not streamed come
+ * whole with their head, and are taken as bytes.
+ */
+export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHandler {
   statusCode = 0
   headers: Record<string, string | string[]> = {}
-  readonly body: Readable = this
   /** Resolves when status and headers are there. Rejects with UNAVAILABLE or the signal's reason. */
   readonly head: Promise<UpstreamResponse>
   readonly #node: AdapterNode
   readonly #signal: CallSignal
-  readonly #onAbort = (): void => { this.destroy(this.#signal.reason as Error) }
+  readonly #onAbort = (): void => { this.#break(this.#signal.reason as Error) }
   #controller: Controller | undefined
   #resolve!: (response: UpstreamResponse) => void
   #reject!: (error: Error) => void
+  /** The chunk that came before the body was asked for. */
+  #first: Buffer | undefined
+  #body: Readable | undefined
   #whole = false
-  #lastChunk: Buffer | undefined
+  #broken: Error | undefined
   #completion: Completion | undefined
   /** Bytes of a 500 that have come. */
   #length = 0
 
   constructor (node: AdapterNode, signal: CallSignal) {
-    super({ highWaterMark: 64 * 1024 })
     this.#node = node
     this.#signal = signal
     this.head = new Promise((resolve, reject) => { this.#resolve = resolve; this.#reject = reject })
-    // It may break off before its reader listens, and an error without a listener would end the process.
-    this.on('error', () => {})
     signal.addEventListener('abort', this.#onAbort)
+  }
+
+  get body (): Readable {
+    return this.#body ?? this.#open()
+  }
+
+  #open (): Readable {
+    const body = this.#body = new Readable({
+      highWaterMark: 64 * 1024,
+      read: () => { this.#controller?.resume() },
+      destroy: (error, done) => {
+        this.#close(error)
+        done(error)
+      }
+    })
+    // It may break off before its reader listens, and an error without a listener would end the process.
+    body.on('error', () => {})
+    if (this.#first !== undefined) body.push(this.#first)
+    if (this.#whole) body.push(null)
+    if (this.#broken !== undefined) body.destroy(this.#broken)
+    return body
   }
 
   onRequestStart (controller: Controller): void {
     this.#controller = controller
-    if (this.destroyed) controller.abort(this.errored ?? unwanted())
+    if (this.#broken !== undefined) controller.abort(this.#broken)
   }
 
   onResponseStart (_controller: Controller, statusCode: number, headers: Record<string, string | string[]>): void {
     if (statusCode < 200) return
     // No status is above, and no answer to a client can have it.
-    if (statusCode > 599) { this.destroy(nonsense(this.#node, `status ${statusCode}`)); return }
+    if (statusCode > 599) { this.#break(nonsense(this.#node, `status ${statusCode}`)); return }
     this.statusCode = statusCode
     this.headers = headers
     if (Array.isArray(headers['content-type'])) headers['content-type'] = headers['content-type'][0]!
@@ -139,15 +164,15 @@ export class UpstreamBody extends Readable implements UpstreamResponse, Dispatch
   onResponseData (controller: Controller, chunk: Buffer): void {
     // undici hands out an empty chunk when it resumes with nothing read.
     if (chunk.length === 0) return
-    this.#lastChunk = chunk
-    if (!this.push(chunk)) controller.pause()
+    if (this.#body === undefined && this.#first === undefined) this.#first = chunk
+    else if (!this.body.push(chunk)) controller.pause()
     if (this.statusCode === 500) this.#dropAtEnd(controller, chunk)
   }
 
   onResponseEnd (): void {
     if (this.#whole) return
     this.#whole = true
-    this.push(null)
+    this.#body?.push(null)
   }
 
   /**
@@ -162,14 +187,14 @@ export class UpstreamBody extends Readable implements UpstreamResponse, Dispatch
   }
 
   onResponseError (_controller: Controller | undefined, error: Error): void {
-    if (!this.#whole) this.destroy(this.statusCode === 0 ? unavailable(this.#node, error) : error)
+    if (!this.#whole) this.#break(this.statusCode === 0 ? unavailable(this.#node, error) : error)
   }
 
-  /** Is all of a completion here, in one chunk? Most answers that are not streamed have come so with their head. */
+  /** Is all of a completion here, in one chunk? */
   isCompletion (): boolean {
-    const { statusCode, headers, readableLength: length } = this
-    const bytes = this.#lastChunk
-    if (statusCode !== 200 || !this.#whole || bytes?.length !== length || length > WHOLE_LIMIT || headers['content-length'] !== String(length) || !String(headers['content-type']).startsWith('application/json')) return false
+    const { statusCode, headers } = this
+    const bytes = this.#first
+    if (statusCode !== 200 || !this.#whole || bytes === undefined || this.#body !== undefined || bytes.length > WHOLE_LIMIT || headers['content-length'] !== String(bytes.length) || !String(headers['content-type']).startsWith('application/json')) return false
     try {
       const value = JSON.parse(bytes.toString()) as Completion['value'] & { error?: unknown }
       const good = Array.isArray(value.choices) && typeof value.choices[0] === 'object' && value.choices[0] !== null && (value.error ?? undefined) === undefined
@@ -180,25 +205,25 @@ export class UpstreamBody extends Readable implements UpstreamResponse, Dispatch
     }
   }
 
-  /** The completion, if nothing of it has been read; the body is empty then. */
+  /** The completion, unless its body has been asked for. */
   takeCompletion (): Completion | undefined {
-    if (this.#completion?.bytes.length !== this.readableLength) return undefined
-    this.destroy()
+    if (this.#body !== undefined || this.#completion === undefined) return undefined
+    this.#signal.removeEventListener('abort', this.#onAbort)
     return this.#completion
   }
 
-  override _read (): void {
-    this.#controller?.resume()
+  #break (error: Error): void {
+    if (this.#body === undefined) this.#close(error)
+    else this.#body.destroy(error)
   }
 
-  override _destroy (error: Error | null, callback: (error: Error | null) => void): void {
+  #close (error: Error | null): void {
     this.#signal.removeEventListener('abort', this.#onAbort)
-    if (!this.#whole) {
-      const reason = error ?? unwanted()
-      this.#reject(reason)
-      this.#controller?.abort(reason)
-    }
-    callback(error)
+    if (this.#broken !== undefined) return
+    this.#broken = error ?? unwanted()
+    if (this.#whole) return
+    this.#reject(this.#broken)
+    this.#controller?.abort(this.#broken)
   }
 }
 
@@ -240,8 +265,8 @@ export function joinPath ({ prefix }: Target, path: string): string {
  * Throws AdapterError by the answer's status, error event or nonsense (`read` may map errors first), or the signal's reason.
  */
 export async function postStream (node: AdapterNode, request: Omit<HttpRequest, 'method' | 'idempotent'>, call: Call, read?: FailureReader): Promise<UpstreamResponse> {
-  const response = await send(node, { ...request, method: 'POST' }, call)
-  return response instanceof UpstreamBody && response.isCompletion() ? response : await checkedAnswer(node, request.path, response, call, read)
+  const response = await send(node, request, call)
+  return response instanceof UpstreamAnswer && response.isCompletion() ? response : await checkedAnswer(node, request.path, response, call, read)
 }
 
 /** An answer that came whole, and was parsed to see that it is one. */

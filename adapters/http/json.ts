@@ -47,7 +47,7 @@ async function exchangeJson (node: AdapterNode, request: JsonRequest, call: Call
   const body = slices ?? (json === undefined ? undefined : [Buffer.from(JSON.stringify(json))])
   const time = new TimeLimit(timeout, call.signal)
   try {
-    const response = await send(node, { ...rest, body }, { ...call, signal: time })
+    const response = await send(node, { body, ...rest }, { ...call, signal: time })
     await check(response)
     const bytes = await readWhole(response.body, limit)
     if (bytes === undefined) throw nonsense(node, `an answer longer than ${limit} bytes`)

@@ -34,6 +34,8 @@ const MAX_SERIES = 2_000
 class SeriesTable<T> extends Map<string, T> {
   readonly #names: readonly string[]
   readonly #make: (labels: Labels) => T
+  /** Most often the next one has the same values: comparing them takes a tenth of the time that a key does. */
+  #last: { readonly values: LabelValues, readonly series: T } | undefined
 
   constructor (names: readonly string[], make: (labels: Labels) => T) {
     super()
@@ -42,13 +44,16 @@ class SeriesTable<T> extends Map<string, T> {
   }
 
   at (values: LabelValues): T {
+    if (this.#last?.values.every((value, i) => value === values[i]) === true) return this.#last.series
     const key = values.join('\n')
-    const found = this.get(key)
-    if (found !== undefined) return found
-    if (this.size >= MAX_SERIES) this.delete(this.keys().next().value!)
-    const made = this.#make(Object.fromEntries(this.#names.flatMap((name, i) => values[i] === undefined ? [] : [[name, values[i]]])))
-    this.set(key, made)
-    return made
+    let series = this.get(key)
+    if (series === undefined) {
+      if (this.size >= MAX_SERIES) this.delete(this.keys().next().value!)
+      series = this.#make(Object.fromEntries(this.#names.flatMap((name, i) => values[i] === undefined ? [] : [[name, values[i]]])))
+      this.set(key, series)
+    }
+    this.#last = { values, series }
+    return series
   }
 }
 

@@ -1,4 +1,4 @@
-import { isEventStream, UpstreamBody, type Completion } from '../../adapters/http.ts'
+import { isEventStream, UpstreamAnswer, type Completion } from '../../adapters/http.ts'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { AnswerStream, type Answer } from './answer-stream.ts'
@@ -13,7 +13,7 @@ import { closingOf, UsageReader } from './usage.ts'
  * @param keepAlive - silence in an event stream after which a comment is sent; 0 for none
  */
 export async function beginAnswer (node: string, upstream: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive = 0): Promise<Answer> {
-  const completion = upstream.body instanceof UpstreamBody ? upstream.body.takeCompletion() : undefined
+  const completion = upstream instanceof UpstreamAnswer ? upstream.takeCompletion() : undefined
   const whole = completion?.bytes ?? wholeBody(upstream)
   if (whole !== undefined) {
     limit.clear()

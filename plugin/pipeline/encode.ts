@@ -5,7 +5,7 @@ import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import type { StageSpan } from '../telemetry/spans.ts'
 import { againAfter, outcomeOf, type Outcome } from './blame.ts'
 import type { Exchange } from './exchange.ts'
-import { callNode } from './node-call.ts'
+import { callNode, link } from './node-call.ts'
 
 /** Every encoder of some item has failed. `last` is why the last one did. */
 export class EncodersExhausted extends Error {
@@ -52,7 +52,7 @@ export async function encodeStage (exchange: Exchange, plan: Plan, lost?: Readon
 function withoutEncoders (exchange: Exchange, plan: Plan, err: unknown): Plan {
   if (exchange.cancelled !== undefined || !(err instanceof EncodersExhausted)) throw err
   if (!plan.fallback) throw err
-  exchange.releaseLeases()
+  exchange.held?.release()
   exchange.core.stats.encodeFallbacks++
   exchange.plan = { ...plan, topology: plan.prefill === undefined ? 'hybrid' : 'p-d', reason: 'encoders failed', order: [] }
   return exchange.plan
@@ -112,7 +112,7 @@ function firstCause (outcomes: ReadonlyArray<PromiseSettledResult<void>>): unkno
 async function encodeOrMove (fanout: Fanout, node: NodeSnapshot, items: readonly MediaItem[]): Promise<void> {
   try {
     const results = await encodeCall(fanout, node, items)
-    fanout.exchange.hold(node.adapter, node, results)
+    fanout.exchange.leases.hold(node.adapter, node, results)
     fanout.exchange.core.stats.encoded(node.id, results.length, results.filter(result => result.cached).length)
     for (const [i, item] of items.entries()) fanout.results[item.index] = results[i]!
   } catch (err) {
@@ -151,7 +151,8 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
     node,
     stage: 'encode',
     tokens: items.reduce((sum, item) => sum + item.tokens, 0),
-    id: exchange.nextEncodeId(),
+    // Another one for each call: an encoder may get several of one request, and aborting one must hit that one alone.
+    id: `${exchange.callId}.e${++exchange.encodeCalls}`,
     timeout: core.options.timeouts.encode,
     span: { name: SPAN.encodeCall, attributes: { [ATTR.node]: node.id, [ATTR.items]: items.length }, parent: span },
     encoded: results => results.reduce((sum, result, i) => result.cached ? sum : sum + items[i]!.tokens, 0),
@@ -161,11 +162,11 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
       exchange.cleanupCall(call => node.adapter.release(leases, call))
     }
   }, async call => {
-    await exchange.link(node.id, consumer.id, call.signal)
+    await link(core.registry, node.id, consumer.id, call.signal)
     const results = await node.adapter.encode({ node, items, body: request.body, consumer, tenant: request.tenant }, call)
     const good = results.filter(isResult)
     if (good.length === items.length && results.length === items.length) return results
-    exchange.hold(node.adapter, node, good)
+    exchange.leases.hold(node.adapter, node, good)
     throw new AdapterError('UNAVAILABLE', `answered ${good.length} results for ${items.length} items`, { node: node.id, how: 'nonsense' })
   })
 }

@@ -1,4 +1,4 @@
-import { AdapterError, type Adapter, type AdapterNode, type Call, type CallSignal, type EncoderResult, type Handoff, type LeaseRef, type Log, type UpstreamResponse } from '../../adapters/adapter.ts'
+import { AdapterError, type Call, type Log, type UpstreamResponse } from '../../adapters/adapter.ts'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
 import { REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { epdError } from '../errors.ts'
@@ -7,13 +7,12 @@ import { ATTR } from '../../adapters/wire/semconv.ts'
 import { startRequest, type RequestTrace, type StageSpan } from '../telemetry/spans.ts'
 import type { Pass } from './admission.ts'
 import { KEEP_ALIVE } from './event-gate.ts'
+import { Leases } from './leases.ts'
 import { LiveStream } from './live-stream.ts'
 import { adaptersError } from './inquest.ts'
 import type { Cancellable } from './in-flight.ts'
 import type { Timing } from './timing.ts'
 import type { Core, GatewayRequest } from './types.ts'
-
-interface HeldLease { readonly adapter: Adapter, readonly lease: LeaseRef }
 
 const OPERATIONS: Readonly<Record<string, string>> = { '/v1/completions': 'text_completion', '/v1/embeddings': 'embeddings' }
 /** How long ending leases and aborting a request on a node may take, after the request itself is over. */
@@ -49,11 +48,11 @@ export class Exchange implements Cancellable {
   #request: GatewayRequest | undefined
   readonly #id: string
   #via: Readonly<Record<string, string>> = {}
-  #encodeCalls = 0
+  encodeCalls = 0
   #checked = false
   #pass: Pass | undefined
-  #leases: HeldLease[] = []
-  #handoff: HeldLease | undefined
+  /** What nodes hold for it, if they do. */
+  held: Leases | undefined
   /** Of this attempt's stages, where it has media. */
   timing: Timing | undefined
   /** The client's stream, when it has begun before the answer. */
@@ -62,7 +61,7 @@ export class Exchange implements Cancellable {
   onAlive: ((bytes: Buffer, response?: UpstreamResponse) => void) | undefined
   #beat: NodeJS.Timeout | undefined
   readonly #calls = new Set<TimeLimit>()
-  #closed = false
+  closed = false
 
   constructor (core: Core, request: GatewayRequest) {
     this.core = core
@@ -76,7 +75,7 @@ export class Exchange implements Cancellable {
       arrivedAt: request.arrivedAt,
       attributes: { [ATTR.requestStream]: request.body.stream, [ATTR.requestId]: request.id, [ATTR.items]: request.body.media.length, [ATTR.key]: request.holder?.name }
     })
-    this.log = withTraceId(request.log, this.trace.traceId)
+    this.log = new TracedLog(request.log, this.trace.traceId)
     if (this.trace.kept) core.thumbnails?.keep(this.trace.traceId!, request.body)
     core.requests.add(this)
     request.onClientGone(() => { this.cancel(epdError('EPD_ERR_CLIENT_CLOSED_REQUEST')) })
@@ -103,24 +102,21 @@ export class Exchange implements Cancellable {
   /** Waits for admission. */
   async enter (tokens: number): Promise<void> {
     const { body: { model }, tenant, holder } = this.request
-    const limit = this.open(Infinity)
-    try {
-      this.#pass = await this.core.admission.enter({ tokens, model, tenant: holder?.name ?? tenant, priority: holder?.priority }, limit)
-    } catch (err) {
-      throw this.failure(err, limit)
-    } finally {
-      this.shut(limit)
-    }
+    this.#pass = await this.#wait(limit => this.core.admission.enter({ tokens, model, tenant: holder?.name ?? tenant, priority: holder?.priority }, limit))
   }
 
   /** Puts the pictures to the test, once. Those behind addresses stand in the body afterwards. */
   async checkMedia (): Promise<void> {
     if (this.#checked) return
+    const { request } = this
+    this.#request = { ...request, body: await this.#wait(limit => abortable(this.core.mediaCheck.check(request.body, limit), limit)) }
+    this.#checked = true
+  }
+
+  async #wait<T> (work: (limit: TimeLimit) => Promise<T>): Promise<T> {
     const limit = this.open(Infinity)
     try {
-      const { request } = this
-      this.#request = { ...request, body: await abortable(this.core.mediaCheck.check(request.body, limit), limit) }
-      this.#checked = true
+      return await work(limit)
     } catch (err) {
       throw this.failure(err, limit)
     } finally {
@@ -137,7 +133,7 @@ export class Exchange implements Cancellable {
   keepAlive (deliver: (live: LiveStream) => void): void {
     const { keepAlive } = this.core.options.sse
     this.onAlive = (bytes, response) => {
-      if (this.cancelled !== undefined || this.#closed) return
+      if (this.cancelled !== undefined || this.closed) return
       if (this.live === undefined) deliver(this.live = new LiveStream(response?.headers))
       this.live.show(bytes)
     }
@@ -179,13 +175,10 @@ export class Exchange implements Cancellable {
     return this.attempts > 1 ? `${this.#id}-${this.attempts}` : this.#id
   }
 
-  /** Another one for each encode call: an encoder may get several of one request, and aborting one must hit that one alone. */
-  nextEncodeId (): string {
-    return `${this.callId}.e${++this.#encodeCalls}`
-  }
-
   call (signal: TimeLimit, span: StageSpan, id: string): Call {
-    const headers = { ...span.headers, [REQUEST_ID_HEADER]: id, ...this.#via }
+    const { headers } = span
+    headers[REQUEST_ID_HEADER] = id
+    for (const name in this.#via) headers[name] = this.#via[name]!
     return { signal, headers, dispatcher: this.core.dispatcher, log: this.log, onAlive: this.onAlive }
   }
 
@@ -197,41 +190,9 @@ export class Exchange implements Cancellable {
     return new AdapterError('UNAVAILABLE', 'no answer in time', { node, how: 'late' })
   }
 
-  /** Makes sure that `to` can pull from `from`. */
-  async link (from: string, to: string, signal: CallSignal): Promise<void> {
-    const { registry } = this.core
-    if (registry.snapshot().link(from, to) !== 'linked') await registry.ensureLink(from, to, signal)
-  }
-
-  hold (adapter: Adapter, node: AdapterNode, results: readonly EncoderResult[]): void {
-    for (const { lease, wire } of results) this.#leases.push({ adapter, lease: { node, lease, wire } })
-    if (this.#closed) this.releaseLeases()
-  }
-
-  /** Of a prefill; D ends it, unless `releaseLeases` comes before. */
-  holdHandoff (adapter: Adapter, node: AdapterNode, { lease, wire }: Handoff): void {
-    this.#handoff = { adapter, lease: { node, lease, wire } }
-    if (this.#closed) this.releaseLeases()
-  }
-
-  /** D has the KV blocks and has told P so: ending the lease once more could end another request's. */
-  forgetHandoff (): void {
-    this.#handoff = undefined
-  }
-
-  /** The consumer has ACKed them. */
-  forgetLeases (): void {
-    this.#leases = []
-  }
-
-  releaseLeases (): void {
-    const held = this.#handoff === undefined ? this.#leases : [...this.#leases, this.#handoff]
-    this.#leases = []
-    this.#handoff = undefined
-    for (const adapter of new Set(held.map(one => one.adapter))) {
-      const leases = held.filter(one => one.adapter === adapter).map(one => one.lease)
-      this.cleanupCall(call => adapter.release(leases, call))
-    }
+  /** For what a node has begun to hold. */
+  get leases (): Leases {
+    return (this.held ??= new Leases(this))
   }
 
   /** A last call to a node, outside the request's own life. Best effort. */
@@ -243,7 +204,7 @@ export class Exchange implements Cancellable {
 
   /** Ends every call in flight with this reason; the request can not go on. */
   cancel (reason: unknown): void {
-    if (this.cancelled !== undefined || this.#closed) return
+    if (this.cancelled !== undefined || this.closed) return
     this.cancelled = reason
     this.abortCalls(reason)
   }
@@ -267,11 +228,11 @@ export class Exchange implements Cancellable {
 
   /** The only way out. Gives everything back; called again it does nothing. */
   close (): void {
-    if (this.#closed) return
-    this.#closed = true
+    if (this.closed) return
+    this.closed = true
     if (this.#calls.size > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
     this.endKeepAlive()
-    this.releaseLeases()
+    this.held?.release()
     this.leave()
     this.core.requests.delete(this)
     // The connection's listener refers to this exchange for longer. With a picture in the body each request would cost
@@ -281,12 +242,17 @@ export class Exchange implements Cancellable {
 }
 
 /** Puts the trace id, if there is one, on every line. A child logger costs more to make than most requests ever log. */
-function withTraceId (log: Log, traceId: string | undefined): Log {
-  const data = (own: object): object => ({ trace_id: traceId, ...own })
-  return {
-    debug: (own, message) => { log.debug(data(own), message) },
-    info: (own, message) => { log.info(data(own), message) },
-    warn: (own, message) => { log.warn(data(own), message) },
-    error: (own, message) => { log.error(data(own), message) }
+class TracedLog implements Log {
+  readonly #log: Log
+  readonly #traceId: string | undefined
+
+  constructor (log: Log, traceId: string | undefined) {
+    this.#log = log
+    this.#traceId = traceId
   }
+
+  debug (own: object, message: string): void { this.#log.debug({ trace_id: this.#traceId, ...own }, message) }
+  info (own: object, message: string): void { this.#log.info({ trace_id: this.#traceId, ...own }, message) }
+  warn (own: object, message: string): void { this.#log.warn({ trace_id: this.#traceId, ...own }, message) }
+  error (own: object, message: string): void { this.#log.error({ trace_id: this.#traceId, ...own }, message) }
 }

@@ -1,7 +1,7 @@
-import { AdapterError, type Call, type Stage } from '../../adapters/adapter.ts'
+import { AdapterError, type Call, type CallSignal, type Stage } from '../../adapters/adapter.ts'
 import { abortable } from '../../adapters/abort.ts'
 import type { Attributes } from '@opentelemetry/api'
-import type { NodeSnapshot } from '../registry/index.ts'
+import type { NodeSnapshot, RegistryApi } from '../registry/index.ts'
 import type { StageSpanName } from '../../adapters/wire/semconv.ts'
 import type { OpenStage, StageSpan } from '../telemetry/spans.ts'
 import { verdictOn } from './blame.ts'
@@ -50,4 +50,9 @@ export async function callNode<T> (exchange: Exchange, { node, stage, tokens, id
   } finally {
     exchange.shut(limit)
   }
+}
+
+/** Makes sure that `to` can pull from `from`. */
+export async function link (registry: RegistryApi, from: string, to: string, signal: CallSignal): Promise<void> {
+  if (registry.snapshot().link(from, to) !== 'linked') await registry.ensureLink(from, to, signal)
 }

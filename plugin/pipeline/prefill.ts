@@ -3,7 +3,7 @@ import { promptTokens, type Plan } from '../planning/index.ts'
 import { ATTR, SPAN } from '../../adapters/wire/semconv.ts'
 import { againAfter } from './blame.ts'
 import type { Exchange } from './exchange.ts'
-import { callNode } from './node-call.ts'
+import { callNode, link } from './node-call.ts'
 import { avoidNode, blameProducer } from './setback.ts'
 
 /**
@@ -24,13 +24,13 @@ export async function prefillStage (exchange: Exchange, plan: Plan, features: re
       span: { name: SPAN.prefill, attributes: { [ATTR.node]: id }, parent: trace },
       late: ({ lease, wire }) => { exchange.cleanupCall(call => adapter.release([{ node, lease, wire }], call)) }
     }, async (call, span) => {
-      await exchange.link(id, plan.node.id, call.signal)
+      await link(exchange.core.registry, id, plan.node.id, call.signal)
       const handoff = await adapter.prefill({ node, decode: plan.node, path, body, features, tenant }, call)
       const { tokens, cached } = handoff
       span.set({ ...(tokens === undefined ? {} : { [ATTR.tokens]: tokens }), ...(cached === undefined ? {} : { [ATTR.cached]: cached }) })
       return handoff
     })
-    exchange.holdHandoff(adapter, node, handoff)
+    exchange.leases.holdHandoff(adapter, node, handoff)
     exchange.timing?.begun()
     // Its vision work is done.
     exchange.leave()

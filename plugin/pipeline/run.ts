@@ -100,7 +100,7 @@ function makePlan (exchange: Exchange): Plan {
   exchange.encodedBy = []
   const view = viewRequest(body, path, headers, exchange.singleNode)
   const snapshot = body.bytes.length > SMALL_BODY ? roomFor(body, path, registry.snapshot()) : registry.snapshot()
-  const plan = 'refused' in snapshot ? snapshot : planRequest(body.media.length === 0 ? view : { ...view, ...mediaView(exchange) }, snapshot, { bypass, routing: options.routing }, exchange.avoided)
+  const plan = 'refused' in snapshot ? snapshot : planRequest(body.media.length === 0 ? view : Object.assign(view, mediaView(exchange)), snapshot, { bypass, routing: options.routing }, exchange.avoided)
   if ('refused' in plan) {
     const error = refusalError(plan, body.model)
     span.end({ error })
@@ -128,7 +128,7 @@ async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, d
   let delivery = await (live ?? answer).delivered
   // The client's leaving ends the call at the node, and may show there first.
   if (exchange.clientGone && delivery.outcome !== 'complete') delivery = { ...delivery, outcome: 'client_gone', error: undefined }
-  if (delivery.outcome === 'complete') exchange.forgetLeases()
+  if (delivery.outcome === 'complete') exchange.held?.forgetFeatures()
   end(delivery.outcome === 'complete' ? undefined : new AdapterError('UNAVAILABLE', 'the answer broke off', { node: exchange.plan!.node.id, cause: delivery.error }), delivery)
   return delivery
 }

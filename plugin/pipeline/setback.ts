@@ -20,7 +20,7 @@ const MAX_ATTEMPTS = 8
  * @throws what the request ends with, when it may not start again
  */
 export async function startAgain (exchange: Exchange, err: unknown, lost: ReadonlySet<string> | undefined, before: unknown): Promise<ReadonlySet<string> | undefined> {
-  exchange.releaseLeases()
+  exchange.held?.release()
   if (err instanceof EncodersExhausted) {
     // The order was made when the request began: encoders may have come back since. Once.
     lost = lost === undefined && exchange.cancelled === undefined ? await stillLost(exchange, err) : undefined

@@ -69,7 +69,7 @@ function placeItems (request: RequestView, encoders: readonly NodeSnapshot[], no
     total += item.tokens
     const limit = Math.max(routing.encoderTokens, IMBALANCE * total / fitting.length)
     const candidates = last(rank(item.routeKey, fitting), encoder => load(encoder) + item.tokens > limit)
-    const order = byPolicy(candidates, { ...request, stage: 'encode', item }, routing, avoid)
+    const order = byPolicy(candidates, { stage: 'encode', item, ...request }, routing, avoid)
     added.set(order[0]!, (added.get(order[0]!) ?? 0) + item.tokens)
     return order
   })

@@ -4,6 +4,7 @@ import type { Dispatcher } from 'undici'
 
 /** Engines read the W3C's headers, whatever propagators the application has, or none. */
 const W3C = new W3CTraceContextPropagator()
+const UNTRACED = suppressTracing(ROOT_CONTEXT)
 
 export type IncomingHeaders = Readonly<Record<string, string | string[] | undefined>>
 
@@ -45,5 +46,5 @@ function forward (incoming: IncomingHeaders, headers: Record<string, string>): v
  * instrumentation would add a second header, and a receiver reads the two as one invalid value.
  */
 export function uninstrumented (dispatcher: Dispatcher): Dispatcher {
-  return dispatcher.compose(dispatch => (options, handler) => context.with(suppressTracing(context.active()), dispatch, undefined, options, handler))
+  return dispatcher.compose(dispatch => (options, handler) => context.with(UNTRACED, dispatch, undefined, options, handler))
 }

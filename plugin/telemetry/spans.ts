@@ -63,7 +63,7 @@ export function startRequest (tracing: Tracing, { headers, model, operation = 'c
   const parent = parentContext(headers)
   const { tracer } = tracing
   const receiving = arrivedAt === undefined ? 0 : performance.now() - arrivedAt
-  const startTime = spanTime(receiving)
+  const startTime = tracer === undefined ? 0 : spanTime(receiving)
   // Low cardinality, as the conventions ask.
   const name = model === '' ? operation : `${operation} ${model}`
   const span = tracer?.startSpan(name, {
@@ -113,11 +113,11 @@ class Traced implements RequestTrace, OpenStage {
   }
 
   run<T> (fn: () => T): T {
-    return context.with(this.context, fn)
+    return this.#shared.tracer === undefined ? fn() : context.with(this.context, fn)
   }
 
-  begin (name: StageSpanName, attributes: Attributes, startTime = spanTime()): OpenStage {
-    const span = this.recording ? this.#shared.tracer?.startSpan(name, { startTime, attributes }, this.context) : undefined
+  begin (name: StageSpanName, attributes: Attributes, startTime?: number): OpenStage {
+    const span = this.recording ? this.#shared.tracer?.startSpan(name, { startTime: startTime ?? spanTime(), attributes }, this.context) : undefined
     return new Traced(this.#shared, span, this.context)
   }
 
