@@ -24,7 +24,7 @@ function find (): string | undefined {
 function install (): string | { readonly missing: string } {
   if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) return { missing: 'no Chromium here: install one, or name it in EPD_CHROMIUM' }
   const get = 'apt-get install -y --no-install-recommends'
-  const script = `command -v ${SHELL} chromium || { apt-get update; ${get} ${SHELL} || ${get} chromium; }`
+  const script = `command -v ${SHELL} || command -v chromium || { apt-get update; ${get} ${SHELL} || ${get} chromium; }`
   spawnSync('flock', [join(tmpdir(), 'fastify-epd-chromium.lock'), 'sh', '-c', script], { stdio: 'ignore', timeout: 100_000, env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } })
   return find() ?? { missing: 'no Chromium here, and apt-get could not install one' }
 }

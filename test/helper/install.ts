@@ -1,6 +1,5 @@
-/** The package as npm would install it beside a consumer, made of the files it packs and of links to its dependencies. */
-import { spawnSync } from 'node:child_process'
-import { cp, mkdir, mkdtemp, readFile, rm, symlink } from 'node:fs/promises'
+/** The package as npm would install it beside a consumer, made of the files that it ships and of links to its dependencies. */
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Test } from 'tap'
@@ -13,20 +12,12 @@ export interface Installed {
   readonly root: string
 }
 
-/** Paths of the files that `npm pack` packs. */
-export function packedFiles (): string[] {
-  const { stdout, stderr } = spawnSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: packageRoot(), encoding: 'utf8' })
-  const found = /"files": (\[[^\]]*\])/.exec(stdout)
-  if (found === null) throw new Error(`npm pack: ${stderr}`)
-  return (JSON.parse(found[1]!) as Array<{ path: string }>).map(({ path }) => path)
-}
-
 /** Installs the package without its optional peers: `npm install fastify fastify-epd`. */
 export async function installLight (t: Test): Promise<Installed> {
   const dir = await mkdtemp(join(tmpdir(), 'fastify-epd-light-'))
   t.teardown(() => rm(dir, { recursive: true, force: true }))
   const root = join(dir, 'node_modules', 'fastify-epd')
-  await Promise.all(packedFiles().map(file => cp(join(packageRoot(), file), join(root, file))))
+  for (const path of await shipped()) await cp(join(packageRoot(), path), join(root, path), { recursive: true })
   for (const name of await dependencies()) await link(dir, name)
   return { dir, root }
 }
@@ -36,6 +27,16 @@ export async function link (dir: string, name: string): Promise<void> {
   const path = join(dir, 'node_modules', name)
   await mkdir(dirname(path), { recursive: true })
   await symlink(join(packageRoot(), 'node_modules', name), path)
+}
+
+/** Files and folders of package.json's `files`, and itself. What npm makes of them is test/package/package.test.ts's: it takes npm seconds. */
+async function shipped (): Promise<string[]> {
+  const { files } = JSON.parse(await readFile(join(packageRoot(), 'package.json'), 'utf8')) as { files: string[] }
+  const paths = await Promise.all(files.map(async path => {
+    const [, folder, end] = /^(.*)\/\*(\.\w+)$/.exec(path) ?? []
+    return folder === undefined ? path : (await readdir(join(packageRoot(), folder))).filter(name => name.endsWith(end!)).map(name => join(folder, name))
+  }))
+  return ['package.json', ...paths.flat()]
 }
 
 /** Everything that is installed for users, by package-lock.json. */

@@ -1,9 +1,9 @@
 /** What is in the package, and what it says of itself. */
+import { spawnSync } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { dirname, join, posix } from 'node:path'
 import t from 'tap'
 import { VERSION } from '../../adapters/wire/version.ts'
-import { packedFiles } from '../helper/install.ts'
 import { packageRoot } from '../helper/package-root.ts'
 
 interface Manifest {
@@ -20,6 +20,14 @@ const read = async (file: string): Promise<string> => await readFile(join(packag
 const manifest = JSON.parse(await read('package.json')) as Manifest
 const files = packedFiles()
 const packed = new Set(files)
+
+/** Paths of the files that `npm pack` packs. */
+function packedFiles (): string[] {
+  const { stdout, stderr } = spawnSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: packageRoot(), encoding: 'utf8' })
+  const found = /"files": (\[[^\]]*\])/.exec(stdout)
+  if (found === null) throw new Error(`npm pack: ${stderr}`)
+  return (JSON.parse(found[1]!) as Array<{ path: string }>).map(({ path }) => path)
+}
 
 t.test('the version in the code is that of package.json', async t => {
   t.equal(VERSION, manifest.version)
