@@ -219,9 +219,8 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
 
   #close (error: Error | null): void {
     this.#signal.removeEventListener('abort', this.#onAbort)
-    if (this.#broken !== undefined) return
+    if (this.#whole || this.#broken !== undefined) return
     this.#broken = error ?? unwanted()
-    if (this.#whole) return
     this.#reject(this.#broken)
     this.#controller?.abort(this.#broken)
   }
