@@ -141,6 +141,7 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
     // It may break off before its reader listens, and an error without a listener would end the process.
     body.on('error', () => {})
     if (this.#first !== undefined) body.push(this.#first)
+    this.#first = undefined
     if (this.#whole) body.push(null)
     if (this.#broken !== undefined) body.destroy(this.#broken)
     return body
