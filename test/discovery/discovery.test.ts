@@ -1,4 +1,4 @@
-/** Nodes that are found: by a real name server, and by a fake of Kubernetes' API server that lists and watches. */
+/** Nodes that are found: by a real name server, and by a fake of Kubernetes' API server that lists and watches; `npm run test:kubernetes` asks a real one. */
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
