@@ -89,6 +89,18 @@ t.test('nothing runs as root or writes to its image', async t => {
   t.ok(grace > 60)
 })
 
+t.test('secrets that lie in deploy/ come into no image, package or commit', async t => {
+  const secrets = Object.values<{ file: string }>(yaml('compose.yaml').secrets).map(({ file }) => join('deploy', file))
+  t.ok(secrets.length > 0)
+  const lines = (file: string): string[] => readFileSync(join(packageRoot(), file), 'utf8').split('\n')
+  const { files } = JSON.parse(lines('package.json').join('\n')) as { files: string[] }
+  for (const secret of secrets) {
+    t.ok(lines('.gitignore').includes(secret), `${secret} in .gitignore`)
+    t.ok(lines('.dockerignore').includes(secret), `${secret} in .dockerignore`)
+    t.ok(files.includes(`!${secret}`), `${secret} in the files of package.json`)
+  }
+})
+
 t.test('each test that docs/production.md names is there, and each row names one', async t => {
   const rows = readFileSync(join(packageRoot(), 'docs', 'production.md'), 'utf8').split('\n').filter(line => line.startsWith('|') && line.includes('| yes |'))
   t.ok(rows.length > 20)
