@@ -12,9 +12,9 @@ import { ask, askByEncoder, checkIdle, encode, endpointOf, events, failure, link
 const FULL = process.env.EPD_TEST_FULL === '1'
 const QUESTION = 'Describe the picture.'
 
+const [encoder, engine] = await Promise.all([startEncoder(t, { leaseMs: 60_000 }), startLlm(t, { vision: false })])
+
 t.test('one encoder, one engine', async t => {
-  const encoder = await startEncoder(t)
-  const engine = await startLlm(t, { vision: false })
   const [one, two] = await Promise.all([drawScene(1), drawScene(2)])
   const greedy = { temperature: 0, max_tokens: 48 }
 
@@ -135,10 +135,9 @@ t.test('one encoder, one engine', async t => {
 })
 
 t.test('a flipped byte fails the request, and the engine goes on', async t => {
-  const encoder = await startEncoder(t)
-  const engine = await startLlm(t, { vision: false }, { pullTimeoutMs: 2000 })
   const { proxy, endpoint } = await FlakyProxy.before(endpointOf(encoder))
   t.teardown(() => proxy.close())
+  await engine.p2p.drop(endpoint.engine)
   await engine.p2p.connect(endpoint)
   const url = await drawScene(3)
   const results = await encode(encoder, [url])
@@ -170,7 +169,6 @@ t.test('a flipped byte fails the request, and the engine goes on', async t => {
 
 t.test('an encoder that dies before the pull is features_gone; one that starts again is another', async t => {
   const encoder = await startEncoder(t, { engineId: 'http://encoder-same' })
-  const engine = await startLlm(t, { vision: false })
   await link(engine, encoder)
   const url = await drawScene(4)
   const results = await encode(encoder, [url])
@@ -184,7 +182,6 @@ t.test('an encoder that dies before the pull is features_gone; one that starts a
 })
 
 t.test('an engine killed with -9 in mid-migration leaves the encoder clean, and serves when started again', async t => {
-  const encoder = await startEncoder(t, { leaseMs: 60_000 })
   const { proxy, endpoint } = await FlakyProxy.before(endpointOf(encoder))
   t.teardown(() => proxy.close())
   const url = await drawScene(5)

@@ -14,8 +14,7 @@ t.test('greedy answers are the same alone or batched, whole or in chunks, encode
   for (const request of requests) expected.push(outcome(await ask(hybrid, body(request))))
   // Six of nine blocks each do not fit into 38.
   const growing = Array.from({ length: 6 }, (_, i) => ({ urls: [], text: `Tell me about number ${i}.`, more: { temperature: 0, ignore_eos: true, max_tokens: 125 } }))
-  const grown: string[] = []
-  for (const request of growing) grown.push(outcome(await ask(hybrid, body(request))))
+  const grown = await Promise.all(growing.map(async request => outcome(await ask(hybrid, body(request)))))
   t.ok(new Set(expected).size > REQUESTS / 3, 'the answers differ from each other')
 
   await t.test('batched together, encoded by the engine itself', async t => {

@@ -19,10 +19,16 @@ async function quietly (answerTo: (body: object) => Promise<Completion>): Promis
   return answers
 }
 
+const [encoder, engine, p, d] = await Promise.all([
+  startEncoder(t),
+  startLlm(t, { vision: false, maxBatchSize: 8 }),
+  startLlm(t, { role: 'prefill', vision: false }),
+  startLlm(t, { role: 'decode', maxBatchSize: 8 })
+])
+await link(engine, encoder)
+await link(d, p)
+
 t.test('features that are not finite are refused, naming their producer, and change no other request', async t => {
-  const encoder = await startEncoder(t)
-  const engine = await startLlm(t, { vision: false, maxBatchSize: 8 })
-  await link(engine, encoder)
   const forged = await ForgedProducer.link(t, engine, 'feature')
   const [honest] = await encode(encoder, [await drawScene(1)])
   const quiet = await quietly(body => ask(engine, body))
@@ -43,9 +49,6 @@ t.test('features that are not finite are refused, naming their producer, and cha
 })
 
 t.test('logits that are not finite end their own sequence, and change no other, then or later', async t => {
-  const p = await startLlm(t, { role: 'prefill', vision: false })
-  const d = await startLlm(t, { role: 'decode', vision: false, maxBatchSize: 8 })
-  await link(d, p)
   const forged = await ForgedProducer.link(t, d, 'kv')
   const quiet = await quietly(body => askByPrefill(p, d, body))
   d.clearCache()
@@ -66,9 +69,6 @@ t.test('logits that are not finite end their own sequence, and change no other, 
 })
 
 t.test('an encoder that claims the hash of another picture changes no answer but its own', async t => {
-  const encoder = await startEncoder(t)
-  const engine = await startLlm(t, { vision: false })
-  await link(engine, encoder)
   const forged = await ForgedProducer.link(t, engine, 'feature')
   const picture = await drawScene(1)
   const question = 'Describe the picture.'
@@ -84,9 +84,6 @@ t.test('an encoder that claims the hash of another picture changes no answer but
 })
 
 t.test('a prefill engine that claims another\'s prompt changes no answer but its own', async t => {
-  const p = await startLlm(t, { role: 'prefill', vision: false })
-  const d = await startLlm(t, { role: 'decode', vision: false })
-  await link(d, p)
   const forged = await ForgedProducer.link(t, d, 'kv')
   const body = { messages: [user(`Repeat: ${'one two three '.repeat(10)}`)], temperature: 0, max_tokens: 24, ignore_eos: true }
   const right = textOf(await askByPrefill(p, d, body))

@@ -20,9 +20,10 @@ const FINE = 'I am fine, thank you.'
 /** A prompt of so many tokens, each of its own kind so that no two share a prefix. */
 const prompt = (length: number, kind: number): object => ({ prompt: [300 + kind, ...Array<number>(length - 1).fill(42)], temperature: 0, ignore_eos: true })
 
+const [encoder, d] = await Promise.all([startEncoder(t), startLlm(t, { role: 'decode' })])
+
 t.test('a lease of P ends once, by whatever comes first', async t => {
-  const p = await startLlm(t, { role: 'prefill', leaseMs: 60_000 })
-  const d = await startLlm(t, { role: 'decode' })
+  const p = await startLlm(t, { role: 'prefill', vision: false, leaseMs: 60_000 })
   await link(d, p)
   const open = (): number | undefined => p.gauges().epd_leases_open
 
@@ -64,7 +65,7 @@ t.test('a lease of P ends once, by whatever comes first', async t => {
   })
 
   await t.test('it expires when D does not come; D\'s failure leaves it alone', async t => {
-    const short = await startLlm(t, { role: 'prefill', leaseMs: 30 })
+    const short = await startLlm(t, { role: 'prefill', vision: false, leaseMs: 30 })
     await link(d, short)
     const late = await prefill(short, hello)
     await until(() => short.gauges().epd_leases_open === 0, 'the lease has expired')
@@ -96,8 +97,6 @@ t.test('engines that do not fit are refused at the handshake, with the reason', 
   await cp(tinyModelDir, dir, { recursive: true, filter: source => !source.includes('train') })
   const config = join(dir, 'config.json')
   await writeFile(config, JSON.stringify({ ...JSON.parse(await readFile(config, 'utf8')) as object, another: true }))
-  const d = await startLlm(t, { role: 'decode' })
-  const encoder = await startEncoder(t)
   const [blocks, model] = [await startLlm(t, { role: 'prefill', vision: false, blockSize: 8 }), await startLlm(t, { role: 'prefill', vision: false, modelDir: dir })]
   await t.rejects(link(d, blocks), { code: 'REFUSED', message: /kv blocks differ: block_tokens is 8 there, 16 here/ })
   await t.rejects(link(blocks, d), { code: 'REFUSED', message: /block_tokens is 16 there, 8 here/ })
@@ -154,7 +153,6 @@ t.test('a flipped byte is kv_corrupt; a pull that stalls can be cancelled, and n
 })
 
 t.test('P killed with -9 after prefill is kv_gone; D serves on, and the next P too', async t => {
-  const d = await startLlm(t, { role: 'decode' })
   const spawn = async (): Promise<{ child: ReturnType<typeof fork>, kept: Prefilled }> => {
     const child = fork(fileURLToPath(new URL('./engine-child.js', import.meta.url)), forkOptions())
     t.teardown(() => { child.kill('SIGKILL') })
@@ -183,7 +181,7 @@ t.test('P killed with -9 after prefill is kv_gone; D serves on, and the next P t
 })
 
 t.test('without room P waits for leases to end, and D for sequences, but not for ever', async t => {
-  const p = await startLlm(t, { role: 'prefill', kvBlocks: 70 })
+  const p = await startLlm(t, { role: 'prefill', vision: false, kvBlocks: 70 })
   const d = await startLlm(t, { role: 'decode', kvBlocks: 100 }, { roomTimeoutMs: 500 })
   await link(d, p)
   const first = await prefill(p, prompt(800, 1))
@@ -207,8 +205,7 @@ t.test('without room P waits for leases to end, and D for sequences, but not for
 })
 
 t.test('what is cancelled at any moment at P or D leaves nothing behind', async t => {
-  const encoder = await startEncoder(t)
-  const p = await startLlm(t, { role: 'prefill', kvBlocks: 60 })
+  const p = await startLlm(t, { role: 'prefill', vision: false, kvBlocks: 60 })
   // So few blocks that sequences are spilled.
   const d = await startLlm(t, { role: 'decode', kvBlocks: 16, maxBatchSize: 8 })
   await link(p, encoder)

@@ -4,8 +4,9 @@ import { drawScene } from '../helper/scenes.ts'
 import { until } from '../helper/until.ts'
 import { ask, checkIdle, encode, events, failure, link, pictureParts, send, startEncoder, startLlm, user, withResults } from './harness.ts'
 
+const [encoder, engine] = await Promise.all([startEncoder(t), startLlm(t, { vision: false })])
+
 t.test('no tokens are computed for a client that does not read, until it reads again', async t => {
-  const engine = await startLlm(t, { vision: false })
   const body = { messages: [user('Tell me a story.')], temperature: 0, max_tokens: 400, ignore_eos: true, stream: true, n: 2 }
   const textsOf = (all: unknown[]): string[] => {
     const texts = ['', '']
@@ -27,7 +28,6 @@ t.test('no tokens are computed for a client that does not read, until it reads a
 })
 
 t.test('a client that leaves may come again at once with the same id', async t => {
-  const engine = await startLlm(t, { vision: false })
   const body = { messages: [user('Tell me a story.')], max_tokens: 100, ignore_eos: true, stream: true }
   for (let i = 0; i < 20; i++) {
     const { stream } = await send(engine, body, { requestId: 'same' }) as { stream: AsyncIterable<Buffer> }
@@ -39,7 +39,6 @@ t.test('a client that leaves may come again at once with the same id', async t =
 })
 
 t.test('a request without room holds up neither one whose features are here nor one that is cancelled', async t => {
-  const encoder = await startEncoder(t)
   const [one, two] = await Promise.all([drawScene(1), drawScene(2)])
   const [first] = await encode(encoder, [one])
   const engine = await startLlm(t, { vision: false, featureBlocks: first!.remote_block_ids.length }, { roomTimeoutMs: 60_000 })
@@ -83,7 +82,6 @@ async function alike (encoder: EncoderEngine): Promise<[Drawn, Drawn, Drawn]> {
 }
 
 t.test('a request of two pictures that had room for one gives back what it took, and those that want the same picture do not stand in its way', async t => {
-  const encoder = await startEncoder(t)
   const [one, two, three] = await alike(encoder)
   const engine = await startLlm(t, { vision: false, featureBlocks: 2 * one.blocks }, { roomTimeoutMs: 60_000 })
   await link(engine, encoder)
