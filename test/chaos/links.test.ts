@@ -6,6 +6,8 @@ import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, type A
 const FULL = process.env.EPD_TEST_FULL === '1'
 const ROUNDS = FULL ? 30 : 1
 const LEASE_MS = 1_000
+/** Of an engine that waits for blocks. */
+const PULL_TIMEOUT_MS = 30_000
 /** Bytes of features into a pull at which the fault strikes. */
 const AT = 9_000
 
@@ -121,7 +123,7 @@ await t.test('a client that leaves in mid-pull', async t => {
     stop.abort()
     t.equal(await asked, 'left')
     const ms = await quiet(t, gateway, p1)
-    t.ok(ms < 3_000, `the language model is free after ${Math.round(ms)} ms`)
+    t.ok(ms < PULL_TIMEOUT_MS, `the language model is free after ${Math.round(ms)} ms`)
     e1.node.wire.arm({ kind: 'none' })
     await quiet(t, e1)
     // The silent connection is beyond repair; the engines notice by their heartbeats and dial again.

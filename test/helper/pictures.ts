@@ -3,7 +3,7 @@
  * and asks questions with known answers. Written from the specification in docs/models.md alone: it shares nothing
  * with the generator the model was trained on.
  */
-import sharp from 'sharp'
+import { requireOptional } from '../../engines/service/optional.ts'
 import { mulberry32 } from './random.ts'
 
 export const SHAPES = ['circle', 'square', 'triangle', 'star', 'cross'] as const
@@ -193,7 +193,7 @@ export function sceneSvg (scene: Scene): string {
 
 /** Quality is for JPEG and WebP; 70 is the least the model is made for. */
 export async function renderScene (scene: Scene, format: PictureFormat = 'png', quality = 85): Promise<Buffer> {
-  const picture = sharp(Buffer.from(sceneSvg(scene))).flatten({ background: scene.background })
+  const picture = requireOptional('sharp')(Buffer.from(sceneSvg(scene))).flatten({ background: scene.background })
   switch (format) {
     case 'png': return await picture.png({ compressionLevel: 2 }).toBuffer()
     case 'jpeg': return await picture.jpeg({ quality }).toBuffer()

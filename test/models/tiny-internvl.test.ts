@@ -7,9 +7,9 @@ import { measure, rate } from './accuracy.ts'
 
 /** More pictures on request: `EPD_TEST_FULL=1`. */
 const FULL = process.env.EPD_TEST_FULL === '1'
-const SAMPLE = FULL ? 1000 : 12
+const SAMPLE = FULL ? 1000 : 6
 const SWAPS = FULL ? 10 : 4
-const PAIRS = FULL ? 100 : 12
+const PAIRS = FULL ? 100 : 6
 
 t.setTimeout(FULL ? 1_200_000 : 120_000)
 const tiny = await openTinyModel()
