@@ -2,7 +2,6 @@
  * Asks Kubernetes' API server for a document, or for the lines of a watch. The package says where it is and who asks; what it
  * asks by itself waits without end for a server that does not answer.
  */
-import type { KubeConfig } from '@kubernetes/client-node'
 import { once } from 'node:events'
 import http, { type IncomingMessage } from 'node:http'
 import https, { type RequestOptions } from 'node:https'
@@ -16,6 +15,12 @@ const KEEP_ALIVE_MS = 30_000
 
 export type Query = Readonly<Record<string, string>>
 
+/** Of the package's KubeConfig; declarations import no optional package. */
+interface Config {
+  getCurrentCluster (): { readonly server: string } | null
+  applyToHTTPSOptions (options: RequestOptions): Promise<void>
+}
+
 /** The server's own reason. */
 export class RefusedError extends Error {
   readonly status: number
@@ -27,13 +32,13 @@ export class RefusedError extends Error {
 }
 
 export class ApiServer {
-  readonly #config: KubeConfig
+  readonly #config: Config
   readonly #path: string
   readonly #ending: AbortSignal
   /** For an answer to begin, and for a list to be there. Milliseconds. */
   readonly #patience: number
 
-  constructor (config: KubeConfig, path: string, ending: AbortSignal, patience: number) {
+  constructor (config: Config, path: string, ending: AbortSignal, patience: number) {
     this.#config = config
     this.#path = path
     this.#ending = ending
