@@ -1,9 +1,10 @@
 /** A file that keeps over a restart what registers at run time, and what is drained. */
-import { accessSync, constants, readFileSync } from 'node:fs'
+import { accessSync, constants } from 'node:fs'
 import { rename, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { Gateway } from '../gateway.ts'
 import type { SavedNodes } from '../registry/index.ts'
+import { readNamedFile } from './named-file.ts'
 import { UsageError } from './usage.ts'
 
 /** @throws UsageError where there can be no such file, or it is none */
@@ -58,7 +59,7 @@ function textOf (saved: SavedNodes): string {
 
 function read (file: string): SavedNodes {
   try {
-    const saved = JSON.parse(readFileSync(file, 'utf8')) as Partial<SavedNodes> | null
+    const saved = JSON.parse(readNamedFile(file).toString()) as Partial<SavedNodes> | null
     if (!Array.isArray(saved?.nodes) || !Array.isArray(saved.drained)) throw new TypeError('it has no nodes')
     return saved as SavedNodes
   } catch (err) {

@@ -1,9 +1,10 @@
 /** Certificate and key from files, read again when they change: a certificate is renewed while the gateway runs. */
-import { readFileSync, unwatchFile, watchFile } from 'node:fs'
+import { unwatchFile, watchFile } from 'node:fs'
 import type { Server } from 'node:https'
 import { createSecureContext, type SecureContextOptions } from 'node:tls'
 import type { Log } from '../../adapters/adapter.ts'
 import type { TlsOptions } from '../options/index.ts'
+import { readFailure, readNamedFile } from './named-file.ts'
 import { UsageError } from './usage.ts'
 
 /** How often the files are looked at. Looking is polling: the mounted secrets of Kubernetes are links that change as a whole. */
@@ -66,8 +67,8 @@ function read ({ cert, key, passphrase, clientCa }: TlsOptions): SecureOptions {
 
 function contents (member: string, file: string): Buffer {
   try {
-    return readFileSync(file)
+    return readNamedFile(file)
   } catch (err) {
-    throw new UsageError(`server.tls.${member}: can't read ${file} (${(err as NodeJS.ErrnoException).code ?? String(err)})`)
+    throw new UsageError(`server.tls.${member}: can't read ${file} (${readFailure(err)})`)
   }
 }

@@ -1,7 +1,7 @@
 /* eslint no-template-curly-in-string: off -- ${NAME} is what the files hold. */
 /** Configuration files, through `fastify-epd serve --check` and the servers that start with them. */
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, renameSync, truncateSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { connect, type DetailedPeerCertificate } from 'node:tls'
@@ -89,6 +89,22 @@ t.test('--check says whether a configuration is good, and starts nothing', async
   t.match(tls, { code: 2, stdout: '', stderr: new RegExp(`server\\.tls\\.cert: can't read ${dir}/none\\.pem \\(ENOENT\\)`) })
   t.match(state, { code: 2, stdout: '', stderr: new RegExp(`server\\.stateFile: can't write into ${dir}/none \\(ENOENT\\)`) })
   t.match(flag, { code: 2, stderr: /--port must/ })
+})
+
+t.test('a pipe, a device or a large file holds nothing up: it is refused by the option that names it', async t => {
+  const dir = t.testdir({})
+  execFileSync('mkfifo', [join(dir, 'pipe')])
+  writeFileSync(join(dir, 'large'), '')
+  truncateSync(join(dir, 'large'), 3 * 2 ** 30)
+  for (const [file, why] of [[join(dir, 'pipe'), 'it is no file'], ['/dev/zero', 'it is no file'], [join(dir, 'large'), 'it has more than 16 MiB']] as const) {
+    const refused = async (options: object): Promise<string> => {
+      writeFileSync(join(dir, 'epd.json'), JSON.stringify(options))
+      return (await runCommand(['serve', '--check', '--config', join(dir, 'epd.json')])).stderr
+    }
+    t.match(await refused({ adminKey: `\${file:${file}}` }), `epd.json:1:13: \${file:${file}} can't be read (${why})`)
+    t.match(await refused({ server: { tls: { cert: file, key: file } } }), `server.tls.cert: can't read ${file} (${why})`)
+    t.match(await refused({ server: { stateFile: file } }), `server.stateFile: ${file} can't be read as one (${why})`)
+  }
 })
 
 /** A certificate of its own for localhost. */

@@ -1,6 +1,6 @@
 /** `${NAME}` and `${file:PATH}` in the strings of a configuration, both with `:-default`. */
-import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
+import { readFailure, readNamedFile } from '../named-file.ts'
 
 export interface Filled {
   readonly value: unknown
@@ -49,11 +49,10 @@ function valueOf (whole: string, inner: string, { env, folder }: Sources): strin
 /** Undefined when there is no such file. Editors end a file with a line break, which is not of the secret. */
 function contents (path: string, whole: string): string | undefined {
   try {
-    return readFileSync(path, 'utf8').replace(/\r?\n$/, '')
+    return readNamedFile(path).toString().replace(/\r?\n$/, '')
   } catch (err) {
-    const { code } = err as NodeJS.ErrnoException
-    if (code === 'ENOENT') return undefined
-    throw new Error(`${whole} can't be read (${code ?? String(err)})`)
+    if ((err as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw new Error(`${whole} can't be read (${readFailure(err)})`)
   }
 }
 
