@@ -1,18 +1,20 @@
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { freePort } from './free-port.ts'
 import { packageRoot } from './package-root.ts'
+import { systemProgram } from './system-program.ts'
 import { until } from './until.ts'
 
 const PLACES = ['/usr/sbin/nginx', '/usr/local/sbin/nginx', '/usr/bin/nginx', '/opt/homebrew/bin/nginx']
 
 /** A real nginx with deploy/nginx.conf, in front of gateways at these ports. Resolves with its URL. */
 export async function startNginx (t: Test, gateways: readonly [number, number]): Promise<string> {
-  const file = find() ?? install()
+  const file = systemProgram('EPD_NGINX', PLACES, ['nginx-light'])
+  if (file === undefined) throw new Error('no nginx here: install one, or name it in EPD_NGINX')
   const folder = mkdtempSync(join(tmpdir(), 'epd-nginx-'))
   const port = await freePort()
   const text = readFileSync(join(packageRoot(), 'deploy', 'nginx.conf'), 'utf8')
@@ -31,18 +33,4 @@ export async function startNginx (t: Test, gateways: readonly [number, number]):
   const url = `http://127.0.0.1:${port}`
   await until(async () => await fetch(`${url}/livez`).then(answer => answer.ok, () => false), 'nginx answers', 60_000, 50)
   return url
-}
-
-function find (): string | undefined {
-  const { EPD_NGINX } = process.env
-  return [...EPD_NGINX === undefined ? [] : [EPD_NGINX], ...PLACES].find(path => existsSync(path))
-}
-
-function install (): string {
-  if (process.getuid?.() === 0 && existsSync('/usr/bin/apt-get')) {
-    const options = { stdio: 'ignore', timeout: 100_000, env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } } as const
-    spawnSync('apt-get', ['update'], options)
-    spawnSync('apt-get', ['install', '-y', '--no-install-recommends', 'nginx-light'], options)
-  }
-  return find() ?? (() => { throw new Error('no nginx here: install one, or name it in EPD_NGINX') })()
 }

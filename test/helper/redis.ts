@@ -1,11 +1,12 @@
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync } from 'node:fs'
+import { mkdtempSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { freePort } from './free-port.ts'
+import { systemProgram } from './system-program.ts'
 import { until } from './until.ts'
 
 const PLACES = ['/usr/bin/redis-server', '/usr/bin/valkey-server', '/usr/local/bin/redis-server', '/usr/local/bin/valkey-server']
@@ -20,7 +21,8 @@ export interface RedisServer {
 
 /** A real Redis or Valkey: EPD_REDIS, one that is installed, or one from the system's packages when this is root on Debian. */
 export async function startRedis (t: Test): Promise<RedisServer> {
-  const file = find() ?? install()
+  const file = systemProgram('EPD_REDIS', PLACES, ['redis-server'])
+  if (file === undefined) throw new Error('no Redis here: install redis-server or valkey-server, or name one in EPD_REDIS')
   const port = await freePort()
   const folder = mkdtempSync(join(tmpdir(), 'epd-redis-'))
   let child: ChildProcess | undefined
@@ -49,18 +51,4 @@ async function answers (port: number): Promise<boolean> {
   return await new Promise(resolve => {
     socket.once('error', () => { resolve(false) }).once('connect', () => { socket.write('PING\r\n') }).once('data', data => { resolve(String(data).startsWith('+PONG')) })
   }).finally(() => { socket.destroy() }) as boolean
-}
-
-function find (): string | undefined {
-  const { EPD_REDIS } = process.env
-  return [...EPD_REDIS === undefined ? [] : [EPD_REDIS], ...PLACES].find(path => existsSync(path))
-}
-
-function install (): string {
-  if (process.getuid?.() === 0 && existsSync('/usr/bin/apt-get')) {
-    const options = { stdio: 'ignore', timeout: 100_000, env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } } as const
-    spawnSync('apt-get', ['update'], options)
-    spawnSync('apt-get', ['install', '-y', '--no-install-recommends', 'redis-server'], options)
-  }
-  return find() ?? (() => { throw new Error('no Redis here: install redis-server or valkey-server, or name one in EPD_REDIS') })()
 }
