@@ -46,7 +46,8 @@ t.test('an answer that is not quite a gateway\'s is shown, or refused in words',
   const good = { status: await get('/nodes/status'), list: await get('/epd/traces'), trace: await get(`/epd/traces/${traceId}`) }
 
   let answers: Record<keyof typeof good, unknown> = good
-  const server = createServer(({ url: path }, response) => { response.end(JSON.stringify(path === '/nodes/status' ? answers.status : path!.startsWith('/epd/traces?') ? answers.list : answers.trace)) }).listen(0, '127.0.0.1')
+  // Kept connections are not closed between two requests, however long a busy machine takes over them.
+  const server = createServer({ keepAliveTimeout: 0 }, ({ url: path }, response) => { response.end(JSON.stringify(path === '/nodes/status' ? answers.status : path!.startsWith('/epd/traces?') ? answers.list : answers.trace)) }).listen(0, '127.0.0.1')
   t.teardown(() => { server.close() })
   await once(server, 'listening')
   const source = { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }

@@ -11,6 +11,7 @@ import { until } from '../helper/until.ts'
 
 interface NodeStatus { readonly role: number, readonly health: string, readonly links?: Record<string, { state: string }> }
 
+const FULL = process.env.EPD_TEST_FULL === '1'
 const ENCODER = 4
 const HYBRID = 1
 
@@ -25,7 +26,7 @@ await t.test('the demo answers a question about its picture, shows the stages an
   }
 })
 
-if (process.env.EPD_TEST_FULL === '1') {
+if (FULL) {
   await t.test('the demo takes another picture and question', async t => {
     const demo = await runCli(['demo', '--image', 'docs/examples/shapes-2.jpg', '--question', 'Describe the picture.'])
     t.equal(demo.code, 0, demo.stderr)
@@ -65,25 +66,28 @@ await t.test('serve', async t => {
     t.equal((await answer.json() as { choices: Array<{ message: { content: string } }> }).choices[0]!.message.content, String(scene.things.length))
   })
 
-  for (const [name, role] of [['encoder', ENCODER], ['language model engine', HYBRID]] as const) {
+  // test/e2e/disaggregation.test.ts kills a language model engine.
+  for (const [name, role] of FULL ? [['encoder', ENCODER], ['language model engine', HYBRID]] as const : [['encoder', ENCODER]] as const) {
     await t.test(`the ${name} is killed during requests: each gets an answer or a clear error, and the next ones work`, async t => {
       const pid = await pidOf(role)
-      const asked = Array.from({ length: 8 }, async (_, i) => await ask(await drawScene(100 * role + i)))
+      const asked = Array.from({ length: 4 }, async (_, i) => await ask(await drawScene(100 * role + i)))
       await until(async () => Object.values(await status()).some(node => (node as NodeStatus & { unfinished: number }).unfinished > 0), 'a request is in flight')
       process.kill(pid, 'SIGKILL')
       for (const response of await Promise.all(asked)) {
-        // 429: on a busy machine encoders are too slow for eight pictures at once.
+        // 429: on a busy machine encoders are too slow for all pictures at once.
         t.ok([200, 429, 502, 503].includes(response.status), `answered ${response.status}`)
         if (response.status === 503) {
           t.ok(response.headers.get('retry-after'), 'a 503 says when to try again')
           t.ok((await response.json() as { error: { code: string } }).error.code)
         } else await response.body?.cancel()
       }
+      await until(async () => await pidOf(role).catch(() => pid) !== pid, 'the engine was started again', 60_000, 30)
+      const picture = await drawScene(100 * role + 50)
       await until(async () => {
-        const answer = await ask(await drawScene(100 * role + 50))
+        const answer = await ask(picture)
         await answer.body?.cancel()
         return answer.status === 200 && answer.headers.get('x-epd-plan') === 'e-pd'
-      }, 'the engine was started again and takes part', 30_000)
+      }, 'and takes part')
     })
   }
 
@@ -105,12 +109,12 @@ await t.test('serve', async t => {
   })
 })
 
-await t.test('what engines warn of is in the gateway\'s log, and they end when it is killed', async t => {
+await t.test('what an engine warns of is in the gateway\'s log, and it ends when that is killed', async t => {
   const receiver = createServer((_request, response) => { response.writeHead(400).end() }).listen(0, '127.0.0.1')
   t.teardown(() => { receiver.close().closeAllConnections() })
   await once(receiver, 'listening')
   const env = { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${(receiver.address() as AddressInfo).port}`, OTEL_BSP_SCHEDULE_DELAY: '10' }
-  const config = t.testdir({ 'epd.config.json': '{ "telemetry": { "traces": false } }' })
+  const config = t.testdir({ 'epd.config.json': '{ "embedded": { "encoders": 0, "engines": 1 }, "telemetry": { "traces": false } }' })
   const gateway = await startCli(t, ['serve', '--port', '0', '--log-level', 'warn', '--config', `${config}/epd.config.json`], env)
   const asked = await fetch(`${gateway.url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', messages: [{ role: 'user', content: 'Hello' }] }) })
   t.equal(asked.status, 200)
@@ -122,9 +126,9 @@ await t.test('what engines warn of is in the gateway\'s log, and they end when i
   t.ok(lines().every(line => Number(line.level) >= 40), 'information is at level debug only')
   const nodes = await (await fetch(`${gateway.url}/nodes/status`)).json() as Record<string, NodeStatus>
   const pids = await Promise.all(Object.keys(nodes).map(url => listenerPid(Number(new URL(url).port))))
-  t.equal(pids.length, 2)
+  t.equal(pids.length, 1)
   await gateway.stop('SIGKILL')
-  await until(() => pids.every(pid => gone(pid)), 'both engines are gone')
+  await until(() => pids.every(pid => gone(pid)), 'its engine is gone')
 })
 
 await t.test('mistakes are reported in one line each, with exit code 2', async t => {

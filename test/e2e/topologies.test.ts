@@ -9,8 +9,9 @@ import { metric } from '../helper/metrics.ts'
 import { until } from '../helper/until.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
-const REQUESTS = FULL ? 100 : 6
-const DISTINCT_PICTURES = FULL ? 24 : 5
+/** With none to four pictures each. */
+const REQUESTS = FULL ? 100 : 5
+const DISTINCT_PICTURES = FULL ? 24 : 4
 /** Requests in flight at a time: enough for batches of every size, few enough for two cores. */
 const AT_ONCE = 8
 
