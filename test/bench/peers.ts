@@ -13,20 +13,23 @@ const PATH = '/v1/chat/completions'
 const CHUNKS = 20
 const INTERVAL = 5
 const ROUNDS = 3
-/** Of text, before a router is measured; the longer where its code is compiled as it runs: a process of ours needs four times the CPU in its first seconds. */
-const WARM_UP_MS = { compiled: 500, compiles: 8_000 }
+/** Before a router is measured with a load, where its code is compiled when it is built. */
+const WARM_UP_MS = 300
 const TEXT = JSON.stringify({ model: 'm', messages: [{ role: 'user', content: 'y'.repeat(100) }], max_tokens: 200, temperature: 0 })
 
-/** `connections`: of each core that the router has. */
+/**
+ * `connections`: of each core that the router has. `compiling`: milliseconds of the load before a router is measured whose code
+ * is compiled as it runs; a process of ours needs four times the CPU in its first seconds.
+ */
 const LOADS = [
-  { label: 'Text, answers of 1 KB', connections: 64, body: () => TEXT },
-  { label: `Streams of ${CHUNKS} chunks, one each ${INTERVAL} ms`, connections: 256, body: () => TEXT.replace('"model"', '"stream":true,"model"') },
-  { label: '1 picture of 1 MiB', connections: 8, body: () => chatOf(1, 1 << 20) },
-  { label: '4 pictures of 1 MiB', connections: 4, body: () => chatOf(4, 1 << 20) }
+  { label: 'Text, answers of 1 KB', connections: 64, compiling: 8_000, body: () => TEXT },
+  { label: `Streams of ${CHUNKS} chunks, one each ${INTERVAL} ms`, connections: 256, compiling: 3_000, body: () => TEXT.replace('"model"', '"stream":true,"model"') },
+  { label: '1 picture of 1 MiB', connections: 8, compiling: 3_000, body: () => chatOf(1, 1 << 20) },
+  { label: '4 pictures of 1 MiB', connections: 4, compiling: 3_000, body: () => chatOf(4, 1 << 20) }
 ] as const
 
 interface LoadResult { requests: number, failures: number, latencies: number[], elapsed: number }
-interface Side { readonly label: string, readonly cores: number, readonly ports: readonly number[], readonly router?: Router, readonly figures: Figures[] }
+interface Side { readonly label: string, readonly cores: number, readonly ports: readonly number[], readonly router?: Router, readonly compiles: boolean, readonly figures: Figures[] }
 interface Figures { readonly rate: number, readonly cpu: number, readonly busy: number, readonly p50: number, readonly p99: number, readonly failures: number }
 
 /** Requests per second of this gateway and of other routers on as many cores, with the same servers behind them. */
@@ -52,23 +55,21 @@ export async function run (context: BenchContext): Promise<string> {
     const rows = LOADS.map((): Array<Array<string | number>> => [])
     for (const cores of counts) {
       // What the load and the servers can do at most.
-      const sides: Side[] = cores === counts.at(-1) ? [{ label: 'no router', cores, ports, figures: [] }] : []
+      const sides: Side[] = cores === counts.at(-1) ? [{ label: 'no router', cores, ports, compiles: false, figures: [] }] : []
       for (const kind of kinds) {
         if (kind.single === true && cores > 1) continue
         context.log(`  ${kind.label} on ${cores}`)
         const router = await Router.start(kind, urls, cores, join(folder, `${kind.label.replaceAll(/\W+/g, '-')}-${cores}`))
         routers.push(router)
-        const side = { label: kind.label, cores, ports: [router.port], router, figures: [] }
-        sides.push(side)
-        await measure(side, loads, { path: PATH, body: TEXT, connections: LOADS[0].connections * cores, ms: WARM_UP_MS[kind.compiles === true ? 'compiles' : 'compiled'] })
+        sides.push({ label: kind.label, cores, ports: [router.port], router, compiles: kind.compiles === true, figures: [] })
       }
       for (const [i, load] of LOADS.entries()) {
         context.log(`  ${load.label} on ${cores}`)
         const body = load.body()
         for (let round = -1; round < ROUNDS; round++) {
           for (const side of sides) {
-            // The first is the longer, for code that only this load runs.
-            const figures = await measure(side, loads, { path: PATH, body, connections: load.connections * cores, ms: (round < 0 ? ROUNDS : 1) * seconds * 1000 / ROUNDS })
+            const warmUp = side.compiles ? load.compiling : WARM_UP_MS
+            const figures = await measure(side, loads, { path: PATH, body, connections: load.connections * cores, ms: round < 0 ? warmUp : seconds * 1000 / ROUNDS })
             if (round < 0) continue
             side.figures.push(figures)
             context.log(`    ${side.label}: ${figures.rate.toFixed(0)} requests/s, ${figures.cpu.toFixed(0)} us`)
