@@ -22,10 +22,10 @@ const TEXT = JSON.stringify({ model: 'm', messages: [{ role: 'user', content: 'y
  * is compiled as it runs; a process of ours needs four times the CPU in its first seconds.
  */
 const LOADS = [
-  { label: 'Text, answers of 1 KB', connections: 64, compiling: 8_000, body: () => TEXT },
-  { label: `Streams of ${CHUNKS} chunks, one each ${INTERVAL} ms`, connections: 256, compiling: 3_000, body: () => TEXT.replace('"model"', '"stream":true,"model"') },
-  { label: '1 picture of 1 MiB', connections: 8, compiling: 3_000, body: () => chatOf(1, 1 << 20) },
-  { label: '4 pictures of 1 MiB', connections: 4, compiling: 3_000, body: () => chatOf(4, 1 << 20) }
+  { label: 'Text, answers of 1 KB', connections: 64, compiling: 5_000, body: () => TEXT },
+  { label: `Streams of ${CHUNKS} chunks, one each ${INTERVAL} ms`, connections: 256, compiling: 2_000, body: () => TEXT.replace('"model"', '"stream":true,"model"') },
+  { label: '1 picture of 1 MiB', connections: 8, compiling: 2_000, body: () => chatOf(1, 1 << 20) },
+  { label: '4 pictures of 1 MiB', connections: 4, compiling: 2_000, body: () => chatOf(4, 1 << 20) }
 ] as const
 
 interface LoadResult { requests: number, failures: number, latencies: number[], elapsed: number }
