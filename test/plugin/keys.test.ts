@@ -1,6 +1,7 @@
 /** Named keys, through the routes of the gateway. */
 import { createHash } from 'node:crypto'
 import t, { type Test } from 'tap'
+import { Rates } from '../../plugin/http/keys/rates.ts'
 import type { EpdOptions } from '../../plugin/index.ts'
 import { FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post, type FakeGateway } from '../helper/fake-gateway.ts'
@@ -36,6 +37,22 @@ t.test('a key is taken from Authorization or x-api-key, and others are refused',
   t.equal(await status({ authorization: 'Bearer other' }), 401)
   t.equal(await status({ authorization: `Bearer ${key('a').hash}` }), 401, 'the hash is no key')
   t.equal(await status({}), 401)
+})
+
+t.test('a key is the bytes that a client sends, whichever they are', async t => {
+  const bytes = [Buffer.from('kéyü-🐟'), Buffer.from('kéy', 'latin1'), Buffer.from('a,b="c"')]
+  const keys = bytes.map((secret, i) => ({ name: ['__proto__', 'constructor', 'c'][i]!, hash: `sha256:${createHash('sha256').update(secret).digest('hex')}`, requests: 2 }))
+  const plain = 'plän'
+  const { url } = await gateway(t, keys, { apiKeys: [plain] })
+  // Of fetch a header's value has a character for each byte.
+  const status = async (secret: Buffer): Promise<number[]> => [
+    (await post(url + CHAT, TEXT, { headers: { authorization: `Bearer ${secret.toString('latin1')}` } })).status,
+    (await post(url + CHAT, TEXT, { headers: { 'x-api-key': secret.toString('latin1') } })).status
+  ]
+  for (const secret of bytes) t.same(await status(secret), [200, 200], String(secret))
+  for (const secret of bytes) t.same(await status(secret), [429, 429], 'each is counted for itself')
+  for (const encoding of ['utf8', 'latin1'] as const) t.same(await status(Buffer.from(plain, encoding)), [200, 200], `apiKeys: ${encoding}`)
+  t.same(await status(Buffer.from('plan')), [401, 401])
 })
 
 t.test('a key may use its models only, and knows of no other', async t => {
@@ -147,6 +164,19 @@ t.test('several gateways count together in Redis, and while it is away as config
   }
   redis.freeze(false)
   await until(async () => (await ask(closed)).status !== 503, 'it is back', 60_000, 50)
+})
+
+t.test('a Redis that says nothing is waited for once, not by each count', async t => {
+  const redis = await startRedis(t)
+  const rates = new Rates({ redis: redis.url, whenAway: 'closed', redisTimeout: 1_000 }, { debug () {}, info () {}, warn () {}, error () {} })
+  t.teardown(() => { rates.close() })
+  const take = async (): Promise<string | undefined> => await rates.take(key('a', { requests: 100 }), 'requests', 1).then(() => 'counted', (err: Error) => (err.cause as Error).message)
+  await until(async () => await take() === 'counted', 'it counts')
+  redis.freeze(true)
+  t.not(await take(), 'counted')
+  t.match(await take(), /not ready|isn't writeable/, 'the next one is not sent')
+  redis.freeze(false)
+  await until(async () => await take() === 'counted', 'it is back', 60_000, 50)
 })
 
 t.test('a Redis that was never there refuses or lets in at once', async t => {

@@ -212,7 +212,7 @@ class Crew {
     log.error({ pid: worker.process.pid, code, signal }, 'a worker has ended; another one takes its place')
     this.#pause = performance.now() - since < YOUNG_MS ? Math.min(2 * this.#pause, MAX_PAUSE_MS) : PAUSE_MS
     const again = (): void => {
-      if (!this.#closing) this.#fork().catch((err: unknown) => { log.error({ reason: (err as Error).message }, 'a worker did not start') })
+      if (!this.#closing) this.#fork().catch((err: unknown) => { if (!this.#closing) log.error({ reason: (err as Error).message }, 'a worker did not start') })
     }
     if (this.#pause === PAUSE_MS) again()
     else setTimeout(again, this.#pause)

@@ -52,11 +52,15 @@ export class Rates {
     if (limit === undefined) return undefined
     if (this.#options.redis !== undefined) await (this.#connecting ??= this.#connect(this.#options.redis))
     const limiter = this.#limiterFor(kind, limit)
+    // A Redis that is there but says nothing is away for all counts that follow, until it answers again.
+    const late = setTimeout(() => { this.#client?.disconnect(true) }, this.#options.redisTimeout)
     try {
       return rateOf(true, limit, await (amount < 0 ? limiter.reward(name, -amount) : limiter.consume(name, amount)))
     } catch (err) {
       if (err instanceof RateLimiterRes) return rateOf(false, limit, err)
       throw epdError('EPD_ERR_RATES_AWAY', [], { cause: err })
+    } finally {
+      clearTimeout(late)
     }
   }
 

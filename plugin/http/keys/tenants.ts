@@ -79,7 +79,7 @@ export class Tenants {
       this.#byHash = new Map(keys.map(key => [key.hash.toLowerCase(), key]))
     }
     const token = tokenOf(request)
-    return token === undefined ? undefined : this.#byHash.get(`sha256:${digest(token).toString('hex')}`)
+    return token === undefined ? undefined : this.#byHash.get(`sha256:${digest(token, 'latin1').toString('hex')}`)
   }
 
   /** Bounds how many requests of a key are served at once. */

@@ -23,25 +23,25 @@ function current<T> (guarded: Guarded, make: (options: Access) => T): () => T {
 
 /** Is the request's bearer token one of `keys`? Compares in constant time. */
 export function createKeyCheck (keys: readonly string[]): (request: FastifyRequest) => boolean {
-  const hashes = keys.map(digest)
+  const hashes = keys.flatMap(key => [digest(key), digest(key, 'latin1')])
   return request => {
     const token = tokenOf(request)
     if (token === undefined) return false
-    const hash = digest(token)
+    const hash = digest(token, 'latin1')
     let found = false
     for (const one of hashes) found = timingSafeEqual(one, hash) || found
     return found
   }
 }
 
-/** A client's key: the bearer token or, as Anthropic's libraries send it, `x-api-key`. */
+/** A client's key: the bearer token or, as Anthropic's libraries send it, `x-api-key`. A character for each byte that was sent. */
 export function tokenOf ({ headers }: FastifyRequest): string | undefined {
   const { authorization, 'x-api-key': key } = headers
   return /^Bearer +(\S+) *$/i.exec(authorization ?? '')?.[1] ?? (typeof key === 'string' ? key : undefined)
 }
 
-export function digest (text: string): Buffer {
-  return createHash('sha256').update(text).digest()
+export function digest (text: string, encoding: 'utf8' | 'latin1' = 'utf8'): Buffer {
+  return createHash('sha256').update(text, encoding).digest()
 }
 
 /** The key as HTTP Basic password with any user name, which a browser sends after a prompt. */
