@@ -69,10 +69,19 @@ async function answerOf (resolver: promises.Resolver, { dns, port, server }: Dns
 }
 
 async function services (resolver: promises.Resolver, name: string): Promise<Answer> {
-  const records = await resolver.resolveSrv(name)
-  // Several records may name one host.
-  const answers = await Promise.all(records.map(async ({ name, port }) => await addresses(resolver, name, port)))
-  return together(answers, SRV_TTL)
+  // The root as host says that there is no such service.
+  const records = (await resolver.resolveSrv(name)).filter(({ name, port }) => name !== '' && name !== '.' && port > 0)
+  if (records.length === 0) throw Object.assign(new Error(`${name} has no service`), { code: promises.NODATA })
+  return together(await thereOf(records.map(async ({ name, port }) => await addresses(resolver, name, port))), SRV_TTL)
+}
+
+/** Of hosts or families of addresses some may be missing: that of a pod which has just gone, say. @throws where all are, or one was not answered */
+async function thereOf (answers: ReadonlyArray<Promise<Answer>>): Promise<Answer[]> {
+  const settled = await Promise.allSettled(answers)
+  const failures = settled.flatMap(result => result.status === 'rejected' ? [result.reason as unknown] : [])
+  const failed = failures.find(reason => !isMissing(reason)) ?? (failures.length === settled.length ? failures[0] : undefined)
+  if (failed !== undefined) throw failed
+  return settled.flatMap(result => result.status === 'fulfilled' ? [result.value] : [])
 }
 
 /** @throws where there is neither an A nor an AAAA record */
@@ -81,15 +90,10 @@ async function addresses (resolver: promises.Resolver, name: string, port: numbe
     const found = await records
     return together(found.map(({ address, ttl }) => ({ found: [{ host: address, port }], ttl: 1_000 * ttl })), MAX_TTL)
   }
-  const [four, six] = await Promise.allSettled([of(resolver.resolve4(name, { ttl: true })), of(resolver.resolve6(name, { ttl: true }))])
-  const failed = [four, six].find(result => result.status === 'rejected' && !isMissing(result.reason))
-  if (failed !== undefined) throw (failed as PromiseRejectedResult).reason
-  const answers = [four, six].flatMap(result => result.status === 'fulfilled' ? [result.value] : [])
-  if (answers.length === 0) throw (four as PromiseRejectedResult).reason
-  return together(answers, MAX_TTL)
+  return together(await thereOf([of(resolver.resolve4(name, { ttl: true })), of(resolver.resolve6(name, { ttl: true }))]), MAX_TTL)
 }
 
-/** In an order of its own: servers turn theirs with each answer. */
+/** Each once, though several records may name one host. In an order of its own: servers turn theirs with each answer. */
 function together (answers: readonly Answer[], most: number): Answer {
   const all = new Map(answers.flatMap(({ found }) => found).map(found => [`${found.host} ${found.port}`, found]))
   return { found: [...all].sort(([a], [b]) => a < b ? -1 : 1).map(([, found]) => found), ttl: Math.min(most, ...answers.map(({ ttl }) => ttl)) }

@@ -80,12 +80,24 @@ t.test('addresses of a name are nodes, that come and go with it', async t => {
 })
 
 t.test('services of a name (SRV) are nodes with ports of their own', async t => {
-  const [one, two] = [await servers(t, '127.0.0.2'), await servers(t, '127.0.0.3')]
+  const [one, two, three] = [await servers(t, '127.0.0.2'), await servers(t, '127.0.0.3'), await servers(t, '127.0.0.4')]
   const dns = await startDns(t)
   dns.zones.set('a.pod', { addresses: ['127.0.0.2'] }).set('b.pod', { addresses: ['127.0.0.3'] })
   dns.zones.set('_http._tcp.llm', { services: [{ target: 'a.pod', port: one.port }, { target: 'b.pod', port: two.port }] })
   const { url } = await gateway(t, [{ dns: '_http._tcp.llm', server: dns.address, adapter: 'openai' }])
   await has(url, `http://127.0.0.2:${one.port}`, `http://127.0.0.3:${two.port}`)
+
+  dns.zones.delete('a.pod')
+  dns.zones.set('c.pod', { addresses: ['127.0.0.4'] })
+  const [b, c] = [{ target: 'b.pod', port: two.port }, { target: 'c.pod', port: three.port }]
+  dns.zones.set('_http._tcp.llm', { services: [{ target: 'a.pod', port: one.port }, { target: 'b.pod', port: 0 }, b, c] })
+  await has(url, `http://127.0.0.3:${two.port}`, `http://127.0.0.4:${three.port}`)
+  dns.zones.set('_http._tcp.llm', { services: [{ target: '.', port: 0 }] })
+  const before = dns.asked.get('_http._tcp.llm')!
+  await until(() => dns.asked.get('_http._tcp.llm')! > before + 1, 'it says that there is none', 60_000, 20)
+  await has(url, `http://127.0.0.3:${two.port}`, `http://127.0.0.4:${three.port}`)
+  dns.zones.set('_http._tcp.llm', { services: [b] })
+  await has(url, `http://127.0.0.3:${two.port}`)
 })
 
 t.test('an answer counts for its time to live', async t => {
