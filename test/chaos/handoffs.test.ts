@@ -2,7 +2,7 @@
 import t from 'tap'
 import { seededRandom } from '../helper/pictures.ts'
 import { drawScene } from '../helper/scenes.ts'
-import { Engine, gate, GatewayProcess, isError, openFiles, quiet, settle, until } from './house.ts'
+import { Engine, gate, Gateway, GatewayProcess, isError, openFiles, quiet, settle, until } from './house.ts'
 import type { NodeFault } from './faulty-node.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
@@ -154,7 +154,7 @@ await t.test('a client that leaves at any stage leaves nothing behind', async t 
 
 await t.test(`${AT_ONCE} requests at once over two pairs; a third are cancelled at random moments`, async t => {
   // One that has the patience a slow machine needs: this is not about timeouts.
-  const patient = await GatewayProcess.start(t)
+  const patient = await Gateway.here(t)
   await patient.use(...engines)
   const random = seededRandom(11)
   const before = await acks(p1, p2)
@@ -173,7 +173,6 @@ await t.test(`${AT_ONCE} requests at once over two pairs; a third are cancelled 
   t.ok(outcomes.done! > AT_ONCE / 2)
   await quiet(t, patient, ...engines)
   t.ok(await acks(p1, p2) - before >= outcomes.done!, 'every answer came by a handoff that was ACKed')
-  await patient.server.stop()
 })
 
 await t.test('nothing is left of all this', async t => {

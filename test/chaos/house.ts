@@ -5,8 +5,10 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { Agent, fetch, type Response } from 'undici'
 import { fingerprint } from '../../plugin/body/index.ts'
+import type { EpdOptions } from '../../plugin/index.ts'
 import { rank } from '../../plugin/planning/index.ts'
 import { startCli, type CliServer, type Ending } from '../helper/cli.ts'
+import { buildGateway } from '../helper/fake-gateway.ts'
 import { freePort } from '../helper/free-port.ts'
 import { metric } from '../helper/metrics.ts'
 import { unrestOf } from '../helper/unrest.ts'
@@ -209,25 +211,18 @@ export interface Stage {
   readonly status: { readonly message?: string }
 }
 
-/** A real gateway process. */
-export class GatewayProcess {
-  readonly server: CliServer
+/** A gateway over real engines. */
+export class Gateway {
   readonly url: string
 
-  private constructor (server: CliServer) {
-    this.server = server
-    this.url = server.url
+  protected constructor (url: string) {
+    this.url = url
   }
 
-  static async start (t: Ending, { routing, admission, ...config }: { routing?: object, admission?: object } & Record<string, unknown> = {}): Promise<GatewayProcess> {
-    const folder = await mkdtemp(join(tmpdir(), 'epd-chaos-'))
-    t.teardown(() => rm(folder, { recursive: true }))
-    const file = join(folder, 'epd.config.json')
-    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', routing: { policy: 'least-tokens', ...routing }, admission: { encoderTime: 600_000, ...admission }, ...config }))
-    return new GatewayProcess(await startCli(t, ['serve', '--config', file, '--port', '0', '--log-level', 'error']))
+  /** In this process, for what needs none of its own. */
+  static async here (t: Ending, options: EpdOptions = {}): Promise<Gateway> {
+    return new Gateway((await buildGateway(t, { options: { adapters: [], bypass: 'never', ...options } })).url)
   }
-
-  get pid (): number { return this.server.child.pid! }
 
   async metrics (): Promise<string> {
     return await (await get(`${this.url}/metrics`)).text()
@@ -294,8 +289,28 @@ export class GatewayProcess {
   }
 }
 
+/** A gateway in a process of its own. */
+export class GatewayProcess extends Gateway {
+  readonly server: CliServer
+
+  private constructor (server: CliServer) {
+    super(server.url)
+    this.server = server
+  }
+
+  static async start (t: Ending, { routing, admission, ...config }: { routing?: object, admission?: object } & Record<string, unknown> = {}): Promise<GatewayProcess> {
+    const folder = await mkdtemp(join(tmpdir(), 'epd-chaos-'))
+    t.teardown(() => rm(folder, { recursive: true }))
+    const file = join(folder, 'epd.config.json')
+    await writeFile(file, JSON.stringify({ embedded: false, bypass: 'never', routing: { policy: 'least-tokens', ...routing }, admission: { encoderTime: 600_000, ...admission }, ...config }))
+    return new GatewayProcess(await startCli(t, ['serve', '--config', file, '--port', '0', '--log-level', 'error']))
+  }
+
+  get pid (): number { return this.server.child.pid! }
+}
+
 /** Waits until gateways and engines hold nothing of any request; gives what they still hold after a long while. */
-export async function settle (...parts: ReadonlyArray<GatewayProcess | Engine>): Promise<string[]> {
+export async function settle (...parts: ReadonlyArray<Gateway | Engine>): Promise<string[]> {
   let unrest: string[] = []
   await until(async () => {
     const reasons = await Promise.all(parts.filter(part => !('dead' in part && part.dead)).map(async part => await part.unrest()))
@@ -306,7 +321,7 @@ export async function settle (...parts: ReadonlyArray<GatewayProcess | Engine>):
 }
 
 /** Asserts that nothing of any request is held. Returns the milliseconds until that was so. */
-export async function quiet (t: Test, ...parts: ReadonlyArray<GatewayProcess | Engine>): Promise<number> {
+export async function quiet (t: Test, ...parts: ReadonlyArray<Gateway | Engine>): Promise<number> {
   const start = performance.now()
   const unrest = await settle(...parts)
   t.same(unrest, [], 'nothing is held')

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { seededRandom } from '../helper/pictures.ts'
 import { drawScene } from '../helper/scenes.ts'
-import { Engine, gate, GatewayProcess, isError, openFiles, ownerOf, quiet, settle, until } from './house.ts'
+import { Engine, gate, Gateway, GatewayProcess, isError, openFiles, ownerOf, quiet, settle, until } from './house.ts'
 import type { NodeFault } from './faulty-node.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
@@ -15,8 +15,8 @@ const busy = (seconds: number): NodeFault => ({ kind: 'answer', status: 503, hea
 const timeouts = { encode: 3000, firstByte: 4000, answer: 10_000, idle: 10_000 }
 const [gateway, hasty, flapping, e1, e2, p1, p2] = await Promise.all([
   GatewayProcess.start(t, { timeouts }),
-  GatewayProcess.start(t, { timeouts: { encode: 1_500, firstByte: 1_500, answer: 1_500, idle: 1_500 } }),
-  GatewayProcess.start(t, { timeouts }),
+  Gateway.here(t, { timeouts: { encode: 1_500, firstByte: 1_500, answer: 1_500, idle: 1_500 } }),
+  Gateway.here(t, { timeouts }),
   Engine.start(t, 'encoder'),
   Engine.start(t, 'encoder'),
   Engine.start(t, 'hybrid'),
