@@ -70,9 +70,9 @@ t.test('by itself', async t => {
   })
 })
 
+const [encoder, engine] = await Promise.all([startEncoder(t), startTurbomind(t, { vision: false, maxBatchSize: 4 })])
+
 t.test('behind an encoder', async t => {
-  const encoder = await startEncoder(t)
-  const engine = await startTurbomind(t, { vision: false, maxBatchSize: 4 })
   const pictures = await Promise.all([1, 2, 3, 4].map(seed => drawScene(seed)))
   const [one, two] = pictures as [string, string, string, string]
 
@@ -158,10 +158,9 @@ t.test('behind an encoder', async t => {
 })
 
 t.test('a flipped byte is features_corrupt, a pull that stalls can be cancelled, and the engine goes on', async t => {
-  const encoder = await startEncoder(t)
-  const engine = await startTurbomind(t, { vision: false }, { pullTimeoutMs: 2000 })
   const { proxy, endpoint } = await FlakyProxy.before(endpointOf(encoder))
   t.teardown(() => proxy.close())
+  await engine.p2p.drop(endpoint.engine)
   await engine.p2p.connect(endpoint)
   const url = await drawScene(3)
   const results = await encode(encoder, [url])
