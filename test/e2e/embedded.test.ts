@@ -66,8 +66,7 @@ await t.test('serve', async t => {
     t.equal((await answer.json() as { choices: Array<{ message: { content: string } }> }).choices[0]!.message.content, String(scene.things.length))
   })
 
-  // test/e2e/disaggregation.test.ts kills a language model engine.
-  for (const [name, role] of FULL ? [['encoder', ENCODER], ['language model engine', HYBRID]] as const : [['encoder', ENCODER]] as const) {
+  for (const [name, role] of [['encoder', ENCODER], ['language model engine', HYBRID]] as const) {
     await t.test(`the ${name} is killed during requests: each gets an answer or a clear error, and the next ones work`, async t => {
       const pid = await pidOf(role)
       const asked = Array.from({ length: 4 }, async (_, i) => await ask(await drawScene(100 * role + i)))

@@ -144,7 +144,7 @@ t.test('what keys use is in the metrics, and no secret is', async t => {
 t.test('several gateways count together in Redis, and while it is away as configured, without a hang', async t => {
   const redis = await startRedis(t)
   const keys = [key('a', { requests: 3, tokens: 1_000_000 })]
-  const rates = { redis: redis.url, redisTimeout: 200 }
+  const rates = { redis: redis.url, redisTimeout: 3_000 }
   const [open, closed] = [await gateway(t, keys, { rates: { ...rates, whenAway: 'open' } }), await gateway(t, keys, { rates: { ...rates, whenAway: 'closed' } })]
   const ask = async ({ url }: FakeGateway): Promise<Response> => await post(url + CHAT, TEXT, { ...as('a'), signal: AbortSignal.timeout(10_000) })
   t.same([(await ask(open)).status, (await ask(closed)).status, (await ask(open)).status, (await ask(closed)).status, (await ask(open)).status], [200, 200, 200, 429, 429])
