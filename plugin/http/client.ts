@@ -5,6 +5,7 @@ import { Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
 import { isEventStream } from '../../adapters/http.ts'
 import type { Answer } from '../pipeline/index.ts'
+import { writeChunksWhole } from './chunk-writes.ts'
 
 /** By connection, so that each gets one listener, however many requests are pipelined on it. */
 const pipelined = new WeakMap<Socket, Set<() => void>>()
@@ -60,6 +61,7 @@ export function deliver (answer: Answer, reply: FastifyReply, extra: Readonly<Re
 }
 
 function followStream (body: Readable, { headers }: Answer, { raw }: FastifyReply): void {
+  if (isEventStream(headers)) writeChunksWhole(raw)
   const length = headers['content-length']
   if (length !== undefined && headers['transfer-encoding'] === undefined && !isEventStream(headers)) {
     // The length holds only where no onSend hook has put another body in the answer's place.
