@@ -126,10 +126,7 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
   }
 
   get body (): Readable {
-    return this.#body ?? this.#open()
-  }
-
-  #open (): Readable {
+    if (this.#body !== undefined) return this.#body
     const body = this.#body = new Readable({
       highWaterMark: 64 * 1024,
       read: () => { this.#controller?.resume() },

@@ -1,6 +1,6 @@
 import { ServerResponse } from 'node:http'
 
-/** Above, the copy costs more than the writes that it saves, in bytes. */
+/** A longer chunk is not copied, in bytes: there the copy costs about what it saves. */
 const JOIN_LIMIT = 16 * 1024
 const LINE_END = '\r\n'
 

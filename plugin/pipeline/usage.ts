@@ -48,9 +48,7 @@ export class UsageReader {
 
   /** At the end: later chunks change nothing. */
   read (): Closing {
-    const text = this.#closing === undefined ? this.#text() : ''
-    this.#closing ??= { usage: readUsage(text), finishReason: readFinishReason(text) }
-    return this.#closing
+    return (this.#closing ??= closingIn(this.#text()))
   }
 
   #text (): string {
@@ -63,6 +61,10 @@ export class UsageReader {
     }
     return text
   }
+}
+
+function closingIn (text: string): Closing {
+  return { usage: readUsage(text), finishReason: readFinishReason(text) }
 }
 
 /** Where the value of the last member of this name begins; inside of generated text the quotes would be escaped. */

@@ -6,6 +6,7 @@ import { pipeline } from 'node:stream/promises'
 import Fastify from 'fastify'
 import t from 'tap'
 import type { Test } from 'tap'
+import { deliver } from '../../plugin/http/client.ts'
 import { writeChunksWhole } from '../../plugin/http/chunk-writes.ts'
 import { Random } from '../body/random-json.ts'
 
@@ -34,25 +35,26 @@ t.test('every byte comes, in order, whatever its chunk', async t => {
   for (const bytes of await Promise.all([post(port), post(port), post(port)])) t.ok(bytes.equals(ALL))
 })
 
-t.test('a token is one write', async t => {
+t.test('a token of an event stream that is delivered is one write', async t => {
   let writes = 0
-  const server = createServer((request, response) => {
-    writeChunksWhole(response)
-    response.write(Buffer.from('data: 1\n\n'))
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.post('/', (_request, reply) => {
+    const body = new Readable({ read () {} })
+    deliver({ statusCode: 200, headers: { 'content-type': 'text/event-stream' }, body, delivered: new Promise(() => {}) }, reply, {})
+    body.push('data: 1\n\n')
+    // The head is out then.
     setImmediate(() => {
-      const { socket } = request
+      const { socket } = reply.raw.req
       const { write } = socket
       socket.write = ((...args: Parameters<typeof write>) => { writes++; return write.apply(socket, args) }) as typeof write
-      response.write(Buffer.from('data: 2\n\n'))
-      socket.write = write
-      response.end()
+      reply.raw.once('finish', () => { socket.write = write })
+      body.once('data', () => { setImmediate(() => { t.equal(writes, 1); body.push(null) }) })
+      body.push('data: 2\n\n')
     })
   })
-  t.teardown(() => { server.close() })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  t.equal(String(await post((server.address() as AddressInfo).port)), 'data: 1\n\ndata: 2\n\n')
-  t.equal(writes, 1)
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  t.equal(String(await post((app.server.address() as AddressInfo).port)), 'data: 1\n\ndata: 2\n\n')
 })
 
 t.test('bytes stay in order where the response is corked, or writes itself in between', async t => {
