@@ -4,7 +4,9 @@ export interface Cancellable {
 
 /** The requests in flight, and the work that outlives them: what a gateway that closes waits for. */
 export class InFlight {
-  readonly #requests = new Set<Cancellable>()
+  // Not a Set: the dead copies of one that is never empty, once old, keep each other alive, and the requests in them, until the
+  // whole heap is collected. That took 10 us of a traced text request.
+  readonly #requests: Cancellable[] = []
   readonly #background = new Set<Promise<unknown>>()
   readonly #idle: Array<() => void> = []
   #closing = false
@@ -15,16 +17,17 @@ export class InFlight {
   }
 
   get size (): number {
-    return this.#requests.size
+    return this.#requests.length
   }
 
   add (request: Cancellable): void {
-    this.#requests.add(request)
+    this.#requests.push(request)
   }
 
   delete (request: Cancellable): void {
-    this.#requests.delete(request)
-    if (this.#requests.size === 0) for (const resolve of this.#idle.splice(0)) resolve()
+    const at = this.#requests.indexOf(request)
+    if (at !== -1) this.#requests.splice(at, 1)
+    if (this.#requests.length === 0) for (const resolve of this.#idle.splice(0)) resolve()
   }
 
   /** Work that outlives its request, such as releasing leases; `settled` waits for it. */
@@ -40,11 +43,11 @@ export class InFlight {
    */
   async drain (graceMs: number, force: (requests: number) => unknown): Promise<void> {
     this.#closing = true
-    if (this.#requests.size === 0) return
+    if (this.#requests.length === 0) return
     const idle = new Promise<void>(resolve => { this.#idle.push(resolve) })
     const timer = setTimeout(() => {
-      const reason = force(this.#requests.size)
-      for (const request of this.#requests) request.cancel(reason)
+      const reason = force(this.#requests.length)
+      for (const request of [...this.#requests]) request.cancel(reason)
     }, graceMs)
     await idle
     clearTimeout(timer)
