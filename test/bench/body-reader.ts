@@ -1,11 +1,11 @@
 /** Reads one 10 MB body in a fresh process: `body-reader.js bytes|fastify`. The client is a process of its own. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync, writeFileSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import Fastify from 'fastify'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
+import { memory, resetPeak } from './memory.ts'
 import { serve } from './processes.ts'
 
 const SIZE = 10_000_000
@@ -57,21 +57,6 @@ async function read (framing: string): Promise<{ stallMs: number, peak: number }
   await once(client, 'exit')
   delay.disable()
   return { stallMs: delay.max / 1e6, peak: (memory('VmHWM') - idle) / SIZE }
-}
-
-/** Resident memory in bytes, now or at its highest, where /proc reports it. */
-function memory (name: 'VmRSS' | 'VmHWM'): number {
-  try {
-    return Number(new RegExp(`${name}:\\s+(\\d+) kB`).exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
-  } catch {
-    return name === 'VmRSS' ? process.memoryUsage.rss() : process.resourceUsage().maxRSS * 1024
-  }
-}
-
-function resetPeak (): void {
-  try {
-    writeFileSync('/proc/self/clear_refs', '5')
-  } catch {}
 }
 
 serve({ read })

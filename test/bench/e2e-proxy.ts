@@ -4,17 +4,19 @@
  */
 import type { AddressInfo } from 'node:net'
 import * as api from '@opentelemetry/api'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Agent } from 'undici'
 import epd from '../../plugin/index.ts'
 import { until } from '../helper/until.ts'
+import { memory, resetPeak } from './memory.ts'
 import { serve } from './processes.ts'
 
 const [kind = 'relay', pd = '', ...encoders] = process.argv.slice(2)
 const PATH = '/v1/chat/completions'
-const LIMIT = 64 << 20
+const LIMIT = 80 << 20
 
 function relay (app: FastifyInstance): void {
   const agent = new Agent()
@@ -47,7 +49,7 @@ function trace (on: boolean): void {
 
 async function gateway (app: FastifyInstance): Promise<void> {
   const nodes = [...encoders.map(url => ({ url, role: 'encoder' as const })), { url: pd, role: 'hybrid' as const }]
-  await app.register(epd, { nodes, bypass: 'never' })
+  await app.register(epd, { nodes, bypass: 'never', limits: { body: LIMIT } })
 }
 
 /** Real engines; the second route never bypasses the encoder. */
@@ -74,6 +76,8 @@ setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc') as () => void
 // Measured by telemetry-whole.ts alone.
 trace(false)
+const delay = monitorEventLoopDelay({ resolution: 1 })
+let resting = 0
 let since = process.cpuUsage()
 serve({
   port: () => (app.server.address() as AddressInfo).port,
@@ -91,6 +95,19 @@ serve({
     collect()
     collect()
     return process.memoryUsage.rss()
+  },
+  /** Begins to watch the event loop and memory. */
+  watch: () => {
+    collect()
+    resting = memory('VmRSS')
+    resetPeak()
+    delay.enable()
+    delay.reset()
+  },
+  /** Since `watch`: the longest time the event loop was blocked, in ms, and the most memory above that of then, in bytes. */
+  watched: () => {
+    delay.disable()
+    return { stallMs: delay.max / 1e6, bytes: memory('VmHWM') - resting }
   },
   stop: async () => { await app.close() },
   exit: () => process.exit()

@@ -28,6 +28,12 @@ export async function run (context: BenchContext): Promise<string> {
     '',
     '"Relay" passes the body on as one Buffer without reading it: no encoder, no checks.',
     '',
+    '### 16 pictures of 4 MiB in one request, a body of 64 MiB',
+    '',
+    await section(context, 'a large body', largeBody),
+    '',
+    'A process of its own for each request, warm from smaller ones. Stall: the longest time the event loop was blocked. Peak: resident memory above that before the request, as a multiple of the body.',
+    '',
     '### Memory of idle streams',
     '',
     await section(context, 'idle streams', idleStreams),
@@ -85,6 +91,36 @@ async function pictures (context: BenchContext, start: Start): Promise<string> {
     rows.push([label, median(cpu.gateway!), median(cpu.relay!), `${median(cpu.gateway!.map((value, i) => value / cpu.relay![i]!)).toFixed(2)}x`])
   }
   return table(['CPU per request', 'this package, ms', 'relay, ms', 'ratio'], rows)
+}
+
+async function largeBody (context: BenchContext, start: Start): Promise<string> {
+  const urls = await start('e2e-nodes', ['2'], 1).call<Urls>('urls')
+  const load = start('relay-load', [], 1)
+  // Four characters of base64 for three bytes.
+  const body = chatOf(16, 3 * MEBIBYTE)
+  const warmUp = chatOf(2, MEBIBYTE / 4)
+  const rows: Array<Array<string | number>> = []
+  for (const [kind, label] of [['gateway', 'this package'], ['relay', 'relay']] as const) {
+    const stalls: number[] = []
+    const peaks: number[] = []
+    for (let round = 0; round < context.rounds; round++) {
+      const { proxy, port } = await gateway(start, kind, urls)
+      const send = async (body: string, ms: number): Promise<void> => {
+        const { failures } = await load.call<LoadResult>('run', { port, path: PATH, connections: 1, ms, body })
+        if (failures > 0) throw new Error('a request failed')
+      }
+      await send(warmUp, 1000)
+      await proxy.call('watch')
+      // One request: the next one would begin after this time.
+      await send(body, 25)
+      const { stallMs, bytes } = await proxy.call<{ stallMs: number, bytes: number }>('watched')
+      stalls.push(stallMs)
+      peaks.push(bytes / body.length)
+      proxy.close()
+    }
+    rows.push([label, median(stalls), `${median(peaks).toFixed(2)}x`])
+  }
+  return table(['', 'longest stall, ms', 'peak memory'], rows)
 }
 
 async function idleStreams (context: BenchContext, start: Start): Promise<string> {
