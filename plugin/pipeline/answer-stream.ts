@@ -43,6 +43,7 @@ export interface Answer {
 export class AnswerStream extends Readable implements Answer {
   readonly statusCode: number
   readonly headers: UpstreamResponse['headers']
+  readonly body = this
   readonly begun: Promise<void>
   readonly delivered: Promise<Delivery>
   readonly #body: Readable
@@ -76,17 +77,13 @@ export class AnswerStream extends Readable implements Answer {
     this.begun = new Promise((resolve, reject) => { this.#begin = resolve; this.#neverBegin = reject })
     this.delivered = new Promise(resolve => { this.#deliver = resolve })
     // Consumers learn of an error by `delivered`; one that does not listen must not end the process.
-    this.on('error', ignore)
+    this.on('error', () => {})
     body.on('error', (error: Error) => { this.#fail(error) })
     body.on('close', () => { if (!this.#ended) this.#fail(new Error('the node closed its answer')) })
     body.on('end', () => { this.#end() })
     body.on('data', (chunk: Buffer) => { this.#take(chunk) })
     if (limit.aborted) this.#onAbort()
     else limit.addEventListener('abort', this.#onAbort)
-  }
-
-  get body (): this {
-    return this
   }
 
   override _read (): void {
@@ -166,5 +163,3 @@ export class AnswerStream extends Readable implements Answer {
     this.#deliver({ outcome, error, statusCode: this.statusCode, firstByteAt: this.#firstByteAt, bytes: this.#usage.bytes, closing: () => this.#usage.read() })
   }
 }
-
-function ignore (): void {}

@@ -30,18 +30,14 @@ function lastEventEnd (bytes: Buffer): number {
  * last bytes only.
  */
 export class EventGate {
-  #held: Buffer | undefined
   /** Does what has passed so far end an event? */
-  get atBoundary (): boolean {
-    return this.#atBoundary
-  }
-
-  #atBoundary = true
+  atBoundary = true
+  #held: Buffer | undefined
 
   /** What may pass now; undefined when that is nothing. */
   pass (chunk: Buffer): Buffer | undefined {
     if (this.#held === undefined && endsEvent(chunk)) {
-      this.#atBoundary = true
+      this.atBoundary = true
       return chunk
     }
     return this.#passPart(chunk)
@@ -52,12 +48,12 @@ export class EventGate {
     const end = lastEventEnd(bytes)
     if (bytes.length - end > MAX_HELD) {
       this.#held = undefined
-      this.#atBoundary = false
+      this.atBoundary = false
       return bytes
     }
     this.#held = end === bytes.length ? undefined : bytes.subarray(end)
     if (end === 0) return undefined
-    this.#atBoundary = true
+    this.atBoundary = true
     return bytes.subarray(0, end)
   }
 
@@ -71,6 +67,6 @@ export class EventGate {
   /** The last event of a stream that has broken off. */
   errorEvent (error: object): Buffer {
     const event = `data: ${JSON.stringify({ error })}\n\n`
-    return Buffer.from(this.#atBoundary ? event : `\n\n${event}`)
+    return Buffer.from(this.atBoundary ? event : `\n\n${event}`)
   }
 }

@@ -38,19 +38,17 @@ export interface StageSpan {
   run<T> (fn: () => T): T
 }
 
-/** The span of a whole request. It ends at the last byte, so it is ended by hand, exactly once. */
-export interface RequestTrace extends StageSpan {
-  /** Of the recorded trace, else of the client's `traceparent`; for logs. */
-  readonly traceId: string | undefined
-  /** Will the trace be in the gateway's store? Only then may the header x-epd-trace-id name it. */
-  readonly kept: boolean
+export interface OpenStage extends StageSpan {
   readonly context: Context
   end (outcome?: Outcome): void
 }
 
-export interface OpenStage extends StageSpan {
-  readonly context: Context
-  end (outcome?: Outcome): void
+/** The span of a whole request. It ends at the last byte, so it is ended by hand, exactly once. */
+export interface RequestTrace extends OpenStage {
+  /** Of the recorded trace, else of the client's `traceparent`; for logs. */
+  readonly traceId: string | undefined
+  /** Will the trace be in the gateway's store? Only then may the header x-epd-trace-id name it. */
+  readonly kept: boolean
 }
 
 const MIN_RECEIVE_MS = 5
@@ -81,7 +79,7 @@ export function startRequest (tracing: Tracing, { headers, model, operation = 'c
 interface Shared { readonly tracing: Tracing, readonly tracer: Tracer | undefined, readonly incoming: IncomingHeaders }
 
 /** A span with its context and the headers that carry it on: the request's or a stage's, which differ by parent only. */
-class Traced implements RequestTrace, OpenStage {
+class Traced implements RequestTrace {
   readonly recording: boolean
   readonly context: Context
   readonly #shared: Shared
