@@ -99,27 +99,28 @@ async function largeBody (context: BenchContext, start: Start): Promise<string> 
   // Four characters of base64 for three bytes.
   const body = chatOf(16, 3 * MEBIBYTE)
   const warmUp = chatOf(2, MEBIBYTE / 4)
-  const rows: Array<Array<string | number>> = []
-  for (const [kind, label] of [['gateway', 'this package'], ['relay', 'relay']] as const) {
-    const stalls: number[] = []
-    const peaks: number[] = []
-    for (let round = 0; round < context.rounds; round++) {
+  const sides = [['gateway', 'this package'], ['relay', 'relay']] as const
+  const found: Record<string, { stalls: number[], peaks: number[] }> = {}
+  for (let round = 0; round < context.rounds; round++) {
+    for (const [kind, label] of sides) {
       const { proxy, port } = await gateway(start, kind, urls)
-      const send = async (body: string, ms: number): Promise<void> => {
-        const { failures } = await load.call<LoadResult>('run', { port, path: PATH, connections: 1, ms, body })
-        if (failures > 0) throw new Error('a request failed')
+      const send = async (body: string, ms: number): Promise<number> => {
+        const { requests, failures } = await load.call<LoadResult>('run', { port, path: PATH, connections: 1, ms, body })
+        if (failures > 0 || requests === 0) throw new Error(`${failures} of ${requests} requests failed`)
+        return requests
       }
       await send(warmUp, 1000)
       await proxy.call('watch')
-      // One request: the next one would begin after this time.
-      await send(body, 25)
+      // The next one would begin after this time.
+      if (await send(body, 100) > 1) throw new Error('more than one large body was sent')
       const { stallMs, bytes } = await proxy.call<{ stallMs: number, bytes: number }>('watched')
+      proxy.close()
+      const { stalls, peaks } = found[label] ??= { stalls: [], peaks: [] }
       stalls.push(stallMs)
       peaks.push(bytes / body.length)
-      proxy.close()
     }
-    rows.push([label, median(stalls), `${median(peaks).toFixed(2)}x`])
   }
+  const rows = Object.entries(found).map(([label, { stalls, peaks }]) => [label, median(stalls), `${median(peaks).toFixed(2)}x`])
   return table(['', 'longest stall, ms', 'peak memory'], rows)
 }
 

@@ -75,7 +75,7 @@ function report (sides: Record<Kind, Side>, direct: number): string {
   return [
     '## Relay',
     '',
-    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of the rounds. "This package" is the plugin with one node: it checks and splices the body, plans, measures, and can retry.`,
+    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of the rounds, also of their ratios. "This package" is the plugin with one node: it checks and splices the body, plans, measures, and can retry.`,
     '',
     '### JSON answers of 1 KB',
     '',

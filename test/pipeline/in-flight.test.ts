@@ -1,5 +1,6 @@
 import { runInNewContext } from 'node:vm'
 import { setFlagsFromString } from 'node:v8'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import t from 'tap'
 import { InFlight } from '../../plugin/pipeline/in-flight.ts'
 
@@ -78,7 +79,7 @@ t.test('settled waits for work in the background, failed work and work that begi
   const work = async (name: string, before: Promise<unknown>): Promise<void> => {
     await before
     done.push(name)
-    if (name === 'first') requests.background(work('later', Promise.resolve()))
+    if (name === 'first') requests.background(work('later', nextTurn()))
     if (name === 'failed') throw new Error('it failed')
   }
   requests.background(work('first', Promise.resolve()))
