@@ -144,7 +144,7 @@ for (const sampled of [true, false]) {
     const byId = new Map(spans.map(span => [span.spanContext().spanId, span]))
     for (const { path, traceparents } of sampled ? calls : []) {
       const stage = byId.get(traceparents[0]!.slice(36, 52))?.name
-      t.equal(stage, path === '/encode' ? 'epd.encode.call' : path === PATH ? 'epd.decode' : path === '/abort' ? 'chat vlm' : undefined, `${path}: within its stage`)
+      t.equal(stage, path === '/encode' ? 'epd.encode.call' : path === PATH ? 'epd.decode' : path === '/abort' || path === '/release' ? 'chat vlm' : undefined, `${path}: within its stage`)
     }
   })
 }
