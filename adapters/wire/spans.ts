@@ -11,8 +11,9 @@ let offset = performance.timeOrigin
  * @param ago milliseconds before now
  */
 export function spanTime (ago = 0): number {
-  const mono = performance.now()
-  const behind = Date.now() - (offset + mono)
+  // The wall clock first: after a pause between the two, times would otherwise stand still until it has caught up.
+  const [wall, mono] = [Date.now(), performance.now()]
+  const behind = wall - (offset + mono)
   if (behind > 0) offset += behind
   else if (behind < -1) offset += behind + 1
   return offset + mono - ago
