@@ -2,12 +2,13 @@
  * The one HTTP client of the adapters, on undici. A third-party adapter may use it too: `postStream` for generation,
  * `requestJson` and `requestOk` (http/json.ts) for everything small.
  */
-import { Readable } from 'node:stream'
+import type { Readable } from 'node:stream'
 import type { Dispatcher } from 'undici'
 import type { AdapterNode, Call, CallSignal, UpstreamResponse } from './adapter.ts'
 import { checkedAnswer } from './http/answer-check.ts'
 import { anotherTry } from './http/connections.ts'
 import { nonsense, secondFailure, unavailable, type FailureReader } from './http/failures.ts'
+import { readableOf, type FlowingResponse, type Sink } from './flow.ts'
 
 export type { FailureReader, UpstreamFailure } from './http/failures.ts'
 export type { UpstreamErrorObject } from './http/error-shape.ts'
@@ -40,7 +41,7 @@ export interface HttpRequest {
  * the server had closed is sent again once, on a fresh one.
  * Throws AdapterError UNAVAILABLE when no head comes, or the signal's reason.
  */
-export async function send (node: AdapterNode, request: HttpRequest, call: Call): Promise<UpstreamResponse> {
+export async function send (node: AdapterNode, request: HttpRequest, call: Call): Promise<UpstreamAnswer> {
   const { idempotent = false } = request
   const sentAt = performance.now()
   try {
@@ -53,7 +54,7 @@ export async function send (node: AdapterNode, request: HttpRequest, call: Call)
   }
 }
 
-function sendOnce (node: AdapterNode, { method = 'POST', path, headers, body, contentType = 'application/json' }: HttpRequest, call: Call): Promise<UpstreamResponse> {
+function sendOnce (node: AdapterNode, { method = 'POST', path, headers, body, contentType = 'application/json' }: HttpRequest, call: Call): Promise<UpstreamAnswer> {
   if (call.signal.aborted) throw call.signal.reason
   const target = targetOf(node)
   const length = body?.reduce((sum, slice) => sum + slice.length, 0)
@@ -93,24 +94,27 @@ function bodyOf (slices: readonly Buffer[], length: number): Buffer | readonly B
 
 type Controller = Dispatcher.DispatchController
 
+/** Bytes that wait for a reader before the node is paused. */
+const READ_AHEAD = 64 * 1024
+
 /**
  * One answer: undici's handler and the response in one object; undici's own `request`, which makes five, adds 22 % to the
- * CPU of a text request. The body becomes a stream when somebody asks for it: most answers that are not streamed come
- * whole with their head, and are taken as bytes.
+ * CPU of a text request. Most answers that are not streamed come whole with their head, and are taken as bytes.
  */
-export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHandler {
+export class UpstreamAnswer implements FlowingResponse, Dispatcher.DispatchHandler {
   statusCode = 0
   headers: Record<string, string | string[]> = {}
   /** Resolves when status and headers are there. Rejects with UNAVAILABLE or the signal's reason. */
-  readonly head: Promise<UpstreamResponse>
+  readonly head: Promise<UpstreamAnswer>
   readonly #node: AdapterNode
   readonly #signal: CallSignal
   readonly #onAbort = (): void => { this.#break(this.#signal.reason as Error) }
   #controller: Controller | undefined
-  #resolve!: (response: UpstreamResponse) => void
+  #resolve!: (response: UpstreamAnswer) => void
   #reject!: (error: Error) => void
-  /** The chunk that came before the body was asked for. */
-  #first: Buffer | undefined
+  /** What has come, while it goes nowhere. */
+  #held: Buffer | undefined
+  #sink: Sink | undefined
   #body: Readable | undefined
   #whole = false
   #broken: Error | undefined
@@ -126,22 +130,35 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
   }
 
   get body (): Readable {
-    if (this.#body !== undefined) return this.#body
-    const body = this.#body = new Readable({
-      highWaterMark: 64 * 1024,
-      read: () => { this.#controller?.resume() },
-      destroy: (error, done) => {
-        this.#close(error)
-        done(error)
-      }
-    })
-    // It may break off before its reader listens, and an error without a listener would end the process.
-    body.on('error', () => {})
-    if (this.#first !== undefined) body.push(this.#first)
-    this.#first = undefined
-    if (this.#whole) body.push(null)
-    if (this.#broken !== undefined) body.destroy(this.#broken)
-    return body
+    return (this.#body ??= readableOf(this))
+  }
+
+  get flowing (): boolean {
+    return this.#body === undefined
+  }
+
+  flow (sink: Sink): void {
+    const held = this.#held
+    this.#held = undefined
+    this.#sink = sink
+    if (this.#broken !== undefined) { sink.error(this.#broken); return }
+    if (held !== undefined) sink.data(held)
+    if (this.#sink !== sink) return
+    if (this.#whole) sink.end()
+    else this.resume()
+  }
+
+  hold (held: Buffer): void {
+    this.#sink = undefined
+    if (held.length > 0) this.#held = held
+  }
+
+  pause (): void {
+    this.#controller?.pause()
+  }
+
+  resume (): void {
+    this.#controller?.resume()
   }
 
   onRequestStart (controller: Controller): void {
@@ -162,15 +179,18 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
   onResponseData (controller: Controller, chunk: Buffer): void {
     // undici hands out an empty chunk when it resumes with nothing read.
     if (chunk.length === 0) return
-    if (this.#body === undefined && this.#first === undefined) this.#first = chunk
-    else if (!this.body.push(chunk)) controller.pause()
+    if (this.#sink !== undefined) this.#sink.data(chunk)
+    else {
+      this.#held = this.#held === undefined ? chunk : Buffer.concat([this.#held, chunk])
+      if (this.#held.length >= READ_AHEAD) controller.pause()
+    }
     if (this.statusCode === 500) this.#dropAtEnd(controller, chunk)
   }
 
   onResponseEnd (): void {
     if (this.#whole) return
     this.#whole = true
-    this.#body?.push(null)
+    this.#sink?.end()
   }
 
   /**
@@ -191,8 +211,8 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
   /** Is all of a completion here, in one chunk? */
   isCompletion (): boolean {
     const { statusCode, headers } = this
-    const bytes = this.#first
-    if (statusCode !== 200 || !this.#whole || bytes === undefined || this.#body !== undefined || bytes.length > WHOLE_LIMIT || headers['content-length'] !== String(bytes.length) || !String(headers['content-type']).startsWith('application/json')) return false
+    const bytes = this.#held
+    if (statusCode !== 200 || !this.#whole || bytes === undefined || bytes.length > WHOLE_LIMIT || headers['content-length'] !== String(bytes.length) || !String(headers['content-type']).startsWith('application/json')) return false
     try {
       const value = JSON.parse(bytes.toString()) as Completion['value'] & { error?: unknown }
       const good = Array.isArray(value.choices) && typeof value.choices[0] === 'object' && value.choices[0] !== null && (value.error ?? undefined) === undefined
@@ -203,24 +223,24 @@ export class UpstreamAnswer implements UpstreamResponse, Dispatcher.DispatchHand
     }
   }
 
-  /** The completion, unless its body has been asked for. */
+  /** The completion, unless its bytes have gone elsewhere. */
   takeCompletion (): Completion | undefined {
-    if (this.#body !== undefined || this.#completion === undefined) return undefined
+    if (this.#held === undefined || this.#completion === undefined) return undefined
     this.#signal.removeEventListener('abort', this.#onAbort)
     return this.#completion
   }
 
   #break (error: Error): void {
-    if (this.#body === undefined) this.#close(error)
-    else this.#body.destroy(error)
+    this.close(error)
+    this.#sink?.error(error)
   }
 
-  #close (error: Error | null): void {
+  close (error: Error | null): void {
     this.#signal.removeEventListener('abort', this.#onAbort)
-    if (this.#whole || this.#broken !== undefined) return
+    if (this.#broken !== undefined || (this.#whole && error === null)) return
     this.#broken = error ?? unwanted()
     this.#reject(this.#broken)
-    this.#controller?.abort(this.#broken)
+    if (!this.#whole) this.#controller?.abort(this.#broken)
   }
 }
 
@@ -263,7 +283,7 @@ export function joinPath ({ prefix }: Target, path: string): string {
  */
 export async function postStream (node: AdapterNode, request: Omit<HttpRequest, 'method' | 'idempotent'>, call: Call, read?: FailureReader): Promise<UpstreamResponse> {
   const response = await send(node, request, call)
-  return response instanceof UpstreamAnswer && response.isCompletion() ? response : await checkedAnswer(node, request.path, response, call, read)
+  return response.isCompletion() ? response : await checkedAnswer(node, request.path, response, call, read)
 }
 
 /** An answer that came whole, and was parsed to see that it is one. */

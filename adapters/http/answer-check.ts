@@ -3,6 +3,7 @@ import { Readable } from 'node:stream'
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from '../adapter.ts'
 import { isErrorBody } from './error-shape.ts'
 import { brokenOff, codeOf, decode, failureError, failureOf, nonsense, readFailure, type FailureReader } from './failures.ts'
+import type { FlowingResponse } from '../flow.ts'
 
 /** Routes whose answers are known to be JSON, or events; others may answer with anything but a page. */
 const GENERATES = /^\/v1\/(chat\/completions|completions|responses|messages|embeddings)(\?|$)/
@@ -29,7 +30,7 @@ type Fault = { readonly why: string } | { readonly error: unknown } | undefined
  * Waits until enough of an answer is there to see that it is one, and gives it on with all its bytes.
  * Throws AdapterError by its status, its error or its nonsense, or the signal's reason.
  */
-export async function checkedAnswer (node: AdapterNode, path: string, response: UpstreamResponse, call: Call, read?: FailureReader): Promise<UpstreamResponse> {
+export async function checkedAnswer (node: AdapterNode, path: string, response: FlowingResponse, call: Call, read?: FailureReader): Promise<UpstreamResponse> {
   if (response.statusCode >= 300) throw failureError(await readFailure(node, response), read)
   const type = textOf(response.headers['content-type'])
   try {
@@ -37,7 +38,7 @@ export async function checkedAnswer (node: AdapterNode, path: string, response: 
     if (fault === undefined) return answer
     throw 'why' in fault ? nonsense(node, fault.why) : failureError(failureOf(node, fault.error, response.headers), read)
   } catch (error) {
-    response.body.destroy()
+    response.close(error as Error)
     throw call.signal.aborted ? call.signal.reason : AdapterError.is(error) ? error : brokenOff(node, error as Error)
   }
 }
@@ -46,14 +47,14 @@ function textOf (header: string | string[] | undefined): string | undefined {
   return Array.isArray(header) ? header[0] : header
 }
 
-async function beginBody (path: string, type: string | undefined, response: UpstreamResponse): Promise<[UpstreamResponse, Fault]> {
-  const { body, headers } = response
+async function beginBody (path: string, type: string | undefined, response: FlowingResponse): Promise<[UpstreamResponse, Fault]> {
+  const { headers } = response
   if (!(GENERATES.test(path) || isJson(type) || isPage(type))) {
-    const begun = body.readableLength > 0 || await peek(body, () => 0) !== undefined
+    const begun = await peek(response, () => 0) !== undefined
     return [begun ? response : wholeResponse(response, Buffer.alloc(0)), undefined]
   }
   let all: Buffer | undefined
-  const begun = await peek(body, (bytes, ended) => {
+  const begun = await peek(response, (bytes, ended) => {
     if (ended) all = bytes
     return ended || bytes.length > HELD_LIMIT ? 0 : undefined
   })
@@ -83,13 +84,13 @@ function wholeResponse ({ statusCode, headers }: UpstreamResponse, bytes: Buffer
 }
 
 /** What comes before the first event that says something is for the client at once. */
-async function beginStream (path: string, response: UpstreamResponse, { onAlive }: Call): Promise<[UpstreamResponse, Fault]> {
+async function beginStream (path: string, response: FlowingResponse, { onAlive }: Call): Promise<[UpstreamResponse, Fault]> {
   let at = 0
   let mark = 0
   let first: StreamEvent | undefined
   /** Where what is kept for the client begins. */
   let kept: number | undefined
-  const begun = await peek(response.body, bytes => {
+  const begun = await peek(response, bytes => {
     // A byte order mark is no part of the first line, and none of a client's stream, where it may not come first.
     if (at === 0 && bytes.indexOf(BYTE_ORDER_MARK) === 0) at = mark = BYTE_ORDER_MARK.length
     for (;;) {
@@ -112,27 +113,24 @@ async function beginStream (path: string, response: UpstreamResponse, { onAlive 
  * Reads until `look` has seen enough, and puts back what has come but for so many bytes as `look` says. Undefined when the
  * body ends before, of which `look` learns too; rejects when it breaks off.
  */
-function peek (body: Readable, look: (bytes: Buffer, ended: boolean) => number | undefined): Promise<Buffer | undefined> {
+function peek (response: FlowingResponse, look: (bytes: Buffer, ended: boolean) => number | undefined): Promise<Buffer | undefined> {
   let bytes: Buffer = Buffer.alloc(0)
-  const more = (): boolean => {
-    const chunk = body.read() as Buffer | null
-    if (chunk === null) return false
-    bytes = bytes.length === 0 ? chunk : Buffer.concat([bytes, chunk])
-    const passed = look(bytes, false)
-    if (passed === undefined) return false
-    bytes = bytes.subarray(passed)
-    body.unshift(bytes)
-    return true
-  }
   return new Promise((resolve, reject) => {
-    if (more()) { resolve(bytes); return }
-    const settle = (): void => { for (const [event, listener] of listeners) body.off(event, listener) }
-    const listeners: ReadonlyArray<readonly [string, (error?: Error) => void]> = [
-      ['readable', () => { if (more()) { settle(); resolve(bytes) } }],
-      ['end', () => { settle(); look(bytes, true); resolve(undefined) }],
-      ['close', () => { settle(); reject(body.errored ?? new Error('it was closed')) }]
-    ]
-    for (const [event, listener] of listeners) body.on(event, listener)
+    response.flow({
+      data: chunk => {
+        bytes = bytes.length === 0 ? chunk : Buffer.concat([bytes, chunk])
+        const passed = look(bytes, false)
+        if (passed === undefined) return
+        bytes = bytes.subarray(passed)
+        response.hold(bytes)
+        resolve(bytes)
+      },
+      end: () => {
+        look(bytes, true)
+        resolve(undefined)
+      },
+      error: reject
+    })
   })
 }
 

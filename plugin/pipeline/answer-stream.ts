@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream'
 import { isEventStream } from '../../adapters/http.ts'
+import { flowOf, type Flow } from '../../adapters/flow.ts'
 import type { UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { clientError, epdError } from '../errors.ts'
@@ -46,7 +47,8 @@ export class AnswerStream extends Readable implements Answer {
   readonly body = this
   readonly begun: Promise<void>
   readonly delivered: Promise<Delivery>
-  readonly #body: Readable
+  readonly #upstream: Flow
+  #paused = false
   readonly #limit: TimeLimit
   readonly #idle: number
   readonly #gate: EventGate | undefined
@@ -65,11 +67,12 @@ export class AnswerStream extends Readable implements Answer {
   #quiet = false
   #beat: NodeJS.Timeout | undefined
 
-  constructor ({ statusCode, headers, body }: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive: number) {
+  constructor (upstream: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive: number) {
     super({ highWaterMark: READ_AHEAD })
+    const { statusCode, headers } = upstream
     this.statusCode = statusCode
     this.headers = headers
-    this.#body = body
+    this.#upstream = flowOf(upstream)
     this.#limit = limit
     this.#idle = idle
     this.#gate = isEventStream(headers) ? new EventGate() : undefined
@@ -78,23 +81,26 @@ export class AnswerStream extends Readable implements Answer {
     this.delivered = new Promise(resolve => { this.#deliver = resolve })
     // Consumers learn of an error by `delivered`; one that does not listen must not end the process.
     this.on('error', () => {})
-    body.on('error', (error: Error) => { this.#fail(error) })
-    body.on('close', () => { if (!this.#ended) this.#fail(new Error('the node closed its answer')) })
-    body.on('end', () => { this.#end() })
-    body.on('data', (chunk: Buffer) => { this.#take(chunk) })
     if (limit.aborted) this.#onAbort()
     else limit.addEventListener('abort', this.#onAbort)
+    this.#upstream.flow({
+      data: chunk => { this.#take(chunk) },
+      end: () => { this.#end() },
+      // Of an abort this stream learns itself.
+      error: error => { if (!limit.aborted) this.#fail(error) }
+    })
   }
 
   override _read (): void {
-    if (!this.#body.isPaused()) return
+    if (!this.#paused) return
+    this.#paused = false
     this.#limit.restart(this.#idle)
-    this.#body.resume()
+    this.#upstream.resume()
   }
 
   /** Silence in the middle of an answer is no end of it. */
   #keepAlive (): void {
-    if (this.#quiet && !this.#ended && this.#firstByteAt !== undefined && this.#gate!.atBoundary && !this.#body.isPaused()) this.push(KEEP_ALIVE)
+    if (this.#quiet && !this.#ended && this.#firstByteAt !== undefined && this.#gate!.atBoundary && !this.#paused) this.push(KEEP_ALIVE)
     this.#quiet = true
   }
 
@@ -109,7 +115,8 @@ export class AnswerStream extends Readable implements Answer {
     }
     if (!more) {
       this.#limit.clear()
-      this.#body.pause()
+      this.#paused = true
+      this.#upstream.pause()
     } else if (this.#firstByteAt !== undefined) this.#limit.restart(this.#idle)
   }
 
@@ -135,7 +142,7 @@ export class AnswerStream extends Readable implements Answer {
     } else if (this.#gate === undefined) this.destroy(error)
     else {
       this.#limit.clear()
-      this.#body.destroy()
+      this.#upstream.close(null)
       this.push(this.#gate.errorEvent(clientError(epdError('EPD_ERR_UPSTREAM_BROKEN', [], { cause: error }))))
       this.push(null)
     }
@@ -152,7 +159,7 @@ export class AnswerStream extends Readable implements Answer {
     clearInterval(this.#beat)
     this.#limit.clear()
     this.#limit.removeEventListener('abort', this.#onAbort)
-    this.#body.destroy()
+    this.#upstream.close(null)
     this.#settle(this.#whole && this.readableLength === 0 ? 'complete' : 'client_gone')
     callback(error)
   }

@@ -1,4 +1,5 @@
 import { isEventStream, UpstreamAnswer, type Completion } from '../../adapters/http.ts'
+import { isFlowing } from '../../adapters/flow.ts'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { AnswerStream, type Answer } from './answer-stream.ts'
@@ -28,7 +29,9 @@ export async function beginAnswer (node: string, upstream: UpstreamResponse, lim
   }
 }
 
-function wholeBody ({ headers, body }: UpstreamResponse): Buffer | undefined {
+function wholeBody (upstream: UpstreamResponse): Buffer | undefined {
+  if (isFlowing(upstream)) return undefined
+  const { headers, body } = upstream
   if (isEventStream(headers) || body.readableLength === 0 || headers['content-length'] !== String(body.readableLength)) return undefined
   const bytes = body.read() as Buffer
   // Its end is yet to be read.
