@@ -221,6 +221,8 @@ export interface EncodeJob {
   readonly consumer: AdapterNode
   /** Separates caches of different customers; part of the content hash. */
   readonly tenant?: string | undefined
+  /** The consumer may pull features while others are encoded, and before the call is answered. */
+  readonly overlap?: boolean | undefined
 }
 
 export interface PrefillJob {

@@ -98,6 +98,12 @@ export interface ServerDetails {
   readonly engine?: EngineInfoAnswered | undefined
 }
 
+/** What the last probe found of one of our engines; undefined of another server, and before the first. */
+export function engineInfoOf (node: AdapterNode): EngineInfoAnswered | undefined {
+  const { server, engine } = (node.info?.details ?? {}) as Partial<ServerDetails>
+  return server === 'epd' ? engine : undefined
+}
+
 /** Did the last probe find one of our engines? False before the first. */
 export function servedByEpd (node: AdapterNode): boolean {
   return (node.info?.details as Partial<ServerDetails> | undefined)?.server === 'epd'

@@ -18,6 +18,7 @@ type Name = keyof ResolvedOptions
 /** What requests read anew, as a whole or by member. */
 const LIVE: Readonly<Partial<Record<Name, true | readonly string[]>>> = {
   bypass: true,
+  overlap: true,
   routing: true,
   retries: true,
   sse: true,

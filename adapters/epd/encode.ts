@@ -2,7 +2,8 @@ import { AdapterError, type Call, type EncodeJob, type EncoderResult, type Media
 import { failureError, type UpstreamFailure } from '../http.ts'
 import { requestOk } from '../http/json.ts'
 import { CHAT } from '../lmdeploy/prefill-edits.ts'
-import { AGAIN_HEADER, CONSUMER_HEADER } from '../wire/headers.ts'
+import { engineInfoOf } from '../probes.ts'
+import { AGAIN_HEADER, CONSUMER_HEADER, OVERLAP_HEADER } from '../wire/headers.ts'
 import { isObject, listOf, objectOf } from '../wire/json.ts'
 import { TENANT_FIELD } from '../wire/results.ts'
 
@@ -15,13 +16,14 @@ interface Placed {
 
 /** POST {E}/v1/chat/completions with the media parts alone. Safe to send twice: the second try ends what was answered to the first. */
 export async function encodeEpd (job: EncodeJob, call: Call): Promise<EncoderResult[]> {
-  const { node, items, body, consumer, tenant } = job
+  const { node, items, body, consumer, tenant, overlap } = job
+  const offers = overlap === true && engineInfoOf(consumer)?.pulls_ahead === true
   const placed = place(items)
   const answer = await requestOk(node, {
     method: 'POST',
     path: CHAT,
     slices: body.pick(items, tenant === undefined ? undefined : { [TENANT_FIELD]: JSON.stringify(tenant) }),
-    headers: { [CONSUMER_HEADER]: consumer.id },
+    headers: { [CONSUMER_HEADER]: consumer.id, ...offers ? { [OVERLAP_HEADER]: '1' } : {} },
     idempotent: { [AGAIN_HEADER]: '1' },
     timeout: 0
   }, call, failure => rejected(failure, placed))

@@ -37,6 +37,8 @@ export interface EngineInfo {
   readonly vision: 'full' | 'features' | 'none'
   readonly produces: readonly string[]
   readonly accepts: readonly string[]
+  /** It takes up what an encoder offers while it encodes. */
+  readonly pulls_ahead?: boolean | undefined
   /** Shape of its feature blocks, and of its KV blocks. */
   readonly feature?: object | undefined
   readonly kv?: object | undefined

@@ -19,6 +19,7 @@ export const SPAN = {
   enginePreprocess: 'engine.preprocess',
   engineEncode: 'engine.encode',
   engineMigrate: 'engine.migrate',
+  engineAhead: 'engine.ahead',
   enginePrefill: 'engine.prefill',
   engineDecode: 'engine.decode'
 } as const
@@ -58,6 +59,8 @@ export const ATTR = {
   cached: 'epd.cached',
   /** Vision tokens on the encode side, tokens computed in prefill and decode. */
   tokens: 'epd.tokens',
+  /** Items whose features were pulled ahead of the request: while the encoder worked, or while its answer was on its way. */
+  ahead: 'epd.ahead',
   /** What a migration moves: `feature` or `kv` blocks. */
   pool: 'epd.pool',
   bytes: 'epd.bytes',

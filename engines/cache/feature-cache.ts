@@ -52,6 +52,8 @@ export class FeatureCache {
   /** Every entry that has blocks, dead ones included. */
   readonly #entries = new Set<Entry>()
   #cachedBlocks = 0
+  /** Called when a caller has to wait for room. */
+  onShortage: (() => void) | undefined
 
   constructor (pool: BlockPool, options: { maxWaiting?: number } = {}) {
     this.pool = pool
@@ -160,7 +162,9 @@ export class FeatureCache {
     if (blocks > this.pool.total) {
       return Promise.reject(new CacheError('TOO_LARGE', `${blocks} feature blocks are needed, the pool has ${this.pool.total}`))
     }
-    return this.#queue.wait(blocks, take, options)
+    const waiting = this.#queue.wait(blocks, take, options)
+    if (this.#queue.length > 0) this.onShortage?.()
+    return waiting
   }
 
   #take (hash: string, blocks: number, meta: FeatureMeta): FeatureEntry {

@@ -16,6 +16,8 @@ export interface LeaseGrantsOptions {
 export interface Grant {
   readonly pool: PoolName
   readonly blocks: readonly number[]
+  /** As of LeaseOptions. */
+  readonly filled?: Promise<void> | undefined
   readonly free: () => void
 }
 
@@ -50,7 +52,7 @@ export class LeaseGrants {
     return leases
   }
 
-  #open ({ requestId, consumer = '' }: Pick<ChatCall, 'requestId' | 'consumer'>, { pool, blocks, free }: Grant): Lease {
+  #open ({ requestId, consumer = '' }: Pick<ChatCall, 'requestId' | 'consumer'>, { pool, blocks, filled, free }: Grant): Lease {
     const { leases, leaseMs = DEFAULT_LEASE_MS } = this.#options
     const granted = this.#granted.get(requestId) ?? new Set()
     this.#granted.set(requestId, granted)
@@ -60,7 +62,7 @@ export class LeaseGrants {
       this.#ended(lease, reason)
       free()
     }
-    const lease = leases.open({ consumer, pool, blocks, ttlMs: leaseMs, onEnd })
+    const lease = leases.open({ consumer, pool, blocks, filled, ttlMs: leaseMs, onEnd })
     granted.add(lease.id)
     return lease
   }

@@ -11,6 +11,8 @@ export interface LeaseOptions {
   blocks: readonly number[]
   /** Milliseconds until the lease expires, counted anew after each pull. */
   ttlMs: number
+  /** Set while the blocks are being filled: a pull waits for it. It never rejects; where the filling failed, the lease ends before. */
+  filled?: Promise<void> | undefined
   /** Called once, when the lease has ended and no pull reads its blocks any more: the place to free or unref them. */
   onEnd: (reason: LeaseEnd) => void
 }
@@ -23,6 +25,7 @@ export interface Lease {
   readonly consumer: string
   readonly pool: PoolName
   readonly blocks: readonly number[]
+  readonly filled: Promise<void> | undefined
 }
 
 /** A pull in progress. The blocks stay until `endPull` has been called with it. */
@@ -59,13 +62,14 @@ export class LeaseTable {
   }
 
   open (options: LeaseOptions): Lease {
-    const { consumer, pool, ttlMs, onEnd } = options
+    const { consumer, pool, filled, ttlMs, onEnd } = options
     const entry: Entry = {
       id: randomBytes(8).toString('hex'),
       sessionId: this.#newSession(),
       consumer,
       pool,
       blocks: [...options.blocks],
+      filled,
       ttlMs,
       onEnd,
       pulls: 0,

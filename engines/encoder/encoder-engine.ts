@@ -4,14 +4,17 @@ import { FEATURES_FORMAT, type EncoderResultWire } from '../../adapters/wire/res
 import { ROLE_TO_WIRE } from '../../adapters/wire/roles.ts'
 import { ONE_DEVICE, type ChatAnswer, type ChatCall, type EngineCounters, type EngineInfo, type EngineLog, type EngineService, type GaugeName, type P2PLinks } from '../service/engine-service.ts'
 import { EngineError } from '../service/errors.ts'
+import { traceparentOf } from '../service/traceparent.ts'
 import { LeaseGrants } from '../cache/lease-grants.ts'
 import { featureBlockShape, type LoadedModel } from '../models/index.ts'
 import { collectMedia } from './media-parts.ts'
+import { Offers } from './offers.ts'
 import type { EncodedItem, VisionRunner } from './vision-runner.ts'
 
 /** A P2PNode, seen from here. */
 export interface ClosableLinks extends P2PLinks {
   readonly problem?: string | undefined
+  offer? (engineId: string, lease: string, traceparent?: string): void
   close (): Promise<void>
 }
 
@@ -21,6 +24,8 @@ export interface EncoderEngineParts {
   readonly model: LoadedModel
   readonly cache: FeatureCache
   readonly leases: LeaseTable
+  /** What is offered to consumers just now, by lease. */
+  readonly offers?: Map<string, EncoderResultWire> | undefined
   readonly p2p: ClosableLinks
   readonly counters: EngineCounters
   /** Still starting when the engine is made. */
@@ -107,20 +112,38 @@ export class EncoderEngine implements EngineService {
     }
     const stop = new AbortController()
     this.#calls.set(call.requestId, stop)
+    const offers = call.overlap === true ? this.#offers(call) : undefined
     try {
       const vision = this.#vision ?? await this.#parts.vision
       const signal = AbortSignal.any([call.signal, stop.signal])
-      const encoded = await vision.encode({ items, tenant: call.tenant, signal, context: call.context })
+      const encoded = await vision.encode({ items, tenant: call.tenant, signal, context: call.context, progress: offers })
       return { status: 200, json: { object: 'encoder.result', model: this.model.name, encoder_result: this.#lease(encoded, call) } }
     } finally {
+      offers?.end()
       this.#calls.delete(call.requestId)
     }
   }
 
-  /** A lease for each item, which takes over the reference the item came with. */
-  #lease (encoded: readonly EncodedItem[], call: ChatCall): EncoderResultWire[] {
+  /** To the consumer, where it is linked. */
+  #offers (call: ChatCall): Offers | undefined {
+    const { cache, offers, p2p } = this.#parts
+    const { consumer, context } = call
+    if (offers === undefined || consumer === undefined) return undefined
+    const { signal } = new AbortController()
+    return new Offers(offers, {
+      lease: (item, filled) => {
+        cache.ref(item.entry)
+        return this.#lease([item], { ...call, signal }, filled)[0] as EncoderResultWire
+      },
+      send: lease => { p2p.offer?.(consumer, lease, traceparentOf(context)) },
+      release: lease => { this.#grants.endSession(lease) }
+    })
+  }
+
+  /** A lease for each item, which takes over a reference to it. */
+  #lease (encoded: readonly EncodedItem[], call: ChatCall, filled?: Promise<void>): EncoderResultWire[] {
     const { model, cache, engineId } = this.#parts
-    const leases = this.#grants.open(call, encoded.map(({ entry }) => ({ pool: 'feature', blocks: entry.blocks, free: () => cache.unref(entry) })))
+    const leases = this.#grants.open(call, encoded.map(({ entry }) => ({ pool: 'feature', blocks: entry.blocks, filled, free: () => cache.unref(entry) })))
     return encoded.map((item, i) => {
       const { id, sessionId, blocks } = leases[i] as Lease
       return {

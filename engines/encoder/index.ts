@@ -4,6 +4,7 @@ import { EngineCounters } from '../service/engine-service.ts'
 import type { EngineOptions } from '../service/engine-options.ts'
 import { FEATURE_BLOCK_TOKENS, featureBlockShape, featureBlocksFor, loadModel, type LoadedModel } from '../models/index.ts'
 import { P2PNode } from '../p2p/index.ts'
+import type { EncoderResultWire } from '../../adapters/wire/results.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { parseDevice, threadsPerEngine } from '../runtime/index.ts'
 import { EncoderEngine } from './encoder-engine.ts'
@@ -38,6 +39,7 @@ export async function createEncoderEngine (options: EngineOptions): Promise<Enco
   const cache = new FeatureCache(pool)
   const leases = new LeaseTable(randomInt(1, 2 ** 47))
   const counters = new EngineCounters()
+  const offers = new Map<string, EncoderResultWire>()
   const p2p = await P2PNode.open({
     engineId: options.engineId,
     epoch: leases.epoch,
@@ -47,10 +49,11 @@ export async function createEncoderEngine (options: EngineOptions): Promise<Enco
     fingerprint: model.fingerprint,
     curve: options.curve,
     allowedPeers: options.allowedPeers,
+    offers,
     log: options.log
   })
   const vision = VisionRunner.open({
     model, device, threads: threadsPerEngine(options.threads, options.sharing), cache, media: options.media, counters, maxBatchSize: options.maxBatchSize, maxQueue: options.maxQueue, log: options.log
   })
-  return new EncoderEngine({ engineId: options.engineId, version: VERSION, model, cache, leases, p2p, counters, vision, leaseMs: options.leaseMs, log: options.log })
+  return new EncoderEngine({ engineId: options.engineId, version: VERSION, model, cache, leases, offers, p2p, counters, vision, leaseMs: options.leaseMs, log: options.log })
 }

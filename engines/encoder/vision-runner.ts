@@ -46,6 +46,15 @@ export interface EncodeRequest {
   readonly signal: AbortSignal
   /** Parent of the spans. */
   readonly context: Context
+  readonly progress?: Progress | undefined
+}
+
+/** Hears of items that this request is the first to ask for. */
+export interface Progress {
+  /** Its blocks are chosen, and its features will be in them. Takes over no reference. */
+  placed (item: EncodedItem, index: number): void
+  /** Its features are there. It is not called when the item fails. */
+  encoded (index: number): void
 }
 
 /** Features of one item, in feature blocks. The caller holds one reference and gives it back with `cache.unref(entry)`. */
@@ -65,6 +74,7 @@ interface Order {
   readonly bytes: Uint8Array
   readonly settings: PixelSettings
   readonly context: Context
+  placed (entry: FeatureEntry): void
 }
 
 /**
@@ -133,7 +143,7 @@ export class VisionRunner {
     // Each picture listens.
     setMaxListeners(0, either)
     let failure: { reason: unknown } | undefined
-    const results = await Promise.all(items.map(item => this.#encodeItem(item, request, either).catch((reason: unknown) => {
+    const results = await Promise.all(items.map((item, i) => this.#encodeItem(item, i, request, either).catch((reason: unknown) => {
       failure ??= { reason: signal.aborted ? signal.reason : toEngineError(reason, item.param) }
       stop.abort(failure.reason)
       return undefined
@@ -144,7 +154,7 @@ export class VisionRunner {
     throw failure.reason
   }
 
-  async #encodeItem (item: MediaItem, request: EncodeRequest, signal: AbortSignal): Promise<EncodedItem> {
+  async #encodeItem (item: MediaItem, index: number, request: EncodeRequest, signal: AbortSignal): Promise<EncodedItem> {
     const { cache, counters, model } = this.#options
     const bytes = await this.#loader.load(item.source, signal)
     signal.throwIfAborted()
@@ -159,18 +169,21 @@ export class VisionRunner {
     const joined = this.#flights.has(hash)
     if (hit || joined) counters.encoderCacheHits++
     if (hit) cache.ref(cached)
+    const itemOf = (entry: FeatureEntry): EncodedItem => ({ item, hash, entry, numTokens: entry.numTokens, grid: entry.grid ?? [], cached: hit || joined })
+    const placed = (entry: FeatureEntry): void => { request.progress?.placed(itemOf(entry), index) }
     const entry = hit
       ? cached
       : await this.#flights.join(hash, signal, {
-        work: flightSignal => this.#produce({ hash, bytes, settings: item.settings, context: request.context }, flightSignal),
+        work: flightSignal => this.#produce({ hash, bytes, settings: item.settings, context: request.context, placed }, flightSignal),
         hold: made => cache.ref(made),
         done: made => cache.unref(made)
       })
-    return { item, hash, entry, numTokens: entry.numTokens, grid: entry.grid ?? [], cached: hit || joined }
+    request.progress?.encoded(index)
+    return itemOf(entry)
   }
 
   /** Makes a new entry. It comes back with one reference, the flight's own. */
-  async #produce ({ hash, bytes, settings, context }: Order, signal: AbortSignal): Promise<FeatureEntry> {
+  async #produce ({ hash, bytes, settings, context, placed }: Order, signal: AbortSignal): Promise<FeatureEntry> {
     const { cache } = this.#options
     const leave = await this.#places.enter(signal)
     try {
@@ -179,6 +192,7 @@ export class VisionRunner {
       // Held while it is written: a clear() in between must not free blocks under the session worker's hands.
       cache.ref(entry)
       try {
+        placed(entry)
         await this.#encode.encode(prepared, entry, context, signal)
         cache.commit(entry)
         return entry

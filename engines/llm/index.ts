@@ -16,6 +16,8 @@ import { FeatureMigration } from './migration/feature-migration.ts'
 import { KvMigration } from './migration/kv-migration.ts'
 import { LlmService } from './api/llm-service.ts'
 import type { MigrationPath } from './migration/migration-loop.ts'
+import { PullAhead } from './migration/pull-ahead.ts'
+import { parseEncoderResult } from './api/encoder-result.ts'
 import { bytesOf } from './runner/elements.ts'
 import type { Runner } from './runner/runner.ts'
 import { kvBlockElements, type RunnerShape } from './runner/shape.ts'
@@ -52,9 +54,10 @@ function featuresOf (options: EngineOptions, model: LoadedModel): FeatureCache {
 }
 
 /** What sequences of this role get from other engines: keys and values in a decode engine, features in the others. */
-function migrationPath (role: LlmRole, features: FeatureCache, scheduler: Scheduler, link: BlockLinkOptions, sizes: { blockTokens: number, rowBytes: number, roomTimeoutMs: number }): MigrationPath {
-  if (role === 'decode') return new KvMigration({ ...link, ...sizes, reserve: async (sequence, options) => await scheduler.reserve(sequence, options) })
-  return new FeatureMigration(new FeatureFetcher({ ...link, ...sizes, features, blockTokens: FEATURE_BLOCK_TOKENS }))
+function migrationPath (role: LlmRole, features: FeatureCache, scheduler: Scheduler, link: BlockLinkOptions, sizes: { blockTokens: number, rowBytes: number, roomTimeoutMs: number }): { path: MigrationPath, fetcher?: FeatureFetcher } {
+  if (role === 'decode') return { path: new KvMigration({ ...link, ...sizes, reserve: async (sequence, options) => await scheduler.reserve(sequence, options) }) }
+  const fetcher = new FeatureFetcher({ ...link, ...sizes, features, blockTokens: FEATURE_BLOCK_TOKENS })
+  return { path: new FeatureMigration(fetcher), fetcher }
 }
 
 /** @throws EngineError `unsupported` */
@@ -84,13 +87,18 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
   const pools: P2PNodeOptions['pools'] = role === 'decode' ? { kv } : { feature, kv }
   const counters = new EngineCounters()
   const leases = new LeaseTable(randomInt(1, 2 ** 47))
-  const p2p = await openP2P(options, model, leases, pools)
+  let ahead: PullAhead | undefined
+  const p2p = await openP2P(options, model, leases, pools, offer => { ahead?.take(offer) })
   const maxBatchSize = options.maxBatchSize ?? DEFAULT_MAX_BATCH_SIZE
   const scheduler = new Scheduler(new BlockManager(kv.pool, { caching: tuning.prefixCaching ?? true }), {
     blockTokens, maxBatchSize, maxPrefillTokens: tuning.maxPrefillTokens ?? options.maxPrefillTokens ?? DEFAULT_MAX_PREFILL_TOKENS
   })
   const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
-  const path = migrationPath(role, features, scheduler, { p2p, counters, log, concurrency: MIGRATIONS, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
+  const { path, fetcher } = migrationPath(role, features, scheduler, { p2p, counters, log, concurrency: MIGRATIONS, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
+  if (fetcher !== undefined) {
+    const pulls = ahead = new PullAhead({ p2p, fetcher, counters, log, read: offer => parseEncoderResult(offer, model, 'offer') })
+    features.onShortage = () => { pulls.giveWay() }
+  }
   const engine = (runner: Runner): LlmEngine =>
     new LlmEngine({ scheduler, runner, features, path, counters, log, maxPositions: model.text.maxPositions })
   return new LlmService({
@@ -110,6 +118,7 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
     log,
     blockTokens,
     maxLive: maxBatchSize + (options.maxQueue ?? DEFAULT_MAX_QUEUE),
+    pullsAhead: fetcher !== undefined,
     info: Object.fromEntries(Object.entries(pools).map(([name, { pool, shape }]) => [name, { ...shape, block_bytes: pool.blockBytes, num_blocks: pool.total }])),
     runtime: openRuntime({ options, model, shape, kv: kv.pool, features, counters, engine })
   })

@@ -34,9 +34,9 @@ export function featurePool (options: EngineOptions, model: LoadedModel): BlockP
 }
 
 /** This engine's end of P2P links. @throws P2PError when no socket can be opened. */
-export async function openP2P (options: EngineOptions, model: LoadedModel, leases: LeaseTable, pools: P2PNodeOptions['pools']): Promise<P2PNode> {
+export async function openP2P (options: EngineOptions, model: LoadedModel, leases: LeaseTable, pools: P2PNodeOptions['pools'], onOffer?: P2PNodeOptions['onOffer']): Promise<P2PNode> {
   const { engineId, host, curve, allowedPeers, log } = options
-  return await P2PNode.open({ engineId, epoch: leases.epoch, host, pools, leases, fingerprint: model.fingerprint, curve, allowedPeers, log })
+  return await P2PNode.open({ engineId, epoch: leases.epoch, host, pools, leases, fingerprint: model.fingerprint, curve, allowedPeers, onOffer, log })
 }
 
 /** What the session worker needs to know, for KV blocks of `blockTokens` tokens. */

@@ -2,12 +2,12 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { Router, type Context } from 'zeromq'
 import type { PoolName } from '../cache/index.ts'
 import type { BlockMemory } from './block-copy.ts'
-import type { P2PErrorCode, ServedPull } from './types.ts'
+import type { OfferName, P2PErrorCode, ServedPull } from './types.ts'
 import type { FromWorker, Verdict, WorkerData } from './messages.ts'
 import { Refusals } from './refusals.ts'
 import { Replies, Serving } from './serving.ts'
 import { commonOptions, Writer } from './sockets.ts'
-import { decodeRequest, encodeHeader, maxRequestBytes, WIRE_VERSION, type EndLease, type Hello, type Pull, type Reply, type Request } from './wire.ts'
+import { decodeRequest, encodeHeader, maxRequestBytes, WIRE_VERSION, type AskOffer, type EndLease, type Hello, type Offer, type Pull, type Reply, type Request } from './wire.ts'
 import { ZAP_DOMAIN } from './zap.ts'
 
 /** Chunks on their way to one peer over all its pulls: what a peer that takes nothing can make us hold. */
@@ -19,11 +19,12 @@ const MAX_PULLS_PER_PEER = 256
 const MAX_PULLS = 4096
 const RETRY_FULL_MS = 5
 
-type Ask<M = Extract<FromWorker, { op: 'ask-pull' | 'ask-end' }>> = M extends unknown ? Omit<M, 'ask'> : never
+type Ask<M = Extract<FromWorker, { op: 'ask-pull' | 'ask-end' | 'ask-offer' }>> = M extends unknown ? Omit<M, 'ask'> : never
 
 export interface ServerHooks {
-  /** Asks the main thread's lease table. */
+  /** Asks the main thread, which has the lease table. */
   ask: (question: Ask, ask: number) => Promise<Verdict>
+  offered: (offer: OfferName) => void
   /** Reports that a pull it agreed to is over. */
   over: (ask: number, served: ServedPull | undefined) => void
   nextAsk: () => number
@@ -126,6 +127,15 @@ export class BlockServer {
         this.#end(peer, request).catch(this.#onBug)
         return
       }
+      case 'offer': {
+        const { from, lease, traceparent } = request
+        if (!this.#misnamed(peer, request)) this.#hooks.offered({ engineId: from, lease, traceparent })
+        return
+      }
+      case 'ask': {
+        this.#tell(peer, request).catch(this.#onBug)
+        return
+      }
       default: return request satisfies never
     }
   }
@@ -137,7 +147,7 @@ export class BlockServer {
   }
 
   /** Checks who is meant before the lease table is asked; true when the request was refused. */
-  #misnamed (peer: Buffer, request: Pull | EndLease): boolean {
+  #misnamed (peer: Buffer, request: Pull | EndLease | Offer | AskOffer): boolean {
     const { engineId, epoch } = this.#data
     if (request.engine === engineId && request.epoch === epoch && request.link === epoch) return false
     this.#refusals.add('stale')
@@ -179,6 +189,14 @@ export class BlockServer {
     const verdict = await this.#hooks.ask({ op: 'ask-end', from, engine, epoch, lease, how }, this.#hooks.nextAsk())
     if (!verdict.ok) return this.#refuse(peer, request, verdict.code, verdict.message)
     this.#replies.send(peer, { v: WIRE_VERSION, type: 'ended', id: request.id, ended: verdict.ended === true, traceparent: request.traceparent })
+  }
+
+  async #tell (peer: Buffer, request: AskOffer): Promise<void> {
+    if (this.#misnamed(peer, request)) return
+    const { id, lease, traceparent } = request
+    const verdict = await this.#hooks.ask({ op: 'ask-offer', lease }, this.#hooks.nextAsk())
+    if (!verdict.ok) this.#refuse(peer, request, verdict.code, verdict.message)
+    else this.#replies.send(peer, { v: WIRE_VERSION, type: 'offered', id, offer: verdict.offer ?? {}, traceparent })
   }
 
   /** Sends chunks while any pull has credit, letting requests in between two of them. */

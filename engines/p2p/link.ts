@@ -100,6 +100,17 @@ export class Link {
     return this.#start({ type: how, ...this.#naming(lease) }, traceparent)
   }
 
+  /** Sent once, and not at all while the connection is down: it only saves time. */
+  offer (lease: string, traceparent: string | undefined): void {
+    if (!this.#isUp) return
+    const { engineId, epoch } = this.target
+    this.#send({ v: WIRE_VERSION, type: 'offer', id: crypto.randomUUID(), ...this.#naming({ engineId, epoch, lease }), traceparent }).catch(() => {})
+  }
+
+  ask (lease: LeaseName): Started {
+    return this.#start({ type: 'ask', ...this.#naming(lease) }, undefined)
+  }
+
   /** Rejects every call under way. */
   fail (code: P2PErrorCode, reason: string): void {
     for (const id of [...this.#waiting.keys()]) this.#reject(id, new P2PError(code, `${this.target.engineId}: ${reason}`))
@@ -180,6 +191,7 @@ export class Link {
       case 'alive': return
       case 'welcome': return waiting?.request === 'hello' ? this.#welcomed(reply) : this.#mistaken(reply, waiting)
       case 'ended': return waiting?.request === 'ack' || waiting?.request === 'release' ? this.#resolve(reply.id, { ended: reply.ended }) : this.#mistaken(reply, waiting)
+      case 'offered': return waiting?.request === 'ask' ? this.#resolve(reply.id, reply.offer) : this.#mistaken(reply, waiting)
       default: return reply satisfies never
     }
   }

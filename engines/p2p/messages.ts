@@ -1,5 +1,5 @@
 import type { PoolName } from '../cache/index.ts'
-import type { P2PErrorCode, CurveKeys, Dtype, LeaseName, ServedPull } from './types.ts'
+import type { P2PErrorCode, CurveKeys, Dtype, LeaseName, OfferName, ServedPull } from './types.ts'
 
 /** What the main thread and its transfer worker say to each other. */
 export interface WorkerPool {
@@ -48,12 +48,14 @@ export type ToWorker =
   | { op: 'drop', engineId: string, code: P2PErrorCode, reason: string }
   | { op: 'pull', call: number, pull: PullCall }
   | { op: 'end', call: number, how: 'ack' | 'release', lease: LeaseName, traceparent: string | undefined }
+  | { op: 'offer', engineId: string, lease: string, traceparent: string | undefined }
+  | { op: 'ask', call: number, lease: LeaseName }
   | { op: 'cancel', call: number }
   | { op: 'verdict', ask: number, verdict: Verdict }
   | { op: 'close' }
 
-/** The lease table's word on what a peer asks for. */
-export type Verdict = { ok: true, ended?: boolean } | { ok: false, code: P2PErrorCode, message: string }
+/** The main thread's word on what a peer asks for. */
+export type Verdict = { ok: true, ended?: boolean, offer?: object } | { ok: false, code: P2PErrorCode, message: string }
 
 export type FromWorker =
   | { op: 'listening', tcp: string }
@@ -62,5 +64,7 @@ export type FromWorker =
   | { op: 'failed', call: number, code: P2PErrorCode, message: string }
   | { op: 'ask-pull', ask: number, from: string, id: string, engine: string, epoch: number, lease: string, pool: PoolName, blocks: number[] }
   | { op: 'ask-end', ask: number, from: string, engine: string, epoch: number, lease: string, how: 'ack' | 'release' }
+  | { op: 'ask-offer', ask: number, lease: string }
+  | { op: 'offered', offer: OfferName }
   | { op: 'pull-over', ask: number, served: ServedPull | undefined }
   | { op: 'log', level: 'debug' | 'warn', data: object, message: string }

@@ -39,6 +39,8 @@ export class P2PNode {
   readonly #flights = new Map<string, Flight>()
   /** Linked when the transfer worker ended. */
   readonly #lost = new Set<P2PEndpointInfo>()
+  /** Transfer workers that have ended. */
+  #workers = 0
   #closing: Promise<void> | undefined
 
   /** Binds the sockets. Rejects if the address can't be bound. */
@@ -171,6 +173,17 @@ export class P2PNode {
     return this.#end('release', lease, options)
   }
 
+  /** Lets a linked engine know that blocks are being filled for it. Best effort; without a link to it, nothing. */
+  offer (engineId: string, lease: string, traceparent?: string): void {
+    if (this.#peers.has(engineId) && this.#closing === undefined) this.#post({ op: 'offer', engineId, lease, traceparent })
+  }
+
+  /** What an engine offers under a lease, asked over the link to it. Rejects with GONE when there is no such offer. */
+  async ask ({ engineId, lease }: Pick<LeaseName, 'engineId' | 'lease'>, { signal, timeoutMs = DEFAULT_CALL_TIMEOUT_MS }: CallOptions = {}): Promise<unknown> {
+    const { epoch } = this.#linked(engineId)
+    return await this.#calls.run((call) => ({ op: 'ask', call, lease: { engineId, epoch, lease } }), { signal, timeoutMs, what: `asking ${engineId} about an offer` })
+  }
+
   /** Ends every call and link, the worker and the socket file. Idempotent. */
   close (): Promise<void> {
     this.#closing ??= this.#close()
@@ -261,8 +274,13 @@ export class P2PNode {
     switch (message.op) {
       case 'done': return this.#calls.done(message.call, message.value)
       case 'failed': return this.#calls.failed(message.call, message.code, message.message)
-      case 'ask-pull': return this.#post({ op: 'verdict', ask: message.ask, verdict: this.#pulls.beginPull(message) })
+      case 'ask-pull': return this.#beginPull(message)
       case 'ask-end': return this.#post({ op: 'verdict', ask: message.ask, verdict: this.#pulls.endLease(message) })
+      case 'ask-offer': {
+        const offer = this.#options.offers?.get(message.lease)
+        return this.#post({ op: 'verdict', ask: message.ask, verdict: offer === undefined ? { ok: false, code: 'GONE', message: 'no such offer' } : { ok: true, offer } })
+      }
+      case 'offered': return this.#options.onOffer?.(message.offer)
       case 'pull-over': {
         this.#pulls.endPull(message.ask)
         if (message.served !== undefined) this.#options.onServed?.(message.served)
@@ -275,8 +293,19 @@ export class P2PNode {
     }
   }
 
+  /** A pull of blocks that are still being filled waits until they are, or until their lease has ended because they will not be. */
+  #beginPull (message: Extract<FromWorker, { op: 'ask-pull' }>): void {
+    const begin = (): void => { this.#post({ op: 'verdict', ask: message.ask, verdict: this.#pulls.beginPull(message) }) }
+    const { filled } = this.#options.leases.get(message.lease) ?? {}
+    if (filled === undefined) return begin()
+    const worker = this.#workers
+    // The pull has ended with its worker; the next one counts its questions from the start.
+    filled.then(() => { if (worker === this.#workers && this.#closing === undefined) begin() })
+  }
+
   /** The worker has ended by itself: its calls have no answer, its pulls read nothing any more, its links are gone. */
   #onLost (): void {
+    this.#workers++
     this.#calls.rejectAll(new P2PError('GONE', 'the transfer worker has ended'))
     this.#pulls.close()
     for (const { info } of this.#peers.values()) this.#lost.add(info)

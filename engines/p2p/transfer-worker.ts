@@ -51,6 +51,7 @@ const server = new BlockServer(context, data, memory, {
     return verdict.promise
   },
   fatal,
+  offered: (offer) => post({ op: 'offered', offer }),
   over: (ask, served) => post({ op: 'pull-over', ask, served }),
   log
 })
@@ -100,6 +101,8 @@ main.on('message', (message: ToWorker) => {
     }
     case 'pull': return run(message.call, () => linkTo(message.pull.engineId).pull(message.pull))
     case 'end': return run(message.call, () => linkTo(message.lease.engineId).end(message.how, message.lease, message.traceparent))
+    case 'offer': return links.get(message.engineId)?.offer(message.lease, message.traceparent)
+    case 'ask': return run(message.call, () => linkTo(message.lease.engineId).ask(message.lease))
     case 'cancel': return calls.get(message.call)?.cancel()
     case 'verdict': {
       asks.get(message.ask)?.resolve(message.verdict)

@@ -101,6 +101,10 @@ export interface P2PNodeOptions {
   /** Heartbeats go out this often; a silent peer counts as dead after five times as long. @default 1000 */
   heartbeatMs?: number | undefined
   log?: P2PLog | undefined
+  /** What this engine offers under a lease; asked by the engine that the offer was sent to. @default nothing */
+  offers?: { get (lease: string): object | undefined } | undefined
+  /** Called when another engine offers blocks. Whoever can reach the socket may send such a message. */
+  onOffer?: ((offer: OfferName) => void) | undefined
   /** Called after each pull we served. */
   onServed?: ((pull: ServedPull) => void) | undefined
 }
@@ -110,6 +114,14 @@ export interface LeaseName {
   engineId: string
   epoch: number
   lease: string
+}
+
+/** A lease on blocks that another engine is filling. */
+export interface OfferName {
+  /** The engine that the offer says to be of. */
+  engineId: string
+  lease: string
+  traceparent: string | undefined
 }
 
 export interface PullOptions extends LeaseName {

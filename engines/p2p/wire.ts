@@ -33,7 +33,14 @@ export interface Pull extends Common, NamesLease {
 export interface Credit extends Common { type: 'credit', upto: number }
 export interface Cancel extends Common { type: 'cancel' }
 export interface EndLease extends Common, NamesLease { type: 'ack' | 'release' }
-export type Request = Hello | Pull | Credit | Cancel | EndLease
+/**
+ * From a producer to a consumer, the other way than all else: `lease`, of `from`, is for blocks that are being filled. It has
+ * no answer. The consumer believes nothing of it but asks over its own link, whose other end it knows.
+ */
+export interface Offer extends Common, NamesLease { type: 'offer' }
+/** What is offered under a lease? */
+export interface AskOffer extends Common, NamesLease { type: 'ask' }
+export type Request = Hello | Pull | Credit | Cancel | EndLease | Offer | AskOffer
 
 export interface Welcome extends Common { type: 'welcome', engine: string, epoch: number }
 export interface Chunk extends Common {
@@ -46,10 +53,12 @@ export interface Chunk extends Common {
   crc32: number
 }
 export interface Ended extends Common { type: 'ended', ended: boolean }
+/** The blocks of an offer, in the words of the producer's HTTP answer. */
+export interface Offered extends Common { type: 'offered', offer: object }
 export interface Failure extends Common { type: 'error', code: P2PErrorCode, message: string }
 /** Only to learn whether the peer is still there: a router that can't route says so. */
 export interface Alive extends Common { type: 'alive' }
-export type Reply = Welcome | Chunk | Ended | Failure | Alive
+export type Reply = Welcome | Chunk | Ended | Offered | Failure | Alive
 
 /** Requests are small: the largest is a list of block ids. A peer that sends more is cut off by zeromq. */
 export function maxRequestBytes (blocks: number): number {
@@ -108,13 +117,16 @@ const REQUESTS: Checks = new Map<Request['type'], (f: Json) => boolean>([
   ['credit', (f) => isCount(f.upto)],
   ['cancel', () => true],
   ['ack', namesLease],
-  ['release', namesLease]
+  ['release', namesLease],
+  ['offer', namesLease],
+  ['ask', namesLease]
 ])
 
 const REPLIES: Checks = new Map<Reply['type'], (f: Json) => boolean>([
   ['welcome', (f) => typeof f.engine === 'string' && isCount(f.epoch)],
   ['chunk', (f) => isCount(f.seq) && isCount(f.offset) && isCount(f.crc32, 0xffffffff) && isDtype(f.dtype) && Array.isArray(f.dims) && f.dims.length <= MAX_DIMS && f.dims.every((n) => isCount(n))],
   ['ended', (f) => typeof f.ended === 'boolean'],
+  ['offered', (f) => isObject(f.offer)],
   ['error', (f) => FAILURES.has(f.code) && isText(f.message)],
   ['alive', () => true]
 ])

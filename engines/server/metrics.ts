@@ -72,6 +72,7 @@ function counters ({ counters, p2p }: EngineService): Family[] {
     counter('epd_encoded_items', 'Items that went through the vision encoder', () => single(counters.encodedItems)),
     counter('epd_encoder_cache_hits', 'Items whose features were there already, or on their way', () => single(counters.encoderCacheHits)),
     counter('epd_migrated_bytes', 'Bytes of blocks pulled into this engine', () => single(counters.migratedBytes), 'By'),
+    counter('epd_ahead_items', 'Features offered before the request they are for, by outcome: pulled ahead of it, used by it, dropped', () => Object.entries(counters.ahead).map(([outcome, value]) => ({ labels: { outcome }, value }))),
     counter('epd_acks', 'ACKs that ended a lease of this engine', () => single(counters.acks)),
     counter('epd_link_refused', 'Messages of peers that were refused, by reason', () => Object.entries(p2p.refused ?? {}).map(([reason, value]) => ({ labels: { reason }, value })))
   ]

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { AGAIN_HEADER, CONSUMER_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
+import { AGAIN_HEADER, CONSUMER_HEADER, OVERLAP_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { isObject, textOf, type Json } from '../../adapters/wire/json.ts'
 import { TENANT_FIELD } from '../../adapters/wire/results.ts'
 import type { ChatAnswer, ChatCall, EngineService } from '../service/engine-service.ts'
@@ -61,6 +61,7 @@ async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTi
       requestId: flight.requestId,
       tenant: textOf(body[TENANT_FIELD]),
       consumer: headerOf(request, CONSUMER_HEADER),
+      overlap: headerOf(request, OVERLAP_HEADER) !== undefined,
       context
     })
     return sendAnswer(reply, answer, { flight, unreadTimeoutMs, ended })

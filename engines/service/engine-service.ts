@@ -70,6 +70,8 @@ export class EngineCounters {
   migratedBytes = 0
   /** ACKs that ended a lease of this engine (as producer). */
   acks = 0
+  /** Features offered to this engine before the request they are for: `pulled` ahead of it, and `used` by it; `dropped` for lack of room, or because the encoder failed. */
+  readonly ahead = { pulled: 0, used: 0, dropped: 0 }
   #listener: LatencyListener | undefined
 
   /** @param context the caller's, whose trace the latency is an example of */
@@ -95,6 +97,8 @@ export interface ChatCall {
   readonly tenant?: string | undefined
   /** Header `x-epd-consumer`: the engine that will pull what an encoder or a prefill engine answers. */
   readonly consumer?: string | undefined
+  /** Header `x-epd-overlap`: the consumer may pull while this engine still works. */
+  readonly overlap?: boolean | undefined
   /** Trace context of the caller, from `traceparent`. Parent of the engine's spans. */
   readonly context: Context
 }

@@ -30,6 +30,7 @@ const FACTS: ReadonlyArray<readonly [key: string, show: (value: string) => strin
   ['gen_ai.latency.time_in_queue', seconds => `queued ${duration(Number(seconds) * 1_000)}`],
   ['gen_ai.latency.time_to_first_token', seconds => `first token ${duration(Number(seconds) * 1_000)}`],
   [ATTR.cached, value => (value === '0' || value === 'false' ? '' : value === 'true' ? 'cached' : `${value} cached`)],
+  [ATTR.ahead, value => (value === '0' ? '' : `${value} ahead`)],
   [ATTR.bytes, bytes],
   [ATTR.blocks, value => counted(value, 'block')],
   [ATTR.link, value => value],
@@ -37,7 +38,7 @@ const FACTS: ReadonlyArray<readonly [key: string, show: (value: string) => strin
   [ATTR.retries, value => (value === '0' ? '' : `${value} retries`)]
 ]
 const COLORS: ReadonlyArray<readonly [prefix: string, sgr: number]> = [
-  [SPAN.encode, 36], [SPAN.engineEncode, 36], [SPAN.enginePreprocess, 36], [SPAN.engineMigrate, 33],
+  [SPAN.encode, 36], [SPAN.engineEncode, 36], [SPAN.enginePreprocess, 36], [SPAN.engineMigrate, 33], [SPAN.engineAhead, 33],
   [SPAN.prefill, 35], [SPAN.enginePrefill, 35], [SPAN.decode, 32], [SPAN.engineDecode, 32]
 ]
 

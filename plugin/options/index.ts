@@ -14,7 +14,7 @@ export { OptionsError, type OptionsProblem }
 export { optionsSchema, type AdmissionOptions, type Bypass, type EpdOptions, type KeyOptions, type MediaOptions, type NodeOptions, type PodOptions, type RateOptions, type RoutingOptions, type SourceOptions, type TlsOptions } from './schema.ts'
 
 /** Options whose default stands in the schema, which Ajv fills in. */
-interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'discover' | 'adapters' | 'prefix' | 'attach' | 'retries' | 'aliases' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers' | 'forwardHeaders'>>> {
+interface Defaults extends Readonly<Required<Pick<EpdOptions, 'nodes' | 'discover' | 'adapters' | 'prefix' | 'attach' | 'overlap' | 'retries' | 'aliases' | 'apiKeys' | 'keys' | 'cors' | 'allowedNetworks' | 'headers' | 'forwardHeaders'>>> {
   readonly routing: RoutingOptions
   readonly sse: SseOptions
   readonly server: ServerOptions

@@ -163,7 +163,7 @@ async function encodeCall ({ exchange, plan, span }: Fanout, node: NodeSnapshot,
     }
   }, async call => {
     await link(core.registry, node.id, consumer.id, call.signal)
-    const results = await node.adapter.encode({ node, items, body: request.body, consumer, tenant: request.tenant }, call)
+    const results = await node.adapter.encode({ node, items, body: request.body, consumer, tenant: request.tenant, overlap: core.options.overlap }, call)
     const good = results.filter(isResult)
     if (good.length === items.length && results.length === items.length) return results
     exchange.leases.hold(node.adapter, node, good)

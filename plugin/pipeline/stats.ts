@@ -51,7 +51,7 @@ export class Stats {
   /** Counts the bytes moved over each link, which only the engines' spans say. */
   noteSpan (span: StoredSpan): void {
     const { name, instance } = span
-    if (name !== SPAN.engineMigrate) return
+    if (name !== SPAN.engineMigrate && name !== SPAN.engineAhead) return
     const { [ATTR.peer]: peers, [ATTR.peerBytes]: bytes } = span.attributes
     if (typeof peers !== 'string' || !Array.isArray(bytes) || instance === undefined) return
     for (const [i, from] of peers.split(',').entries()) if (bytes[i] > 0) this.moved(from, instance, bytes[i])

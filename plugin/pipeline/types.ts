@@ -18,7 +18,7 @@ import type { Timings } from './timing.ts'
 export interface Core {
   readonly registry: RegistryApi
   readonly dispatcher: Dispatcher
-  readonly options: Pick<ResolvedOptions, 'bypass' | 'routing' | 'sse' | 'timeouts' | 'retries'>
+  readonly options: Pick<ResolvedOptions, 'bypass' | 'overlap' | 'routing' | 'sse' | 'timeouts' | 'retries'>
   readonly admission: Admission
   readonly stats: Stats
   /** Defined when pictures may be shown to operators. */

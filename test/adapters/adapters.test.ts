@@ -212,6 +212,14 @@ t.test('our engines: an encode call carries the media alone, and results find th
   t.match(sent.body, { model: 'fake-vlm', messages: [{ role: 'user' }, { role: 'user' }] })
   t.notMatch(JSON.stringify(sent.body), /one|be brief/)
 
+  for (const overlap of [true, false, undefined]) {
+    for (const pullsAhead of [true, false, undefined]) {
+      const consumer = { ...job.consumer, info: { ...node.info!, details: { server: 'epd', engine: { pulls_ahead: pullsAhead } } } }
+      await pytorch.encode({ ...job, consumer, overlap }, call)
+      t.equal(e.engine.calls.at(-1)!.overlap, overlap === true && pullsAhead === true, 'the encoder may offer only what is wanted and can be taken')
+    }
+  }
+
   const one = await pytorch.encode({ ...job, items: [body.media[2]!] }, call)
   t.match(one, [{ item: 2, lease: 'lease00', wire: { message: 3, part: 0 } }])
 

@@ -16,10 +16,10 @@ const DISTINCT_PICTURES = FULL ? 24 : 4
 const AT_ONCE = 8
 
 /** A gateway that knows these engines and no others, every pair that belongs together linked. */
-async function gatewayOver (...engines: readonly ApiServer[]): Promise<string> {
+async function gatewayOver (engines: readonly ApiServer[], overlap = true): Promise<string> {
   const app = Fastify({ forceCloseConnections: true })
   t.teardown(() => app.close())
-  await app.register(epd, { nodes: engines.map(({ url, engine: { role, backend } }) => ({ url, role, adapter: backend })), bypass: 'never' })
+  await app.register(epd, { nodes: engines.map(({ url, engine: { role, backend } }) => ({ url, role, adapter: backend })), bypass: 'never', overlap })
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   await app.epd.nodes.waitFor(({ nodes, link }) => {
     const linked = (from: string, to: string): boolean => nodes.every(a => a.role !== from || nodes.every(b => b.role !== to || link(a.id, b.id) === 'linked'))
@@ -44,6 +44,15 @@ async function askAll (gateway: string, requests: readonly MixedRequest[]): Prom
   return answers
 }
 
+/** Features that encoders have offered and that were pulled, or found no room. */
+async function offersTaken (engines: readonly ApiServer[]): Promise<number> {
+  const all = await Promise.all(engines.map(async ({ url }) => {
+    const text = await (await fetch(`${url}/metrics`)).text()
+    return ['pulled', 'dropped'].reduce((sum, outcome) => sum + metric(text, 'epd_ahead_items_total', { outcome })!, 0)
+  }))
+  return all.reduce((sum, count) => sum + count, 0)
+}
+
 const [encoder, hybrid, prefill, decode, turbomind] = await Promise.all([
   startEngineFor(t, { role: 'encoder' }),
   startEngineFor(t, { role: 'hybrid', vision: true }),
@@ -52,24 +61,30 @@ const [encoder, hybrid, prefill, decode, turbomind] = await Promise.all([
   startEngineFor(t, { role: 'hybrid', backend: 'turbomind', vision: true })
 ])
 const requests = await mixedRequests(REQUESTS, DISTINCT_PICTURES)
-const expected = (await askAll(await gatewayOver(hybrid), requests)).map(answer => answer.outcome)
+const expected = (await askAll(await gatewayOver([hybrid]), requests)).map(answer => answer.outcome)
 t.ok(new Set(expected).size > REQUESTS / 3, 'the answers differ from each other')
 
-const topologies = [
+interface Topology { readonly title: string, readonly engines: readonly ApiServer[], readonly text: string, readonly pictures: string, readonly overlap?: boolean }
+
+const topologies: readonly Topology[] = [
   { title: 'E -> PD', engines: [encoder, hybrid], text: 'pd', pictures: 'e-pd' },
+  { title: 'E -> PD, without overlap', engines: [encoder, hybrid], text: 'pd', pictures: 'e-pd', overlap: false },
   { title: 'P -> D, P encodes', engines: [prefill, decode], text: 'p-d', pictures: 'p-d' },
   { title: 'E -> P -> D', engines: [encoder, prefill, decode], text: 'p-d', pictures: 'e-p-d' },
+  { title: 'E -> P -> D, without overlap', engines: [encoder, prefill, decode], text: 'p-d', pictures: 'e-p-d', overlap: false },
   { title: 'TurboMind-like, encodes itself', engines: [turbomind], text: 'pd', pictures: 'hybrid' },
   { title: 'E -> TurboMind-like', engines: [encoder, turbomind], text: 'pd', pictures: 'e-pd' }
 ]
 
-for (const { title, engines, text, pictures } of topologies) {
+for (const { title, engines, text, pictures, overlap } of topologies) {
   await t.test(`${title}: the tokens are those of a hybrid engine`, async t => {
     // What an earlier topology has left behind must not answer for this one.
     for (const { url } of engines) await fetch(`${url}/distserve/clear_cache`, { method: 'POST' })
-    const answers = await askAll(await gatewayOver(...engines), requests)
+    const before = await offersTaken(engines)
+    const answers = await askAll(await gatewayOver(engines, overlap), requests)
     t.same(answers.map(answer => answer.outcome), expected)
     t.same(answers.map(answer => answer.plan), requests.map(({ urls }) => urls.length === 0 ? text : pictures))
+    if (overlap === false) t.equal(await offersTaken(engines), before, 'nothing is pulled ahead')
     const encodes = engines.includes(encoder)
     t.same(answers.map(answer => answer.encoders), requests.map(({ urls }) => urls.length === 0 || !encodes ? null : urls.map(() => encoder.url).join(',')))
   })

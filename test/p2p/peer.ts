@@ -76,7 +76,7 @@ export class Peer {
   }
 
   /** Fills blocks, scattered over the pool, with bytes derived from `seed`, and opens a lease on them. */
-  offer (count: number, { seed = 1, ttlMs = 60_000, pool = 'feature' as 'feature' | 'kv' } = {}): Offer {
+  offer (count: number, { seed = 1, ttlMs = 60_000, pool = 'feature' as 'feature' | 'kv', filled = undefined as Promise<void> | undefined } = {}): Offer {
     const source = this[pool]
     const taken = source.allocate(2 * count) as number[]
     const blocks = taken.filter((_, at) => at % 2 === 0 || at % 5 === 0).slice(0, count)
@@ -88,6 +88,7 @@ export class Peer {
       pool,
       blocks,
       ttlMs,
+      filled,
       onEnd: (reason) => {
         ends.push(reason)
         source.release(blocks)

@@ -31,7 +31,8 @@ export function matchEncoderResults (body: Json, items: readonly MediaItem[], mo
   })
 }
 
-function parseEncoderResult (value: unknown, model: LoadedModel, path: string): RemoteMedia {
+/** One encoder result; `path` names it in errors. @throws EngineError as {@link matchEncoderResults} */
+export function parseEncoderResult (value: unknown, model: LoadedModel, path: string): RemoteMedia {
   const entry = readObject(value, path, 'an encoder result')
   if (entry.modality !== undefined && entry.modality !== 'image') refuse(`${path}.modality`, '"modality" must be "image"')
   checkModel(entry, model, path)

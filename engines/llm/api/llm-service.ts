@@ -54,6 +54,8 @@ export interface LlmServiceParts {
   readonly features: FeatureCache
   /** Pulled features only pass through `features`, one item at a time. */
   readonly staging: boolean
+  /** It takes up what encoders offer. */
+  readonly pullsAhead?: boolean | undefined
   readonly scheduler: BatchScheduler
   readonly p2p: P2PNode
   readonly counters: EngineCounters
@@ -131,7 +133,7 @@ export class LlmService implements EngineService {
   }
 
   info (): EngineInfo {
-    const { model, scheduler, version, blockTokens, vision, info } = this.#parts
+    const { model, scheduler, version, blockTokens, vision, pullsAhead, info } = this.#parts
     return {
       ...ONE_DEVICE,
       block_size: blockTokens,
@@ -144,6 +146,7 @@ export class LlmService implements EngineService {
       fingerprint: model.fingerprint,
       vision: this.role === 'decode' ? 'none' : vision ? 'full' : 'features',
       ...CARRIED[this.role],
+      ...pullsAhead === true ? { pulls_ahead: true } : {},
       ...info
     }
   }

@@ -1,7 +1,8 @@
-import { propagation, type Context } from '@opentelemetry/api'
+import type { Context } from '@opentelemetry/api'
 import type { PoolName } from '../../cache/index.ts'
 import type { P2PNode } from '../../p2p/node.ts'
 import type { EngineCounters, EngineLog } from '../../service/engine-service.ts'
+import { traceparentOf } from '../../service/traceparent.ts'
 import { Semaphore } from '../../service/waiting.ts'
 import type { RemoteBlocks } from '../sequence/prompt.ts'
 
@@ -27,6 +28,8 @@ export interface Fetched {
   readonly blocks: number
   /** Transport of the link; undefined when nothing was pulled. */
   readonly link: string | undefined
+  /** It had been pulled ahead of the sequence. */
+  readonly ahead?: boolean | undefined
 }
 
 export const NOTHING_FETCHED: Fetched = { bytes: 0, blocks: 0, link: undefined }
@@ -58,7 +61,7 @@ export class BlockLink {
   async pull ({ engineId, epoch, lease, blocks }: RemoteBlocks, localBlocks: readonly number[], bytes: number | undefined, { signal, context }: FetchCall): Promise<Fetched> {
     const { p2p, pullTimeoutMs, counters } = this.#options
     const pulled = await p2p.pull({
-      engineId, epoch, lease, pool: this.#pool, remoteBlocks: blocks, localBlocks, bytes, signal, traceparent: traceparent(context), timeoutMs: pullTimeoutMs
+      engineId, epoch, lease, pool: this.#pool, remoteBlocks: blocks, localBlocks, bytes, signal, traceparent: traceparentOf(context), timeoutMs: pullTimeoutMs
     })
     counters.migratedBytes += pulled.bytes
     return { bytes: pulled.bytes, blocks: blocks.length, link: pulled.transport }
@@ -66,7 +69,7 @@ export class BlockLink {
 
   /** Does not wait for the answer: if the message is lost, the lease expires at the producer. */
   ack ({ engineId, epoch, lease }: RemoteBlocks, context: Context): void {
-    const ack = this.#options.p2p.ack({ engineId, epoch, lease }, { traceparent: traceparent(context) })
+    const ack = this.#options.p2p.ack({ engineId, epoch, lease }, { traceparent: traceparentOf(context) })
       .catch((err: unknown) => this.#options.log.warn({ err, peer: engineId }, 'ACK failed; the lease will expire'))
       .finally(() => this.#acks.delete(ack))
     this.#acks.add(ack)
@@ -76,10 +79,4 @@ export class BlockLink {
   async settled (): Promise<void> {
     await Promise.all(this.#acks)
   }
-}
-
-function traceparent (context: Context): string | undefined {
-  const carrier: { traceparent?: string } = {}
-  propagation.inject(context, carrier)
-  return carrier.traceparent
 }

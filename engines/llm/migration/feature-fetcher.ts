@@ -1,4 +1,5 @@
 import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
+import { CacheError } from '../../cache/room-queue.ts'
 import { abortable, deferred } from '../../service/waiting.ts'
 import type { RemoteMedia, SequenceMedia } from '../sequence/prompt.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
@@ -14,10 +15,12 @@ export interface FetcherOptions extends BlockLinkOptions {
   readonly roomTimeoutMs: number
 }
 
+interface Pull { readonly kind: 'pull', readonly media: RemoteMedia, readonly entry: FeatureEntry, readonly settle: () => void }
+
 /** How an item gets its features: they are `cached`, its own `pull` brings them into `entry`, or it waits for the pull of `another` item. */
 export type Reservation =
   | { readonly kind: 'cached', readonly media: RemoteMedia }
-  | { readonly kind: 'pull', readonly media: RemoteMedia, readonly entry: FeatureEntry, readonly settle: () => void }
+  | Pull
   | { readonly kind: 'another', readonly pull: Promise<undefined> }
 
 /**
@@ -29,6 +32,8 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
   readonly #link: BlockLink
   /** Content hash -> end of the pull that fills it; never rejects. */
   readonly #pulls = new Map<string, Promise<undefined>>()
+  /** Entries that were pulled ahead of the sequence that they are for, until one finds them. */
+  readonly #ahead = new WeakSet<FeatureEntry>()
   #privateKeys = 0
 
   constructor (options: FetcherOptions) {
@@ -102,15 +107,45 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
       // Usually the features are cached now; if that pull failed, this item makes its own.
       return await this.fetch(media, await this.reserve(media, call.signal), call)
     }
-    const fetched = reservation.kind === 'pull' ? await this.#pull(media, reservation.entry, reservation.settle, call) : NOTHING_FETCHED
+    const fetched = reservation.kind === 'pull' ? await this.#pullInTurn(media, reservation, call) : this.#found(media)
     this.#link.ack(media.source, call.context)
     return fetched
   }
 
-  async #pull (media: RemoteMedia, entry: FeatureEntry, settle: () => void, call: FetchCall): Promise<Fetched> {
-    const { features, rowBytes } = this.#options
+  async #pullInTurn (media: RemoteMedia, { entry, settle }: Pull, call: FetchCall): Promise<Fetched> {
+    return await this.#pull(entry, settle, async () => await this.#link.inTurn(call.signal, async () => await this.#transfer(media, entry, call)))
+  }
+
+  #found ({ features }: RemoteMedia): Fetched {
+    if (features === undefined || !this.#ahead.delete(features)) return NOTHING_FETCHED
+    this.#options.counters.ahead.used++
+    return { ...NOTHING_FETCHED, ahead: true }
+  }
+
+  /**
+   * Brings features into the cache ahead of the sequence that they are for, and holds nothing once it has settled. Its pull
+   * takes no turn, because it may wait until the encoder has filled the blocks. Undefined when nothing is to do: the features
+   * are there, or on their way. Rejects also when there is no room just now.
+   */
+  async pullAhead (media: RemoteMedia, call: FetchCall): Promise<Fetched | undefined> {
+    call.signal.throwIfAborted()
+    const reservation = this.tryReserve(media)
+    if (reservation === undefined) throw new CacheError('BUSY', 'no room for features ahead of their request')
+    const { features } = media
     try {
-      const fetched = await this.#link.inTurn(call.signal, async () => await this.#link.pull(media.source, entry.blocks, media.numTokens * rowBytes, call))
+      if (reservation.kind !== 'pull') return undefined
+      const { entry, settle } = reservation
+      this.#ahead.add(entry)
+      return await this.#pull(entry, settle, async () => await this.#transfer(media, entry, call))
+    } finally {
+      if (features !== undefined) this.#options.features.unref(features)
+    }
+  }
+
+  async #pull (entry: FeatureEntry, settle: () => void, pull: () => Promise<Fetched>): Promise<Fetched> {
+    const { features } = this.#options
+    try {
+      const fetched = await pull()
       features.commit(entry)
       return fetched
     } catch (err) {
@@ -119,6 +154,10 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
     } finally {
       settle()
     }
+  }
+
+  #transfer (media: RemoteMedia, entry: FeatureEntry, call: FetchCall): Promise<Fetched> {
+    return this.#link.pull(media.source, entry.blocks, media.numTokens * this.#options.rowBytes, call)
   }
 
   /** Resolves when the ACKs under way have been answered. */

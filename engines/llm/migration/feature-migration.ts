@@ -107,6 +107,7 @@ function summary (media: readonly RemoteMedia[], fetched: readonly Fetched[]): A
   return {
     [ATTR.items]: media.length,
     [ATTR.cached]: fetched.filter(item => item.link === undefined).length,
+    [ATTR.ahead]: fetched.filter(item => item.ahead === true).length,
     ...transferAttributes(peers, fetched.reduce((sum, item) => sum + item.blocks, 0), fetched.find(item => item.link !== undefined)?.link)
   }
 }

@@ -1,7 +1,7 @@
 import { bytes, count, el, ms, named, nameOf } from './dom.js'
 
 const ROLE_OF = [
-  ['engine.migrate', 'migrate'], ['engine.preprocess', 'encode'], ['engine.encode', 'encode'], ['epd.encode', 'encode'],
+  ['engine.migrate', 'migrate'], ['engine.ahead', 'migrate'], ['engine.preprocess', 'encode'], ['engine.encode', 'encode'], ['epd.encode', 'encode'],
   ['engine.prefill', 'prefill'], ['epd.prefill', 'prefill'], ['engine.decode', 'decode'], ['epd.decode', 'decode'], ['epd.plan', 'plan']
 ]
 /** Attributes shown beside a bar, in this order. Spans come from any engine, so a value may have any type. */
@@ -14,6 +14,7 @@ const FACTS = [
   ['gen_ai.usage.input_tokens', value => `${value} in`],
   ['gen_ai.usage.output_tokens', value => `${value} out`],
   ['epd.cached', value => value === true ? 'cached' : value > 0 ? `${value} cached` : ''],
+  ['epd.ahead', value => value > 0 ? `${value} ahead` : ''],
   ['epd.bytes', value => value > 0 ? bytes(value) : ''],
   ['epd.link', value => value],
   ['epd.batch', value => value > 1 ? `batch ${value}` : ''],
