@@ -11,7 +11,9 @@ const PULL_TIMEOUT_MS = 30_000
 /** Bytes of features into a pull at which the fault strikes. */
 const AT = 9_000
 
-const [gateway, e1, e2, p1, p2] = await Promise.all([
+/** Most faults are to strike the pull of a request; with overlap it would find the features there. */
+const [gateway, ahead, e1, e2, p1, p2] = await Promise.all([
+  GatewayProcess.start(t, { overlap: false, timeouts: { firstByte: 30_000, answer: 30_000 } }),
   GatewayProcess.start(t, { timeouts: { firstByte: 30_000, answer: 30_000 } }),
   Engine.start(t, 'encoder', { flakyWire: true, flags: ['--lease-seconds', String(LEASE_MS / 1_000)] }),
   Engine.start(t, 'encoder'),
@@ -144,6 +146,45 @@ await t.test('a lease that no engine uses expires, and a request that comes too 
   t.equal(answer.status, 200, JSON.stringify(answer.body))
   t.equal(p1.node.seen, 2)
   await quiet(t, gateway, ...engines)
+})
+
+await t.test('faults that strike what is pulled ahead cost the request nothing but time', async t => {
+  await ahead.useAfresh(e1, p1)
+  for (const fault of ['flip', 'cut'] as const) {
+    const pictures = await fresh()
+    e1.node.wire.arm({ kind: fault, at: AT })
+    const answer = await ahead.ask({ pictures })
+    t.equal(answer.status, 200, `${fault}: ${JSON.stringify(answer.body)}`)
+    await ahead.linked(e1, p1)
+    await quiet(t, ahead, ...engines)
+  }
+  // Until the engines notice the silence takes seconds.
+  if (!FULL) return
+  const stop = new AbortController()
+  const pictures = await fresh()
+  e1.node.wire.arm({ kind: 'stall', at: AT })
+  const asked = ahead.ask({ pictures, signal: stop.signal }).catch(() => 'left')
+  await until(() => e1.node.wire.passed > AT, 'the pull is on')
+  stop.abort()
+  t.equal(await asked, 'left')
+  e1.node.wire.arm({ kind: 'none' })
+  await quiet(t, ahead, ...engines)
+  t.equal((await ahead.ask({ pictures: await fresh(1) })).status, 200, 'who comes next is answered')
+})
+
+await t.test('a language model killed with -9 while it pulls ahead: another one pulls anew', async t => {
+  await ahead.useAfresh(e1, p1, p2)
+  const pictures = await fresh()
+  e1.node.wire.arm({ kind: 'stall', at: AT })
+  const asked = ahead.ask({ pictures })
+  await until(() => e1.node.wire.passed > AT, 'the pull is on')
+  e1.node.wire.arm({ kind: 'none' })
+  await p1.stop('SIGKILL')
+  t.equal((await asked).status, 200)
+  await quiet(t, ahead, e1, p2)
+  await p1.startAgain()
+  await ahead.linked(e1, p1, p2)
+  await quiet(t, ahead, ...engines)
 })
 
 await t.test('features that are lost in every attempt are a 503 with Retry-After', async t => {

@@ -62,7 +62,7 @@ t.test('no frame ends the transfer socket: forged ones are counted, and the next
     '', 'null', '[]', '{}', '{"v":1', 'x'.repeat(10_000), { v: 2, id: 'x', type: 'hello' }, { v: 1, id: {}, type: 'hello' }, { v: 1, id: 'x', type: ['hello'] },
     { ...common, type: 'pull', pool: 'feature', blocks: [-1], bytes: 1, chunk: 1, window: 1 },
     { ...common, type: 'pull', pool: 'feature', blocks: 'all', bytes: 1, chunk: 1, window: 1 },
-    { ...common, type: 'credit', upto: 1e300 }, { ...common, type: 'ack', lease: 7 }
+    { ...common, type: 'credit', upto: 1e300 }, { ...common, type: 'ack', lease: 7 }, { ...common, type: 'ask', lease: null }, { ...common, type: 'offer', lease: ['l'] }, { ...common, type: 'offered', offer: {} }
   ]
   for (const frame of frames) await send(frame)
   await until(() => a.node.refused.malformed === frames.length, 'all frames are counted')
@@ -140,6 +140,7 @@ t.test('a producer that answers a request with what answers another one ends tha
   const replies: Record<string, object> = {
     welcome: { engine: 'http://evil', epoch: 7 },
     ended: { ended: true },
+    offered: { offer: {} },
     chunk: { seq: 0, offset: 0, dtype: 'float32', dims: [0], crc32: 0 }
   }
   const router = new Router({ linger: 0 })
@@ -157,7 +158,7 @@ t.test('a producer that answers a request with what answers another one ends tha
   const evil = { ...a.node.endpoint, engine: 'http://evil', epoch: 7, tcp: router.lastEndpoint! }
   const name = { engineId: 'http://evil', epoch: 7, lease: 'l' }
 
-  for (const type of ['ended', 'chunk']) {
+  for (const type of ['ended', 'chunk', 'offered']) {
     wrong = { to: 'hello', type }
     await t.rejects(b.node.connect(evil), { code: 'GONE' })
   }
@@ -167,13 +168,17 @@ t.test('a producer that answers a request with what answers another one ends tha
   replies.welcome = { engine: 'http://evil', epoch: 7 }
   await b.node.connect(evil)
   const localBlocks = b.feature.allocate(1) as number[]
-  for (const type of ['welcome', 'ended', 'chunk']) {
+  for (const type of ['welcome', 'ended', 'chunk', 'offered']) {
     wrong = { to: 'pull', type }
     await t.rejects(b.node.pull({ ...name, pool: 'feature', remoteBlocks: [0], localBlocks }), { name: 'P2PError', code: /GONE|CORRUPT/ }, `${type} is no pull: nothing was written`)
   }
-  for (const type of ['welcome', 'chunk']) {
+  for (const type of ['welcome', 'chunk', 'offered']) {
     wrong = { to: 'ack', type }
     await t.rejects(b.node.ack(name), { code: 'GONE' })
+  }
+  for (const type of ['welcome', 'ended', 'chunk']) {
+    wrong = { to: 'ask', type }
+    await t.rejects(b.node.ask(name), { code: 'GONE' })
   }
   await b.node.connect(a.node.endpoint)
   t.ok(await pulls(b, a.offer(2)))

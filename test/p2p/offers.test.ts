@@ -1,4 +1,6 @@
 /** Blocks that are offered, asked about and pulled while they are being filled. */
+import { once } from 'node:events'
+import type { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { Dealer } from 'zeromq'
 import { deferred } from '../../engines/service/waiting.ts'
@@ -85,4 +87,32 @@ t.test('offers that anyone sends are handed on only when they name this process,
   await socket.send(JSON.stringify({ ...good, lease: 'last' }))
   await until(() => heard.length > 0, 'the good one has come')
   t.same(heard.map(({ engineId, lease }) => [engineId, lease]), [['http://z', 'last']])
+})
+
+t.test('a transfer worker that ends while a pull waits leaves no pull behind, and the next one is asked anew', async t => {
+  const workers: Worker[] = []
+  const onWorker = (worker: Worker): void => { workers.push(worker) }
+  process.on('worker', onWorker)
+  t.teardown(() => { process.off('worker', onWorker) })
+  const { a, b } = await pair(t)
+  const { promise: filled, resolve } = deferred<void>()
+  const offer = a.offer(3, { filled })
+  const localBlocks = b.feature.allocate(3) as number[]
+  const pull = t.rejects(b.node.pull({ ...offer.name, pool: 'feature', remoteBlocks: offer.blocks, localBlocks }), { code: 'GONE' })
+  await b.node.ask({ engineId: 'http://a', lease: 'none' }).catch(() => {})
+  const worker = workers[0] as Worker
+  // No message of ours: the thread fails at it.
+  worker.postMessage(null)
+  await once(worker, 'exit')
+  await pull
+  await until(() => a.node.problem === undefined, 'it works again')
+  resolve()
+  await filled
+  t.equal(a.leases.running, 0, 'the pull of the worker that has ended is not begun')
+  const other = a.offer(3, { seed: 2 })
+  await until(async () => await b.node.pull({ ...other.name, pool: 'feature', remoteBlocks: other.blocks, localBlocks }).then(() => true, () => false), 'blocks are pulled')
+  t.ok(b.holds(localBlocks, 2))
+  b.feature.release(localBlocks)
+  for (const { lease } of [offer, other]) a.leases.end(lease.id, 'release')
+  await until(() => a.idle && b.idle && a.leases.running === 0, 'nothing is left')
 })

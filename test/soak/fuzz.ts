@@ -40,7 +40,7 @@ interface Memory {
 
 type Below = (below: number) => number
 
-const WORDS = ['__proto__', 'constructor', 'toString', 'hello', 'pull', 'credit', 'cancel', 'ack', 'release', 'welcome', 'chunk', 'feature', 'kv', '', 'x'.repeat(3000), '\u0000', 'epd:', '\ud800']
+const WORDS = ['__proto__', 'constructor', 'toString', 'hello', 'pull', 'credit', 'cancel', 'ack', 'release', 'offer', 'ask', 'offered', 'welcome', 'chunk', 'feature', 'kv', '', 'x'.repeat(3000), '\u0000', 'epd:', '\ud800']
 const NUMBERS = [0, 1, -1, 0.5, 1e9, 2 ** 31, 2 ** 53, -(2 ** 53), 1e308, NaN]
 
 function anything (below: Below, depth = 0): unknown {
@@ -130,7 +130,7 @@ export async function fuzz ({ frames, results, seed }: { frames: number, results
     const common = { v: 1, id: 'f0', from: 'http://engine', engine: 'http://encoder', epoch: encoder.epoch, lease: held.lease, link: encoder.epoch }
     const templates = [
       { ...common, type: 'hello' }, { ...common, type: 'pull', pool: 'feature', blocks: held.remote_block_ids, bytes: 1024, chunk: 65536, window: 3 },
-      { ...common, type: 'credit', upto: 3 }, { ...common, type: 'cancel' }, { ...common, type: 'ack' }, { ...common, type: 'release' }, { ...common, type: '__proto__' }
+      { ...common, type: 'credit', upto: 3 }, { ...common, type: 'cancel' }, { ...common, type: 'ack' }, { ...common, type: 'release' }, { ...common, type: 'offer' }, { ...common, type: 'ask' }, { ...common, type: '__proto__' }
     ]
     const socket = new Dealer({ linger: 0, sendTimeout: 30_000, sendHighWaterMark: 100 })
     socket.connect(endpoint.tcp)
