@@ -89,6 +89,25 @@ t.test('agrees with JSON.parse on what JSON is, for texts with one byte changed'
   t.ok(refused > 100, `${refused} texts were refused`)
 })
 
+t.test('finds a control character wherever it stands in a long string, and takes every other byte', async t => {
+  const random = new Random(11)
+  const head = '{"model":"m","x":"'
+  for (const length of [0, 1, 63, 64, 65, 300, 16_383, 16_384, 16_385, 40_000, 1_100_000]) {
+    // Every text that JSON lets stand as it is, of one to four bytes a character.
+    const fine = Buffer.from(Array.from({ length: 400 }, () => random.pick([' ', '\x7f', 'A', '~', '\u0080', '\u009f', '\u07ff', '\u20ac', '\u{1f600}', '\u{10ffff}'])).join(''))
+    const text = Buffer.concat([Buffer.from(head), Buffer.alloc(length, 'A'), fine, Buffer.from('"}')])
+    await parseBody(text)
+    const places = [head.length, head.length + length, ...Array.from({ length: 20 }, () => head.length + random.below(length + 1))]
+    for (const at of places) {
+      // In front of a character, not within one.
+      const bad = Buffer.concat([text.subarray(0, at), Buffer.from([random.below(0x20)]), text.subarray(at)])
+      const error = await parseBody(bad).then(() => undefined, refusedBy)
+      if (error?.code !== 'invalid_json' || error.offset !== at) t.fail(`byte ${at} of ${bad.length} was ${error === undefined ? 'taken' : error.message}`)
+    }
+  }
+  t.pass('all were found')
+})
+
 t.test('refuses bytes that are not UTF-8, at the right offset', async t => {
   const good = Buffer.from('{"model":"m","x":"\u00e4\u20ac\u{1f600}' + 'y'.repeat(5_000_000) + '"}')
   await parseBody(good)
