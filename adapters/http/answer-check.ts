@@ -85,24 +85,27 @@ function wholeResponse ({ statusCode, headers }: UpstreamResponse, bytes: Buffer
 
 /** What comes before the first event that says something is for the client at once. */
 async function beginStream (path: string, response: FlowingResponse, { onAlive }: Call): Promise<[UpstreamResponse, Fault]> {
-  let at = 0
   let mark = 0
+  const events = new EventReader()
   let first: StreamEvent | undefined
   /** Where what is kept for the client begins. */
   let kept: number | undefined
   const begun = await peek(response, bytes => {
     // A byte order mark is no part of the first line, and none of a client's stream, where it may not come first.
-    if (at === 0 && bytes.indexOf(BYTE_ORDER_MARK) === 0) at = mark = BYTE_ORDER_MARK.length
+    if (mark === 0 && bytes.subarray(0, BYTE_ORDER_MARK.length).equals(BYTE_ORDER_MARK)) {
+      mark = BYTE_ORDER_MARK.length
+      events.skip(mark)
+    }
     for (;;) {
-      const event = eventAt(bytes, at)
-      const passed = kept ?? (onAlive === undefined ? mark : at)
-      if (event === undefined) return bytes.length - at > FIRST_EVENT_LIMIT ? passed : undefined
+      const start = events.at
+      const event = events.next(bytes)
+      const passed = kept ?? (onAlive === undefined ? mark : start)
+      if (event === undefined) return bytes.length - start > FIRST_EVENT_LIMIT ? passed : undefined
       if (CHOICES.test(path) && isPreamble(event)) kept = passed
       else if (!isAlive(event)) {
         first = event
         return passed
-      } else if (kept === undefined) onAlive?.(bytes.subarray(at, event.end), response)
-      at = event.end
+      } else if (kept === undefined) onAlive?.(bytes.subarray(start, events.at), response)
     }
   })
   if (begun === undefined) return [response, { why: 'a stream that ended before its first event' }]
@@ -114,24 +117,42 @@ async function beginStream (path: string, response: FlowingResponse, { onAlive }
  * body ends before, of which `look` learns too; rejects when it breaks off.
  */
 function peek (response: FlowingResponse, look: (bytes: Buffer, ended: boolean) => number | undefined): Promise<Buffer | undefined> {
-  let bytes: Buffer = Buffer.alloc(0)
+  const come = new JoinedBytes()
   return new Promise((resolve, reject) => {
     response.flow({
       data: chunk => {
-        bytes = bytes.length === 0 ? chunk : Buffer.concat([bytes, chunk])
-        const passed = look(bytes, false)
+        come.add(chunk)
+        const passed = look(come.bytes, false)
         if (passed === undefined) return
-        bytes = bytes.subarray(passed)
-        response.hold(bytes)
-        resolve(bytes)
+        const rest = come.bytes.subarray(passed)
+        response.hold(rest)
+        resolve(rest)
       },
       end: () => {
-        look(bytes, true)
+        look(come.bytes, true)
         resolve(undefined)
       },
       error: reject
     })
   })
+}
+
+/** What has come, in one buffer whose room doubles: many small chunks are not copied again for each that follows. */
+class JoinedBytes {
+  bytes: Buffer = Buffer.alloc(0)
+  #room: Buffer | undefined
+
+  add (chunk: Buffer): void {
+    const { length } = this.bytes
+    if (length === 0) { this.bytes = chunk; return }
+    const needed = length + chunk.length
+    if (this.#room === undefined || this.#room.length < needed) {
+      this.#room = Buffer.allocUnsafeSlow(2 * needed)
+      this.#room.set(this.bytes)
+    }
+    this.#room.set(chunk, length)
+    this.bytes = this.#room.subarray(0, needed)
+  }
 }
 
 function isJson (type: string | undefined): boolean {
@@ -180,44 +201,67 @@ function hasChoices ({ choices }: { choices?: unknown }): boolean {
 
 /** An event at the beginning of a stream. */
 interface StreamEvent {
-  /** Bytes up to the end of this event. */
-  readonly end: number
   /** Field `event`. */
   readonly name: string | undefined
   /** Undefined when the event has no data: a comment, or `retry`. */
   readonly data: string | undefined
 }
 
-/** The event that begins at `start`; undefined while its end has not come. */
-function eventAt (bytes: Buffer, start: number): StreamEvent | undefined {
-  let name: string | undefined
-  let data: string | undefined
-  for (let at = start; ;) {
-    const end = lineEnd(bytes, at)
-    if (end === undefined) return undefined
-    const line = bytes.toString('utf8', at, end.text)
-    if (line === '') return { end: end.next, name, data }
-    const colon = line.indexOf(':')
-    const field = colon === -1 ? line : line.slice(0, colon)
-    const value = colon === -1 ? '' : line.slice(line[colon + 1] === ' ' ? colon + 2 : colon + 1)
-    if (field === 'data') data = data === undefined ? value : `${data}\n${value}`
-    else if (field === 'event') name = value
-    // llama.cpp writes `error: {...}`.
-    else if (field === 'error') [name, data] = ['error', value]
-    at = end.next
-  }
-}
-
 const LF = 0x0a
 const CR = 0x0d
 
-function lineEnd (bytes: Buffer, start: number): { readonly text: number, readonly next: number } | undefined {
-  for (let at = start; at < bytes.length; at++) {
-    if (bytes[at] === LF) return { text: at, next: at + 1 }
-    // A CR at the end of what is there may be half of CRLF; what follows it shows.
-    if (bytes[at] === CR) return at + 1 < bytes.length ? { text: at, next: bytes[at + 1] === LF ? at + 2 : at + 1 } : bytes[at - 1] === CR || bytes[at - 1] === LF ? { text: at, next: at + 1 } : undefined
+/** Reads events from bytes that grow, each byte once, however they are cut. */
+class EventReader {
+  /** Where the next event begins. */
+  at = 0
+  /** Where the line that is being read begins. */
+  #line = 0
+  /** Up to here that line has no end. */
+  #seen = 0
+  #name: string | undefined
+  #data: string | undefined
+
+  /** At the beginning. */
+  skip (bytes: number): void {
+    this.at = this.#line = this.#seen = bytes
   }
-  return undefined
+
+  /** Undefined while the end of the next event has not come. */
+  next (bytes: Buffer): StreamEvent | undefined {
+    for (;;) {
+      const end = this.#lineEnd(bytes)
+      if (end === undefined) return undefined
+      const line = bytes.toString('utf8', this.#line, this.#seen)
+      this.#line = this.#seen = end
+      if (line === '') break
+      this.#field(line)
+    }
+    const event = { name: this.#name, data: this.#data }
+    this.#name = this.#data = undefined
+    this.at = this.#line
+    return event
+  }
+
+  /** Goes to the end of the line, and says where the next one begins. */
+  #lineEnd (bytes: Buffer): number | undefined {
+    while (this.#seen < bytes.length && bytes[this.#seen] !== LF && bytes[this.#seen] !== CR) this.#seen++
+    if (this.#seen === bytes.length) return undefined
+    const next = this.#seen + 1
+    if (bytes[this.#seen] === LF) return next
+    if (next < bytes.length) return bytes[next] === LF ? next + 1 : next
+    // A CR at the end of what is there may be half of CRLF; what follows it shows. An empty line needs none.
+    return this.#seen === this.#line ? next : undefined
+  }
+
+  #field (line: string): void {
+    const colon = line.indexOf(':')
+    const field = colon === -1 ? line : line.slice(0, colon)
+    const value = colon === -1 ? '' : line.slice(line[colon + 1] === ' ' ? colon + 2 : colon + 1)
+    if (field === 'data') this.#data = this.#data === undefined ? value : `${this.#data}\n${value}`
+    else if (field === 'event') this.#name = value
+    // llama.cpp writes `error: {...}`.
+    else if (field === 'error') [this.#name, this.#data] = ['error', value]
+  }
 }
 
 /** Says that the server is alive, and nothing else: a comment, an event without data, a ping. */

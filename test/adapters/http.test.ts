@@ -2,12 +2,14 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { once } from 'node:events'
 import { createServer as createNetServer, type AddressInfo, type Socket } from 'node:net'
 import t from 'tap'
+import type { Dispatcher } from 'undici'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
 import { joinPath, postStream, send, targetOf } from '../../adapters/http.ts'
 import { statusOf } from '../../adapters/http/error-shape.ts'
 import { requestJson, requestOk } from '../../adapters/http/json.ts'
 import { retryAfterOf } from '../../adapters/http/failures.ts'
 import { bytesOf, callWith, dispatcherFor, nodeAt, textOf } from '../helper/adapter-call.ts'
+import { seeded } from '../helper/random.ts'
 import { until } from '../helper/until.ts'
 
 type Handler = (request: IncomingMessage, response: ServerResponse, body: Buffer) => void
@@ -75,6 +77,47 @@ t.test('it resolves at the first event and leaves every byte in the body', async
   t.equal(response.statusCode, 200)
   rest!()
   t.equal(await textOf(response), ': ping\n\n' + EVENT + 'data: [DONE]\n\n')
+})
+
+/** Answers with these chunks, each by itself: on a socket some would be joined. */
+function chunkDispatcher (chunks: readonly Buffer[]): Dispatcher {
+  return {
+    dispatch (_options: unknown, handler: Dispatcher.DispatchHandler) {
+      const controller = { pause () {}, resume () {}, abort () {} } as unknown as Dispatcher.DispatchController
+      handler.onRequestStart!(controller, {})
+      setImmediate(() => {
+        handler.onResponseStart!(controller, 200, { 'content-type': 'text/event-stream' })
+        setImmediate(() => {
+          for (const chunk of chunks) handler.onResponseData!(controller, chunk)
+          handler.onResponseEnd!(controller, {})
+        })
+      })
+      return true
+    }
+  } as unknown as Dispatcher
+}
+
+t.test('where a stream is cut changes nothing of its beginning', async t => {
+  const below = seeded(15)
+  const beginnings = ['', '\ufeff', ': alive\n\n', 'event: ping\ndata: {}\n\n', 'retry: 10\n\n', ': \u00e4\n: two\n\n']
+  const preamble = 'data: {"choices": [],"prompt_filter_results":[]}\n\n'
+  for (let round = 0; round < 200; round++) {
+    const end = ['\n', '\r\n', '\r'][below(3)]!
+    const alive = beginnings[below(6)]! + beginnings[2 + below(4)]!
+    const answer = `${below(2) === 0 ? preamble : ''}event: x\ndata: {"choices":\ndata: [{"delta":{"content":"\u00e4${'x'.repeat(below(300))}"}}]}\n\ndata: [DONE]\n\n`
+    const bytes = Buffer.from((alive + answer).replaceAll('\n', end))
+    const chunks: Buffer[] = []
+    const most = [1, 3, 50][below(3)]!
+    for (let at = 0; at < bytes.length;) chunks.push(bytes.subarray(at, at += 1 + below(most)))
+    let shown = ''
+    const response = await postStream(nodeAt('http://127.0.0.1:1'), POST, callWith(chunkDispatcher(chunks), { onAlive: some => { shown += some.toString() } }))
+    const expected = (alive + answer).replace('\ufeff', '').replaceAll('\n', end)
+    const whole = shown + await textOf(response)
+    if (whole !== expected || !shown.startsWith(alive.replace('\ufeff', '').replaceAll('\n', end).slice(0, -1))) {
+      t.equal(whole, expected, `round ${round}`)
+      t.fail(`shown ${JSON.stringify(shown)}`)
+    }
+  }
 })
 
 t.test('an error event in place of the first event is an error, by its code', async t => {
