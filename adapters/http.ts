@@ -61,7 +61,7 @@ function sendOnce (node: AdapterNode, { method = 'POST', path, headers, body, co
   const answer = new UpstreamAnswer(node, call.signal)
   const options = {
     origin: target.origin,
-    path: joinPath(target, path),
+    path: target.prefix + path,
     method,
     headers: headersOf(node, headers, call, length, contentType),
     // undici takes any iterable; its types name only some.
@@ -251,7 +251,7 @@ function unwanted (): Error {
 /** Where requests to a node go. */
 interface Target {
   readonly origin: string
-  /** Path below the origin, without a slash at its end. */
+  /** Path below the origin, without a slash or the `/v1` of OpenAI clients' base URLs at its end. */
   readonly prefix: string
 }
 
@@ -263,16 +263,11 @@ export function targetOf (node: AdapterNode): Target {
   let target = targets.get(node.url)
   if (target === undefined) {
     const { origin, pathname } = new URL(node.url)
-    target = { origin, prefix: pathname.replace(/\/+$/, '') }
+    target = { origin, prefix: pathname.replace(/(\/v1)?\/*$/, '') }
     if (targets.size >= MAX_TARGETS) targets.clear()
     targets.set(node.url, target)
   }
   return target
-}
-
-/** Joins a node's base path with a path of the API. A base URL that already ends in `/v1` does not get a second one. */
-export function joinPath ({ prefix }: Target, path: string): string {
-  return prefix.endsWith('/v1') && path.startsWith('/v1/') ? prefix + path.slice(3) : prefix + path
 }
 
 /**

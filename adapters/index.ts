@@ -6,6 +6,7 @@ import { pytorch } from './pytorch.ts'
 import { sglang } from './sglang.ts'
 import { turbomind } from './turbomind.ts'
 import { createVllm } from './vllm.ts'
+import { OUR_ENGINE } from './wire/distserve.ts'
 
 export { abortSignalOf } from './abort.ts'
 export * from './adapter.ts'
@@ -52,7 +53,12 @@ export function resolveAdapter (nameOrAdapter: string | Adapter, extra: readonly
 export async function detectAdapter (node: AdapterNode, call: Call): Promise<'pytorch' | 'turbomind' | 'vllm' | 'sglang' | 'openai'> {
   // A starting server may not answer the other routes yet: `pytorch` waits for it, and detection runs again.
   if (await health(node, call).catch(() => undefined) === 'initialising') return 'pytorch'
-  const [answer, { owner }] = await Promise.all([engineInfo(node, call), models(node, call)])
+  const [answer, { owner }] = await Promise.all([engineInfo(node, call).catch((error: Error) => error), models(node, call)])
+  if (answer instanceof Error) {
+    // Other servers may answer unknown paths with a page, or refuse them.
+    if (owner === undefined || owner === 'lmdeploy' || owner === OUR_ENGINE) throw answer
+    return owner === 'vllm' || owner === 'sglang' ? owner : 'openai'
+  }
   if (answer.kind === 'info') return isOurs(answer.info) && answer.info.backend === 'turbomind' ? 'turbomind' : 'pytorch'
   if (owner === 'vllm' || owner === 'sglang') return owner
   const lmdeploy = owner === undefined || owner === 'lmdeploy'

@@ -36,7 +36,7 @@ export function sameNode (one: string, other: string): boolean {
   return one === other || plain(one) === plain(other)
 }
 
-/** The URL without what makes no difference: slashes at its end, capitals in its host, the default port. */
+/** The URL without what makes no difference: `/v1` and slashes at its end, capitals in its host, the default port. */
 function plain (url: string): string {
-  return URL.canParse(url) ? new URL(url).href.replace(/\/+$/, '') : url
+  return URL.canParse(url) ? new URL(url).href.replace(/(\/v1)?\/*$/, '') : url
 }

@@ -46,6 +46,22 @@ t.test('lmdeploy: probes distinguish its two backends, in both forms of engine_i
   t.match(await pytorch.probe(nodeAt(old.url, { role: 'prefill' }), call), { role: 'prefill', produces: [], notes: [/too old for disaggregation/] })
 })
 
+t.test('a URL that ends in /v1 is that of the server without it, whatever the server', async t => {
+  const call = callWith(dispatcherFor(t))
+  const engine = await lmdeploy(t, { backend: 'turbomind', model: 'm' })
+  const node = nodeAt(`${engine.url}/v1/`)
+  t.equal(await detectAdapter(node, call), 'turbomind')
+  t.match(await turbomind.probe(node, call), { backend: 'lmdeploy turbomind', models: ['m'] })
+  const site = createServer((request, response) => {
+    response.end(request.url === '/v1/models' ? JSON.stringify({ data: [{ id: 'gpt', owned_by: 'acme' }] }) : '<!doctype html>')
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { site.closeAllConnections(); site.close() })
+  await once(site, 'listening')
+  const hosted = nodeAt(`http://127.0.0.1:${(site.address() as AddressInfo).port}/v1`)
+  t.equal(await detectAdapter(hosted, call), 'openai', 'with a page at every other path')
+  t.match(await openai.probe(hosted, call), { status: 'healthy', models: ['gpt'] })
+})
+
 t.test('lmdeploy: the states of /health', async t => {
   const call = callWith(dispatcherFor(t))
   const fake = await lmdeploy(t)

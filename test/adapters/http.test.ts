@@ -4,7 +4,7 @@ import { createServer as createNetServer, type AddressInfo, type Socket } from '
 import t from 'tap'
 import type { Dispatcher } from 'undici'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
-import { joinPath, postStream, send, targetOf } from '../../adapters/http.ts'
+import { postStream, send, targetOf } from '../../adapters/http.ts'
 import { statusOf } from '../../adapters/http/error-shape.ts'
 import { requestJson, requestOk } from '../../adapters/http/json.ts'
 import { retryAfterOf } from '../../adapters/http/failures.ts'
@@ -328,11 +328,13 @@ t.test('small parts', async t => {
   t.equal(retryAfterOf(['3', '4']), 3)
   t.equal(retryAfterOf('Thu, 01 Jan 1970 00:00:10 GMT', 4500), 6)
   t.equal(retryAfterOf('soon'), undefined)
-  const at = (url: string): string => joinPath(targetOf(nodeAt(url)), '/v1/models')
-  t.equal(at('http://h:1'), '/v1/models')
-  t.equal(at('http://h:1/'), '/v1/models')
-  t.equal(at('http://h:1/base/'), '/base/v1/models')
-  t.equal(at('https://api.example.com/v1'), '/v1/models', 'a base URL with /v1 gets no second one')
+})
+
+t.test('the prefix of a node\'s paths: its URL\'s without slashes and the /v1 of OpenAI clients', async t => {
+  const prefix = (url: string): string => targetOf(nodeAt(url)).prefix
+  for (const url of ['http://h:1', 'http://h:1/', 'http://h:1/v1', 'http://h:1/v1/', 'https://api.example.com/v1//']) t.equal(prefix(url), '', url)
+  for (const url of ['http://h:1/base/', 'http://h:1/base/v1']) t.equal(prefix(url), '/base', url)
+  t.equal(prefix('http://h:1/xv1'), '/xv1')
 })
 
 t.test('a code stands for its status, and one named like a member of every object for none', async t => {

@@ -42,6 +42,7 @@ for (const [what, name, text, message] of [
   ['null', 'a.yaml', '~', /a\.yaml:1:1: options must be an object, not null/],
   ['credentials in a URL', 'a.json', '{ "nodes": [\n{ "url": "http://me:pw@h:1" }] }', /a\.json:2:10: nodes\[0\]\.url: node url must not hold credentials/],
   ['two spellings of one node', 'a.json', '{ "nodes": [ { "url": "http://h" },\n{ "url": "HTTP://H:80//" } ] }', /a\.json:2:10: nodes\[1\]\.url must/],
+  ['one node, with /v1 and without', 'a.json', '{ "nodes": [ { "url": "http://h" },\n{ "url": "http://h/v1" } ] }', /a\.json:2:10: nodes\[1\]\.url must/],
   ['a slash too many', 'a.json', '{ "nodes": [ { "url": "http://h:1" },\n{ "url": "http://h:1/" } ] }', /a\.json:2:10: nodes\[1\]\.url must not be that of nodes\[0\]/],
   ['a variable that is not set', 'a.json', '{\n"adminKey": "${EPD_NOT_SET}" }', /a\.json:2:13: the environment variable EPD_NOT_SET is not set, and \$\{EPD_NOT_SET\} has no default/],
   ['a file that is not there', 'a.json', '{\n"adminKey": "${file:nowhere}" }', /a\.json:2:13: \$\{file:nowhere\}: there is no such file/],
