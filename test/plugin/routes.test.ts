@@ -168,6 +168,21 @@ t.test("node management speaks LMDeploy's shapes and strings, and answers before
   t.equal((await fetch(`${url}/nodes/add`, { method: 'POST', body: '{"url":"http://a:1"}' })).status, 415, 'a page in a browser can not register a node')
 })
 
+t.test('nodes/add refuses what it does not take, and names it', async t => {
+  const { url, app } = await buildGateway(t)
+  for (const [param, body] of [
+    ['role', { url: 'http://a:1', role: 'encoder' }],
+    ['adapter', { url: 'http://a:1', status: { role: 4, adapter: 'vllm' } }],
+    ['status/role', { url: 'http://a:1', status: { role: 5 } }],
+    ['status/models', { url: 'http://a:1', status: { models: {} } }],
+    ['status/speed', { url: 'http://a:1', status: { speed: 0 } }]
+  ] as const) {
+    const answer = await post(`${url}/nodes/add`, body)
+    t.match([answer.status, await answer.json()], [400, { error: { code: 'invalid_body', message: new RegExp(param) } }], param)
+  }
+  t.equal(app.epd.nodes.get('http://a:1'), undefined)
+})
+
 t.test('a node that registers is probed, linked and used', async t => {
   const [encoder, pd] = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
   const { url, app } = await buildGateway(t, { options: { bypass: 'never' } })

@@ -1,7 +1,8 @@
-import type { FastifyPluginAsync, FastifyReply } from 'fastify'
+import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify'
 import { ROLE_FROM_WIRE } from '../../../adapters/adapter.ts'
 import { requestJson } from '../../../adapters/http/json.ts'
 import { NODE_TOKEN_HEADER } from '../../../adapters/wire/headers.ts'
+import { isObject } from '../../../adapters/wire/json.ts'
 import { onRouteError } from '../error-answer.ts'
 import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
@@ -23,7 +24,6 @@ const nodeBody = {
   required: ['url'],
   properties: {
     url: { type: 'string', minLength: 1, maxLength: 2_048 },
-    // LMDeploy's Status has more members (unfinished, latency), which this gateway measures itself.
     status: {
       type: ['object', 'null'],
       properties: {
@@ -34,6 +34,19 @@ const nodeBody = {
     }
   }
 } as const
+
+/** LMDeploy's Status has more members (unfinished, latency), which this gateway measures itself. */
+const KNOWN = { body: ['url', 'status'], status: ['role', 'models', 'speed', 'unfinished', 'latency'] } as const
+
+/** In code: Fastify's Ajv removes what a schema does not allow, or takes no notice of it. */
+async function refuseUnknown ({ body }: FastifyRequest): Promise<void> {
+  for (const [place, value] of [['body', body], ['status', (body as Partial<NodeBody> | null | undefined)?.status]] as const) {
+    if (!isObject(value)) continue
+    const known: readonly string[] = KNOWN[place]
+    const param = Object.keys(value).find(name => !known.includes(name))
+    if (param !== undefined) throw epdError('EPD_ERR_INVALID_BODY', [`unknown member ${JSON.stringify(param)} of the ${place}, which may have: ${known.join(', ')}`], { param })
+  }
+}
 
 const TERMINATE_MS = 5_000
 
@@ -50,7 +63,7 @@ export const nodeRoutes: FastifyPluginAsync<NodeRoutesOptions> = async function 
 
   app.get('/nodes/status', async () => registry.status())
 
-  app.post<{ Body: NodeBody }>('/nodes/add', { schema: { body: nodeBody } }, async (request, reply) => {
+  app.post<{ Body: NodeBody }>('/nodes/add', { schema: { body: nodeBody }, preValidation: refuseUnknown }, async (request, reply) => {
     const { url, status } = request.body
     const { role, models = [], speed } = status ?? {}
     try {
