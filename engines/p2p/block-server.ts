@@ -24,7 +24,8 @@ type Ask<M = Extract<FromWorker, { op: 'ask-pull' | 'ask-end' | 'ask-offer' }>> 
 export interface ServerHooks {
   /** Asks the main thread, which has the lease table. */
   ask: (question: Ask, ask: number) => Promise<Verdict>
-  offered: (offer: OfferName) => void
+  /** False when the main thread has too many offers already. */
+  offered: (offer: OfferName) => boolean
   /** Reports that a pull it agreed to is over. */
   over: (ask: number, served: ServedPull | undefined) => void
   nextAsk: () => number
@@ -129,7 +130,7 @@ export class BlockServer {
       }
       case 'offer': {
         const { from, lease, traceparent } = request
-        if (!this.#misnamed(peer, request)) this.#hooks.offered({ engineId: from, lease, traceparent })
+        if (!this.#misnamed(peer, request) && !this.#hooks.offered({ engineId: from, lease, traceparent })) this.#refusals.add('flood')
         return
       }
       case 'ask': {

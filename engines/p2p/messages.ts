@@ -51,6 +51,7 @@ export type ToWorker =
   | { op: 'offer', engineId: string, lease: string, traceparent: string | undefined }
   | { op: 'ask', call: number, lease: LeaseName }
   | { op: 'cancel', call: number }
+  | { op: 'offer-taken' }
   | { op: 'verdict', ask: number, verdict: Verdict }
   | { op: 'close' }
 

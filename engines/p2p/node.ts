@@ -280,7 +280,10 @@ export class P2PNode {
         const offer = this.#options.offers?.get(message.lease)
         return this.#post({ op: 'verdict', ask: message.ask, verdict: offer === undefined ? { ok: false, code: 'GONE', message: 'no such offer' } : { ok: true, offer } })
       }
-      case 'offered': return this.#options.onOffer?.(message.offer)
+      case 'offered': {
+        this.#options.onOffer?.(message.offer)
+        return this.#post({ op: 'offer-taken' })
+      }
       case 'pull-over': {
         this.#pulls.endPull(message.ask)
         if (message.served !== undefined) this.#options.onServed?.(message.served)

@@ -1,7 +1,7 @@
 /**
  * Why a message of a peer was refused. `malformed`: no message of this protocol; `stale`: of another process or an outdated
  * link; `gone`: the lease has ended or never was; `blocks`: not the lease's; `foreign`: another peer's lease; `replay`: that
- * very pull was made before; `spent`: the lease was pulled as often as one may be; `flood`: too many pulls at once.
+ * very pull was made before; `spent`: the lease was pulled as often as one may be; `flood`: too many pulls or offers at once.
  */
 export const REFUSALS = ['malformed', 'stale', 'gone', 'blocks', 'foreign', 'replay', 'spent', 'flood'] as const
 

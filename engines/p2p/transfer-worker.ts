@@ -9,6 +9,9 @@ import { Link, type Started } from './link.ts'
 import type { FromWorker, ToWorker, Verdict, WorkerData } from './messages.ts'
 import { startZap } from './zap.ts'
 
+/** A stranger can send offers faster than the main thread takes them, which answers nothing else while it has any. */
+const MAX_OFFERS = 64
+
 /*
  * The transfer worker: the only thread that touches ZeroMQ. It serves this engine's blocks to others and pulls theirs,
  * straight between sockets and the pools' SharedArrayBuffers. What may be pulled is the main thread's to say.
@@ -30,6 +33,8 @@ const links = new Map<string, Link>()
 const calls = new Map<number, Started>()
 const asks = new Map<number, Deferred<Verdict>>()
 let lastAsk = 0
+/** Offers that the main thread has not taken yet. */
+let offers = 0
 let zap: Router | undefined
 
 /**
@@ -51,7 +56,12 @@ const server = new BlockServer(context, data, memory, {
     return verdict.promise
   },
   fatal,
-  offered: (offer) => post({ op: 'offered', offer }),
+  offered: (offer) => {
+    if (offers >= MAX_OFFERS) return false
+    offers++
+    post({ op: 'offered', offer })
+    return true
+  },
   over: (ask, served) => post({ op: 'pull-over', ask, served }),
   log
 })
@@ -107,6 +117,10 @@ main.on('message', (message: ToWorker) => {
     case 'verdict': {
       asks.get(message.ask)?.resolve(message.verdict)
       asks.delete(message.ask)
+      return
+    }
+    case 'offer-taken': {
+      offers--
       return
     }
     case 'close': return close()

@@ -89,6 +89,29 @@ t.test('offers that anyone sends are handed on only when they name this process,
   t.same(heard.map(({ engineId, lease }) => [engineId, lease]), [['http://z', 'last']])
 })
 
+t.test('a flood of offers holds up nobody: the main thread has a few of them at a time, the others are counted', async t => {
+  const { b, heard } = await pair(t)
+  const socket = new Dealer({ linger: 0, sendTimeout: 2000 })
+  t.teardown(() => { socket.close() })
+  socket.connect(b.node.endpoint.tcp)
+  const offer = JSON.stringify({ v: 1, type: 'offer', id: 'x', from: 'http://z', engine: 'http://b', epoch: 2, link: 2, lease: 'l' })
+  await socket.send(offer)
+  await until(() => heard.length === 1, 'it is connected')
+  const flood = 200
+  const sent = Promise.all(Array.from({ length: flood }, async () => { await socket.send(offer) }))
+  // This thread takes nothing meanwhile; the counts are in memory that both threads have.
+  const nothing = new Int32Array(new SharedArrayBuffer(4))
+  for (let i = 0; i < 500 && b.node.refused.flood === 0; i++) Atomics.wait(nothing, 0, 0, 20)
+  t.ok(b.node.refused.flood > 0)
+  await sent
+  await until(() => heard.length - 1 + b.node.refused.flood === flood, 'each was handed on or counted')
+  const before = heard.length
+  await until(async () => {
+    await socket.send(offer)
+    return heard.length > before
+  }, 'there is room again')
+})
+
 t.test('a transfer worker that ends while a pull waits leaves no pull behind, and the next one is asked anew', async t => {
   const workers: Worker[] = []
   const onWorker = (worker: Worker): void => { workers.push(worker) }
