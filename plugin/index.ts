@@ -76,10 +76,10 @@ async function discover (app: FastifyInstance, gateway: Gateway): Promise<void> 
 }
 
 /** Plain plugins, not fastify-plugin's: prefix, parsers and error shape stay inside, and the application's hooks apply. */
-async function mountRoutes (app: FastifyInstance, { gateway, handle }: Epd, tenants: Tenants, metrics: MetricsPage | undefined): Promise<void> {
+async function mountRoutes (app: FastifyInstance, { gateway, handle, embedded }: Epd, tenants: Tenants, metrics: MetricsPage | undefined): Promise<void> {
   const { prefix, routes, logLevel } = gateway.options
   const mount = { prefix, ...(logLevel === undefined ? {} : { logLevel }) }
-  if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, metrics })
+  if (routes.health || routes.metrics) await app.register(opsRoutes, { ...mount, gateway, health: routes.health, embedded, metrics })
   if (routes.nodes) await app.register(nodeRoutes, { ...mount, gateway })
   if (routes.sglang) await app.register(sglangRoutes, { ...mount, gateway })
   if (routes.vllm) await app.register(instanceRoutes, { ...mount, gateway })

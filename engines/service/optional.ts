@@ -1,10 +1,7 @@
 import { createRequire } from 'node:module'
+import { INSTALL, missingEnginePackages, type ENGINE_PACKAGES } from '../../adapters/wire/engine-packages.ts'
 
-/**
- * Native packages that only engines need. They are optional peers, so a gateway that only routes neither installs nor
- * loads them.
- */
-interface Optional {
+interface Optional extends Record<typeof ENGINE_PACKAGES[number], unknown> {
   /** Only engines/runtime knows it. */
   'onnxruntime-node': unknown
   zeromq: typeof import('zeromq')
@@ -22,11 +19,6 @@ const PURPOSE: Record<keyof Optional, string> = {
   '@huggingface/tokenizers': 'tokenizers'
 }
 
-/** Everything an engine opens sooner or later. */
-const NEEDED = Object.keys(PURPOSE)
-/** The script of onnxruntime-node would fetch a CUDA provider; no engine needs the scripts. */
-const INSTALL = `npm install --ignore-scripts ${NEEDED.join(' ')}`
-
 const require = createRequire(import.meta.url)
 
 /** Error for a package that can't be loaded; `cause` has the loader's reason. */
@@ -35,22 +27,10 @@ export function missingPackage (name: keyof Optional, cause: unknown): Error {
   return new Error(`engines need the package ${name} (${PURPOSE[name]}), which can't be loaded: ${reason}. Install what engines need with: ${INSTALL}`, { cause })
 }
 
-/**
- * Checks that all optional packages are installed, without loading them: one message at the start instead of one after the other.
- * @throws Error naming the missing packages and the command that installs them
- */
+/** @throws Error naming the packages that are not installed and the command that installs them */
 export function assertInstalled (): void {
-  const missing = NEEDED.filter(name => !installed(name))
-  if (missing.length > 0) throw new Error(`engines need packages that are not installed (${missing.join(', ')}); a gateway that only routes works without them. Install them with: ${INSTALL}`)
-}
-
-function installed (name: string): boolean {
-  try {
-    import.meta.resolve(name)
-    return true
-  } catch {
-    return false
-  }
+  const missing = missingEnginePackages()
+  if (missing !== undefined) throw new Error(missing)
 }
 
 /**

@@ -58,16 +58,20 @@ function check (value: unknown, pointers: ReadonlySet<string>): EpdOptions {
 
 /** Paths of files begin where the file with them lies, wherever the gateway was started. */
 function withPaths (options: EpdOptions, folder: string): EpdOptions {
-  const { server } = options
-  if (server === undefined) return options
-  const { tls, stateFile } = server
+  const { server, embedded } = options
+  const { tls, stateFile } = server ?? {}
   return {
     ...options,
-    server: {
-      ...server,
-      ...(tls === undefined ? {} : { tls: { ...tls, cert: resolve(folder, tls.cert), key: resolve(folder, tls.key), ...(tls.clientCa === undefined ? {} : { clientCa: resolve(folder, tls.clientCa) }) } }),
-      ...(stateFile === undefined ? {} : { stateFile: resolve(folder, stateFile) })
-    }
+    ...(typeof embedded !== 'object' || embedded.model === undefined ? {} : { embedded: { ...embedded, model: resolve(folder, embedded.model) } }),
+    ...(server === undefined
+      ? {}
+      : {
+          server: {
+            ...server,
+            ...(tls === undefined ? {} : { tls: { ...tls, cert: resolve(folder, tls.cert), key: resolve(folder, tls.key), ...(tls.clientCa === undefined ? {} : { clientCa: resolve(folder, tls.clientCa) }) } }),
+            ...(stateFile === undefined ? {} : { stateFile: resolve(folder, stateFile) })
+          }
+        })
   }
 }
 

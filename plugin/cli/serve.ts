@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { startGateway } from './gateway-process.ts'
 import { loadConfig } from './config.ts'
+import { hindrance } from '../embedded/supervisor.ts'
 import { checkStateFile } from './state-file.ts'
 import { tlsFiles } from './tls.ts'
 import { resolveOptions, type EpdOptions } from '../options/index.ts'
@@ -56,6 +57,9 @@ export function serveCommand (argv: string[]): Promise<number> {
     const { file, raw } = await loadConfig(values.config)
     const withFlags = (raw: EpdOptions): FromVllmFlags => withVllmFlags(withAddress(raw, values), values, process.env)
     const { options, notes } = withFlags(raw)
+    const { embedded, server: { workers } } = resolveOptions(options)
+    const { why, folder } = (embedded && hindrance(embedded)) ?? {}
+    if (why !== undefined) throw new UsageError([file, why, folder].filter(part => part !== undefined).join(': '))
     if (values.check) return await check(options, file)
     for (const note of notes) process.stderr.write(note + '\n')
     const init = {
@@ -64,7 +68,6 @@ export function serveCommand (argv: string[]): Promise<number> {
       logLevel: levelOf('--log-level', values['log-level'] ?? (values['log-requests'] === true ? 'debug' : 'info')),
       onProgress: (line: string) => { process.stderr.write(line + '\n') }
     }
-    const { workers } = resolveOptions(options).server
     const gateway = workers === 1 ? await startGateway(init) : await (await import('./workers/primary.ts')).startWorkers(workers, init)
     if (gateway.page !== undefined) process.stderr.write(`nodes, requests and their stages, live: ${gateway.page}\n`)
     // Before the line that says it is ready: who has read it may send a signal.

@@ -7,7 +7,7 @@ import type { Gateway } from '../gateway.ts'
 import { nodeRoutes } from '../http/routes/nodes.ts'
 import { spanRoutes } from '../http/routes/spans.ts'
 import type { RegistrySnapshot } from '../registry/index.ts'
-import { superviseEngines, type Supervisor } from './supervisor.ts'
+import { hindrance, superviseEngines, type Supervisor } from './supervisor.ts'
 
 export interface EmbeddedHandle {
   /** Resolves when all engines are up, healthy and linked; rejects when one can't be started. Pends until the application listens. */
@@ -15,6 +15,8 @@ export interface EmbeddedHandle {
   /** How many engines have been up, and how many there are to be. */
   progress (): { readonly up: number, readonly of: number }
   pids (): number[]
+  /** Why they did not start; undefined while they may, and when they have. */
+  problem (): string | undefined
   close (): Promise<void>
 }
 
@@ -39,11 +41,19 @@ export function embeddedControl ({ gateway, log }: Init): EmbeddedControl {
   let supervisor: Supervisor | undefined
   let started: Promise<void> | undefined
   let closed: Promise<void> | undefined
+  let problem: string | undefined
   let start!: () => void
   const ready = new Promise<void>(resolve => { start = () => { resolve(started ??= run()) } })
-  ready.catch((err: unknown) => { log.error({ err }, 'embedded engines did not start') })
+  ready.catch((err: unknown) => {
+    problem ??= 'the embedded engines did not start: the log says why'
+    log.error({ err }, 'embedded engines did not start')
+  })
 
   async function run (): Promise<void> {
+    const { why, folder } = hindrance(config) ?? {}
+    // Whoever asks /readyz need not know the folders of this machine.
+    problem = why
+    if (why !== undefined) throw new Error(folder === undefined ? why : `${why}: ${folder}`)
     await server.register(nodeRoutes, { gateway, transient: true })
     await server.register(spanRoutes, { gateway })
     const proxyUrl = await server.listen({ host: '127.0.0.1', port: 0 })
@@ -73,6 +83,7 @@ export function embeddedControl ({ gateway, log }: Init): EmbeddedControl {
     ready,
     progress: () => ({ up: urls.size, of: config.encoders + config.engines + config.prefill + config.decode }),
     pids: () => supervisor?.pids() ?? [],
+    problem: () => problem,
     start,
     close: async () => { await (closed ??= stop()) }
   }

@@ -1,5 +1,7 @@
+import { statSync } from 'node:fs'
 import type { Log } from '../../adapters/adapter.ts'
 import { Backoff } from '../../adapters/wire/backoff.ts'
+import { missingEnginePackages } from '../../adapters/wire/engine-packages.ts'
 import type { EmbeddedEngines } from '../options/index.ts'
 import { startEngineChild, type EngineChild } from './child.ts'
 
@@ -61,6 +63,13 @@ export function superviseEngines (options: SupervisorOptions): Supervisor {
       }))
     }
   }
+}
+
+/** Why engines can't start, however often one tries: the option at fault, and the folder that is not there. Undefined: nothing is known. */
+export function hindrance ({ model }: EmbeddedEngines): { readonly why: string, readonly folder?: string } | undefined {
+  const missing = missingEnginePackages()
+  if (missing !== undefined) return { why: `embedded: ${missing}` }
+  return model === undefined || statSync(model, { throwIfNoEntry: false })?.isDirectory() === true ? undefined : { why: 'embedded.model: no such folder', folder: model }
 }
 
 function slotsOf ({ config, proxyUrl }: SupervisorOptions): Slot[] {

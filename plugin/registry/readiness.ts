@@ -31,8 +31,11 @@ const WORDS: Readonly<Record<NodeState, string>> = {
   healthy: 'healthy'
 }
 
-/** @param only a model that must be ready; without it one ready model is enough, as at `/health` */
-export function readinessOf ({ nodes, models }: RegistrySnapshot, only?: string): Readiness {
+/**
+ * @param only a model that must be ready; without it one ready model is enough, as at `/health`
+ * @param none why there are no nodes
+ */
+export function readinessOf ({ nodes, models }: RegistrySnapshot, only?: string, none = 'no node is registered'): Readiness {
   const names = new Set([...models, ...nodes.flatMap(node => node.models)])
   const byModel = Object.fromEntries([...names].map(name => [name, modelReadiness(name, models.includes(name), nodes.filter(node => node.models.includes(name)))]))
   if (only !== undefined) {
@@ -41,7 +44,7 @@ export function readinessOf ({ nodes, models }: RegistrySnapshot, only?: string)
   }
   // A hybrid node that lists no models passes everything on.
   const ready = models.length > 0 || nodes.some(node => node.role === 'hybrid' && node.state === 'healthy')
-  return { ready, ...(ready ? {} : { why: nodes.length === 0 ? 'no node is registered' : names.size === 0 ? `no node has a model: ${countStates(nodes)}` : 'no model has the nodes that it needs' }), models: byModel }
+  return { ready, ...(ready ? {} : { why: nodes.length === 0 ? none : names.size === 0 ? `no node has a model: ${countStates(nodes)}` : 'no model has the nodes that it needs' }), models: byModel }
 }
 
 function pick ({ ready, why }: ModelReadiness): { ready: boolean, why?: string } {

@@ -82,13 +82,18 @@ t.test('--check says whether a configuration is good, and starts nothing', async
     'good.yaml': 'nodes: [{ url: "http://10.0.0.5:1" }]\n',
     'bad.json': '{ "nodez": [] }',
     'tls.json': '{ "server": { "tls": { "cert": "none.pem", "key": "none.key" } } }',
-    'state.json': '{ "server": { "stateFile": "none/state.json" } }'
+    'state.json': '{ "server": { "stateFile": "none/state.json" } }',
+    'model.json': '{ "embedded": { "model": "none" } }',
+    'here.json': '{ "embedded": { "model": "here" } }',
+    here: {}
   })
-  const [good, bad, tls, state, flag] = await Promise.all([...['good.yaml', 'bad.json', 'tls.json', 'state.json'].map(async name => await runCommand(['serve', '--check', '--config', join(dir, name)])), runCommand(['serve', '--check', '--port', 'x'])])
+  const [good, bad, tls, state, model, here, flag] = await Promise.all([...['good.yaml', 'bad.json', 'tls.json', 'state.json', 'model.json', 'here.json'].map(async name => await runCommand(['serve', '--check', '--config', join(dir, name)])), runCommand(['serve', '--check', '--port', 'x'])])
   t.match(good, { code: 0, stdout: /good\.yaml: ok, 1 node\n/, stderr: '' })
   t.match(bad, { code: 2, stdout: '', stderr: /bad\.json:1:12: unknown option nodez/ })
   t.match(tls, { code: 2, stdout: '', stderr: new RegExp(`server\\.tls\\.cert: can't read ${dir}/none\\.pem \\(ENOENT\\)`) })
   t.match(state, { code: 2, stdout: '', stderr: new RegExp(`server\\.stateFile: can't write into ${dir}/none \\(ENOENT\\)`) })
+  t.match(model, { code: 2, stdout: '', stderr: new RegExp(`embedded\\.model: no such folder: ${dir}/none\n`) })
+  t.match(here, { code: 0, stdout: /here\.json: ok/ }, 'the folder is beside the file, wherever the command runs')
   t.match(flag, { code: 2, stderr: /--port must/ })
 })
 

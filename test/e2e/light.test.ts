@@ -27,6 +27,26 @@ await t.test('a configuration that needs a package is refused at the start, and 
   }
 })
 
+await t.test('embedded engines without their packages: serve and --check refuse, the plugin starts none and /readyz says why', async t => {
+  await writeFile(join(dir, 'empty.json'), '{}')
+  for (const flags of [['--check'], ['--port', '0']]) {
+    const serve = spawnSync(process.execPath, [join(root, 'dist', 'plugin', 'cli', 'main.js'), 'serve', '--config', 'empty.json', ...flags], { encoding: 'utf8', cwd: dir })
+    t.match(serve, { status: 2, stdout: '', stderr: /^fastify-epd serve: empty\.json: embedded: engines need packages that are not installed \(onnxruntime-node, .*npm install/ })
+  }
+  const program = `
+    import Fastify from 'fastify'
+    import epd from 'fastify-epd'
+    const app = Fastify()
+    await app.register(epd)
+    const url = await app.listen({ port: 0, host: '127.0.0.1' })
+    await app.epd.embedded.ready.catch(() => {})
+    const answer = await fetch(url + '/readyz')
+    console.log(answer.status, (await answer.json()).why, app.epd.embedded.pids().length)
+    await app.close()`
+  const gateway = spawnSync(process.execPath, ['--input-type=module', '--eval', program], { encoding: 'utf8', cwd: dir })
+  t.match(gateway.stdout, /^503 embedded: engines need packages .* 0\n$/, gateway.stderr)
+})
+
 await t.test('a gateway with nodes of its own starts and answers', async t => {
   const program = `
     import Fastify from 'fastify'

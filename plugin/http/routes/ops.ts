@@ -1,4 +1,5 @@
 import type { FastifyPluginAsync, RouteHandlerMethod } from 'fastify'
+import type { EmbeddedHandle } from '../../embedded/index.ts'
 import type { Gateway } from '../../gateway.ts'
 import { readinessOf } from '../../registry/readiness.ts'
 import type { MetricsPage } from '../../telemetry/prometheus.ts'
@@ -6,12 +7,13 @@ import type { MetricsPage } from '../../telemetry/prometheus.ts'
 export interface OpsRoutesOptions {
   readonly gateway: Gateway
   readonly health: boolean
+  readonly embedded: EmbeddedHandle | undefined
   /** Undefined: no GET /metrics. */
   readonly metrics: MetricsPage | undefined
 }
 
 /** GET /livez, /readyz, /health and /metrics. */
-export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function opsRoutes (app, { gateway, health, metrics }) {
+export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function opsRoutes (app, { gateway, health, embedded, metrics }) {
   const unlessThere = (url: string, handler: RouteHandlerMethod): void => {
     if (!app.hasRoute({ method: 'GET', url: app.prefix + url })) app.get(url, { logLevel: 'warn' }, handler)
   }
@@ -24,7 +26,7 @@ export const opsRoutes: FastifyPluginAsync<OpsRoutesOptions> = async function op
     unlessThere('/livez', async () => ({ status: 'live' }))
     unlessThere('/readyz', async (request, reply) => {
       const { model } = request.query as { model?: string | string[] }
-      const { ready, why, models } = readinessOf(gateway.registry.snapshot(), Array.isArray(model) ? model[0] : model)
+      const { ready, why, models } = readinessOf(gateway.registry.snapshot(), Array.isArray(model) ? model[0] : model, embedded?.problem())
       const status = gateway.draining ? 'draining' : ready ? 'ready' : 'not_ready'
       return reply.code(status === 'ready' ? 200 : 503).send({ status, ...(why === undefined ? {} : { why }), models })
     })
