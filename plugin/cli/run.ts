@@ -37,7 +37,10 @@ export async function run (argv: string[]): Promise<number> {
   try {
     return await start(argv)
   } catch (err) {
-    process.stderr.write(`fastify-epd: ${(err instanceof Error ? err.message : String(err)).split('\n').map(clean).join('\n')}\n`)
+    const message = err instanceof Error ? err.message : String(err)
+    // A worker's error comes as text.
+    const remedy = message.includes(' EADDRINUSE') ? ': the port is taken; --port names another one (0: any that is free)' : ''
+    process.stderr.write(`fastify-epd: ${message.split('\n').map(clean).join('\n')}${remedy}\n`)
     return 1
   }
 }

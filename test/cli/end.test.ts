@@ -1,9 +1,9 @@
 /** How `fastify-epd serve` ends. */
 import { once } from 'node:events'
-import { connect } from 'node:net'
+import { connect, createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
-import { startCli } from '../helper/cli.ts'
+import { runCli, startCli } from '../helper/cli.ts'
 
 for (const [what, bytes] of [['no request', ''], ['half a request', 'POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n']] as const) {
   t.test(`a connection with ${what} does not hold the end up`, async t => {
@@ -20,5 +20,18 @@ for (const [what, bytes] of [['no request', ''], ['half a request', 'POST /v1/ch
     t.equal((await fetch(`${gateway.url}/livez`)).status, 200)
     t.equal(await gateway.stop(), 0, 'within the minute that stop() waits')
     await ended
+  })
+}
+
+for (const workers of ['1', '2']) {
+  t.test(`a port that is taken ends ${workers === '1' ? 'it' : 'it, with workers too,'} with the flag that names another one`, async t => {
+    const taken = createServer().listen(0, '127.0.0.1')
+    t.teardown(() => { taken.close() })
+    await once(taken, 'listening')
+    const dir = t.testdir({ 'epd.config.json': '{ "embedded": false }' })
+    const serve = await runCli(['serve', '--config', join(dir, 'epd.config.json'), '--port', String((taken.address() as AddressInfo).port), '--workers', workers])
+    t.equal(serve.code, 1)
+    t.match(serve.stderr, /EADDRINUSE.*: the port is taken; --port names another one/)
+    t.notMatch(serve.stderr, 'takes its place')
   })
 }

@@ -97,6 +97,7 @@ class Crew {
   #options: EpdOptions
   #nodes = ''
   #closing = false
+  #started = false
   #pause = PAUSE_MS
 
   constructor (count: number, init: GatewayProcessOptions, counts: Counts, socket: string, port: number) {
@@ -119,6 +120,7 @@ class Crew {
   /** Resolves with the URL when all workers listen. */
   async start (): Promise<string> {
     const [first] = await Promise.all(Array.from({ length: this.#count }, async () => await this.#fork()))
+    this.#started = true
     return first!
   }
 
@@ -205,9 +207,10 @@ class Crew {
   }
 
   #gone (id: number, code: number | null, signal: string | null): void {
-    const { since, worker } = this.#running.get(id)!
+    const { since, worker, listens } = this.#running.get(id)!
     this.#running.delete(id)
-    if (this.#closing) return
+    // The first ones must all come up: `start` rejects.
+    if (this.#closing || !(this.#started || listens)) return
     const { log } = this.#counts
     log.error({ pid: worker.process.pid, code, signal }, 'a worker has ended; another one takes its place')
     this.#pause = performance.now() - since < YOUNG_MS ? Math.min(2 * this.#pause, MAX_PAUSE_MS) : PAUSE_MS
