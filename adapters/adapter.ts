@@ -292,8 +292,9 @@ const FAULT: Readonly<Record<AdapterErrorCode, Fault>> = {
  * How a call broke, where no answer of the node's says it. `unreachable`: no connection, so that the node has not seen the
  * request. `cut`: the connection broke before the answer had begun. `late`: the time was up. `nonsense`: a good status with
  * something that is no answer. `died`: the node says that it goes down.
+ * After the first event the core itself says `broken`, or `unread` where the node had had to wait for the client.
  */
-export type Breakage = 'unreachable' | 'cut' | 'late' | 'nonsense' | 'died'
+export type Breakage = 'unreachable' | 'cut' | 'late' | 'nonsense' | 'died' | 'broken' | 'unread'
 
 /** A whole answer with a bad status, or an error event in place of an answer. */
 export interface ErrorResponse {

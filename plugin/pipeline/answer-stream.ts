@@ -15,6 +15,8 @@ export interface Delivery {
   readonly outcome: 'complete' | 'upstream_failed' | 'client_gone'
   /** Why the node broke off. */
   readonly error?: Error | undefined
+  /** `unread`: it had to wait for the client before, so that it, or a proxy before it, may have lost patience. */
+  readonly how?: 'broken' | 'unread'
   readonly statusCode: number
   /** On the clock of `performance.now()`, in milliseconds. */
   readonly firstByteAt?: number | undefined
@@ -49,6 +51,8 @@ export class AnswerStream extends Readable implements Answer {
   readonly delivered: Promise<Delivery>
   readonly #upstream: Flow
   #paused = false
+  /** It was paused once. That it has broken off meanwhile shows when it is read again. */
+  #waited = false
   readonly #limit: TimeLimit
   readonly #idle: number
   readonly #gate: EventGate | undefined
@@ -115,7 +119,7 @@ export class AnswerStream extends Readable implements Answer {
     }
     if (!more) {
       this.#limit.clear()
-      this.#paused = true
+      this.#waited = this.#paused = true
       this.#upstream.pause()
     } else if (this.#firstByteAt !== undefined) this.#limit.restart(this.#idle)
   }
@@ -167,6 +171,6 @@ export class AnswerStream extends Readable implements Answer {
   #settle (outcome: Delivery['outcome'], error?: Error): void {
     if (this.#settled) return
     this.#settled = true
-    this.#deliver({ outcome, error, statusCode: this.statusCode, firstByteAt: this.#firstByteAt, bytes: this.#usage.bytes, closing: () => this.#usage.read() })
+    this.#deliver({ outcome, error, how: this.#waited ? 'unread' : 'broken', statusCode: this.statusCode, firstByteAt: this.#firstByteAt, bytes: this.#usage.bytes, closing: () => this.#usage.read() })
   }
 }

@@ -129,6 +129,6 @@ async function deliverAnswer (exchange: Exchange, { answer, end }: Generation, d
   // The client's leaving ends the call at the node, and may show there first.
   if (exchange.clientGone && delivery.outcome !== 'complete') delivery = { ...delivery, outcome: 'client_gone', error: undefined }
   if (delivery.outcome === 'complete') exchange.held?.forgetFeatures()
-  end(delivery.outcome === 'complete' ? undefined : new AdapterError('UNAVAILABLE', 'the answer broke off', { node: exchange.plan!.node.id, cause: delivery.error }), delivery)
+  end(delivery.outcome === 'complete' ? undefined : new AdapterError('UNAVAILABLE', 'the answer broke off', { node: exchange.plan!.node.id, cause: delivery.error, how: delivery.how }), delivery)
   return delivery
 }

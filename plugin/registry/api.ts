@@ -41,7 +41,7 @@ export interface AddResult {
 export interface Ticket {
   readonly node: string
   readonly stage: Stage
-  /** The node has answered well (first good event); closes a half-open breaker before a long stream ends. */
+  /** The node has answered well (first good event); closes a half-open breaker before a long stream ends. How the use ends still counts. */
   ok (): void
   /** The node has encoded so many vision tokens in this use until now: a measure of its rate. */
   encoded (tokens: number): void

@@ -145,25 +145,24 @@ export class Load implements NodeLoad {
     const counts = this.#counts
     const before = counts.tokens
     const release = this.reserve(tokens, work)
-    const decides = breaker.begin()
+    let decides = breaker.begin()
     counts.active++
     const start = performance.now()
-    let judged = false
     let ended = false
     const judge = (verdict: Verdict): void => {
-      if (judged) return
-      judged = true
       if (counts !== this.#counts) return
       if (verdict !== 'unclear') this.#failedAt = verdict === 'failed' ? performance.now() : -Infinity
       const before = breaker.state
       breaker.end(verdict, decides)
+      decides = false
       if (breaker.state !== before) listener.breaker(stage, breaker.state)
       if (verdict === 'failed') listener.failed()
     }
     return {
       node,
       stage,
-      ok: () => { judge('alive') },
+      // A trial is over. The end of a use counts all the same: a node may break off whatever it begins.
+      ok: () => { if (decides) judge('alive') },
       encoded: own => {
         if (counts !== this.#counts || own === 0) return
         // What was in flight before had its turn first.

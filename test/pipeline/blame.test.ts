@@ -1,12 +1,15 @@
 /** Who is to blame for what goes wrong, and what the client sees of it. Cases that users reported stand beside their kind. */
 import { readFileSync } from 'node:fs'
+import type { ServerResponse } from 'node:http'
 import { createServer } from 'node:net'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
+import { AnswerStream } from '../../plugin/pipeline/answer-stream.ts'
 import { BLAME, outcomeOfStatus, treatmentOf } from '../../plugin/pipeline/blame.ts'
-import { ask, COMPLETION, gatewayFor, json, modelServer, well, type Script } from '../helper/model-server.ts'
+import { buildGateway, post } from '../helper/fake-gateway.ts'
+import { ask, CHUNK, COMPLETION, gatewayFor, json, modelServer, well, type Script } from '../helper/model-server.ts'
 import { packageRoot } from '../helper/package-root.ts'
 import { until } from '../helper/until.ts'
 
@@ -207,4 +210,41 @@ t.test('a connection that is cut by a node that lives moves the request', async 
   const { post } = await gatewayFor(t, [cutting, other])
   for (let i = 0; i < 3; i++) t.equal((await post(ask())).status, 200)
   t.ok(cutting.asked > 0)
+})
+
+t.test('a node that breaks off every stream after its first event opens its breaker', async t => {
+  const node = await modelServer(t, (_request, response) => { response.writeHead(200, { 'content-type': 'text/event-stream' }).write(CHUNK, () => { response.destroy() }) })
+  const { post, app } = await gatewayFor(t, [node])
+  const breaker = (): string => app.epd.gateway.registry.status()[node.url]!.breakers.decode
+  for (let i = 0; i < 5; i++) {
+    t.equal(breaker(), 'closed')
+    t.match((await post(ask({ stream: true }))).text, /upstream_broken/)
+  }
+  t.equal(breaker(), 'open')
+})
+
+t.test('a node that breaks off while it waits for a slow client is not to blame, on any route', async t => {
+  let answering!: ServerResponse
+  const node = await modelServer(t, (_request, response, { stream }) => {
+    answering = response.writeHead(200, { 'content-type': stream === true ? 'text/event-stream' : 'audio/mpeg' })
+    answering.write(CHUNK.repeat(1_000))
+  })
+  const { app, url } = await buildGateway(t, {
+    options: { nodes: [{ url: node.url, adapter: 'openai' }] },
+    // The client reads nothing before the node has broken off.
+    before: app => {
+      app.addHook('onSend', async (_request, _reply, payload) => {
+        if (!(payload instanceof AnswerStream)) return payload
+        await until(() => payload.readableLength > 64 * 1024, 'the node has to wait')
+        answering.destroy()
+        return payload
+      })
+    }
+  })
+  await app.epd.nodes.waitFor(({ models }) => models.length > 0)
+  for (let i = 0; i < 5; i++) {
+    t.equal(app.epd.nodes.status()[node.url]!.breakers.decode, 'closed')
+    t.match(await (await post(url + '/v1/chat/completions', ask({ stream: true }))).text(), /upstream_broken/)
+    await t.rejects(post(url + '/v1/audio/speech', { input: 'x' }).then(async response => await response.text()))
+  }
 })

@@ -446,6 +446,27 @@ t.test('tickets count once, feed the latencies, and report the outcome to the br
   t.equal(load.requests, 1, 'and still in flight')
   good.end(unavailable(PD), 'failed')
   t.equal(load.requests, 0)
+  t.equal(load.failing, true, 'how it ends counts all the same')
+})
+
+t.test('a node that begins every answer well and breaks it off opens its breaker, after a good trial too', async t => {
+  const { registry, add } = worldWith(t, { breakerFailures: 2, breakerCooldown: 20 })
+  add(PD, 'hybrid')
+  const { breakers } = (await registry.waitFor(states('healthy'))).nodes[0]!
+  const use = (): void => {
+    const ticket = registry.acquire(PD, 'decode')
+    ticket.ok()
+    ticket.end(unavailable(PD), 'failed')
+  }
+  use()
+  t.equal(breakers.decode, 'closed')
+  use()
+  t.equal(breakers.decode, 'open')
+  await until(() => breakers.decode === 'half-open', 'the cooldown is over')
+  use()
+  t.equal(breakers.decode, 'closed', 'the trial has begun well')
+  use()
+  t.equal(breakers.decode, 'open', 'its end has counted')
 })
 
 t.test('a late answer from before it opened does not close a breaker', async t => {

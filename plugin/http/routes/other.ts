@@ -133,8 +133,8 @@ function leastBusy (nodes: readonly NodeSnapshot[]): NodeSnapshot | undefined {
 }
 
 /** What the end of an answer says about its node: nothing, when the client or the gateway ended it. */
-function failureOf ({ outcome, error }: Delivery, limit: TimeLimit, node: string): Error | undefined {
+function failureOf ({ outcome, error, how }: Delivery, limit: TimeLimit, node: string): Error | undefined {
   if (outcome === 'complete') return undefined
   if (outcome === 'client_gone' || (limit.aborted && !limit.timedOut)) return new DOMException('aborted', 'AbortError')
-  return new AdapterError('UNAVAILABLE', 'the answer broke off', { node, cause: error })
+  return new AdapterError('UNAVAILABLE', 'the answer broke off', { node, cause: error, how })
 }
