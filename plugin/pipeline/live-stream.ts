@@ -29,9 +29,9 @@ export class LiveStream extends Readable implements Answer {
     return this
   }
 
-  /** A sign of life, for the client at once. */
+  /** A sign of life, for the client at once: one that has yet to read earlier ones needs no more. A copy, as the node's may be a slice of much. */
   show (bytes: Buffer): void {
-    if (this.#answer === undefined && !this.destroyed) this.push(bytes)
+    if (this.#answer === undefined && !this.destroyed && this.readableLength < this.readableHighWaterMark) this.push(Buffer.from(bytes))
   }
 
   /** The answer is there. */

@@ -1,5 +1,7 @@
 /** A stream that was accepted shows that it is alive, from its first moment on, and can still start again. */
+import { Readable } from 'node:stream'
 import t from 'tap'
+import { LiveStream } from '../../plugin/pipeline/live-stream.ts'
 import { ask, CHUNK, gatewayFor, json, modelServer, well, type TestGateway } from '../helper/model-server.ts'
 import { until } from '../helper/until.ts'
 
@@ -109,4 +111,16 @@ t.test('a client that leaves after a comment ends the request', async t => {
   leave.abort()
   await until(() => gone && gateway.app.epd.gateway.inFlight === 0, 'nothing is left of it')
   t.match(gateway.app.epd.gateway.stats.requests(), [{ outcome: 'aborted' }])
+})
+
+t.test('what a client does not read of them stays bounded, in bytes and in what they are slices of', async t => {
+  const live = new LiveStream()
+  const much = Buffer.from(': ping\n\n'.repeat(100_000))
+  for (let at = 0; at < much.length; at += 8) live.show(much.subarray(at, at + 8))
+  const { readableLength } = live
+  t.ok(readableLength <= live.readableHighWaterMark, `${readableLength} bytes wait`)
+  t.not((live.read(8) as Buffer).buffer, much.buffer)
+  const text = Readable.from([CHUNK + DONE], { objectMode: false })
+  live.follow({ statusCode: 200, headers: EVENTS, body: text, delivered: new Promise(() => {}) })
+  t.equal(Buffer.concat(await live.toArray()).toString(), ': ping\n\n'.repeat(readableLength / 8 - 1) + CHUNK + DONE, 'the answer follows whole')
 })
