@@ -67,10 +67,10 @@ export class LiveStream extends Readable implements Answer {
   }
 
   override _destroy (error: Error | null, callback: (error: Error | null) => void): void {
-    const gone: Delivery = { outcome: 'client_gone', statusCode: this.statusCode, bytes: 0, closing: () => ({ usage: undefined, finishReason: undefined }) }
+    const none: Delivery = { outcome: this.#whole ? 'upstream_failed' : 'client_gone', statusCode: this.statusCode, bytes: 0, closing: () => ({ usage: undefined, finishReason: undefined }) }
     const complete = this.#whole && this.readableLength === 0
     if (!complete && this.#answer?.body instanceof Readable) this.#answer.body.destroy()
-    if (this.#answer === undefined) this.#deliver(gone)
+    if (this.#answer === undefined) this.#deliver(none)
     else this.#answer.delivered.then(delivery => { this.#deliver(complete || delivery.outcome === 'upstream_failed' ? delivery : { ...delivery, outcome: 'client_gone' }) }).catch(() => {})
     callback(error)
   }

@@ -1,7 +1,9 @@
 /** A stream that was accepted shows that it is alive, from its first moment on, and can still start again. */
+import { createHash } from 'node:crypto'
 import { Readable } from 'node:stream'
 import t from 'tap'
 import { LiveStream } from '../../plugin/pipeline/live-stream.ts'
+import { post } from '../helper/fake-gateway.ts'
 import { ask, CHUNK, gatewayFor, json, modelServer, well, type TestGateway } from '../helper/model-server.ts'
 import { until } from '../helper/until.ts'
 
@@ -123,4 +125,17 @@ t.test('what a client does not read of them stays bounded, in bytes and in what 
   const text = Readable.from([CHUNK + DONE], { objectMode: false })
   live.follow({ statusCode: 200, headers: EVENTS, body: text, delivered: new Promise(() => {}) })
   t.equal(Buffer.concat(await live.toArray()).toString(), ': ping\n\n'.repeat(readableLength / 8 - 1) + CHUNK + DONE, 'the answer follows whole')
+})
+
+t.test('a stream that fails after a comment is an error of its key, and none of a client that has left', async t => {
+  const node = await modelServer(t, (_request, response) => {
+    response.writeHead(200, EVENTS).write(': ping\n\n')
+    response.end('data: {"error":{"message":"out of memory","code":500}}\n\n')
+  })
+  const hash = createHash('sha256').update('secret').digest('hex')
+  const { url } = await gatewayFor(t, [node], { keys: [{ name: 'a', hash: `sha256:${hash}` }] })
+  const answer = await post(`${url}/v1/chat/completions`, ask({ stream: true }), { headers: { authorization: 'Bearer secret' } })
+  t.match(await answer.text(), /out of memory/)
+  const counted = await until(async () => /^epd_key_requests_total.*/m.exec(await (await fetch(`${url}/metrics`)).text()), 'it is counted')
+  t.match(counted[0], /epd_outcome="error"\} 1$/)
 })
