@@ -1,5 +1,6 @@
 /** The client's side of a request: it may leave, and it gets the answer. */
 import type { ServerResponse } from 'node:http'
+import type { Http2Stream } from 'node:http2'
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
@@ -10,15 +11,21 @@ import { writeChunksWhole } from './chunk-writes.ts'
 /** By connection, so that each gets one listener, however many requests are pipelined on it. */
 const pipelined = new WeakMap<Socket, Set<() => void>>()
 
+/** `destroyed` says nothing of one of HTTP/2. */
+type ClientResponse = ServerResponse & { readonly stream?: Http2Stream }
+
 /**
- * Calls the listener when the response is closed, maybe twice. A response that waits behind an earlier one on its
- * connection (pipelining) has no socket yet, and Node.js 20 does not close it when the connection dies: then the
- * connection's own `close` counts.
+ * Calls the listener when the response is closed, maybe twice; at once when it is. A response that waits behind an earlier
+ * one on its connection (pipelining) has no socket, and Node.js 20 does not close it when the connection dies.
  */
-export function onClosed (response: ServerResponse, listener: () => void): void {
+export function onClosed (response: ClientResponse, listener: () => void): void {
+  const { stream, req: { socket } } = response
+  const waits = response.socket === null
+  if (response.destroyed || stream?.closed === true || (waits && socket.destroyed)) { listener(); return }
   response.on('close', listener)
-  if (response.socket !== null) return
-  const { socket } = response.req
+  // Nothing else tells of a reset without an error while the client's window is full.
+  stream?.once('aborted', listener)
+  if (!waits) return
   let listeners = pipelined.get(socket)
   if (listeners === undefined) {
     const all = listeners = new Set<() => void>()
@@ -33,11 +40,9 @@ export function onClosed (response: ServerResponse, listener: () => void): void 
  * Calls the listener when the client leaves before the answer is whole; at once when it has left. Not `request.signal`:
  * that one aborts as soon as the request body has been read (fastify#6725, nodejs/node#63532).
  */
-export function onClientGone (response: ServerResponse, listener: () => void): void {
+export function onClientGone (response: ClientResponse, listener: () => void): void {
   // writableEnded, because HTTP/2 calls cancelled streams finished (sveltejs/kit#16793).
-  const closed = (): void => { if (!response.writableEnded) listener() }
-  if (response.destroyed || (response.socket === null && response.req.socket.destroyed)) closed()
-  else onClosed(response, closed)
+  onClosed(response, () => { if (!response.writableEnded) listener() })
 }
 
 /** Headers of one hop (RFC 9110, section 7.6.1), and those that are the gateway's own to send: a node's cookie would be set for the gateway's name. */
@@ -74,10 +79,10 @@ function followStream (body: Readable, { headers }: Answer, { raw }: FastifyRepl
 
 /** A node's CORS headers are left out: the gateway decides who may read answers. */
 export function passHeaders ({ headers }: Pick<Answer, 'headers'>, reply: FastifyReply): void {
-  const dropped = namedByConnection(headers.connection)
+  const dropped = new Set(String(headers.connection ?? '').toLowerCase().split(',').map(name => name.trim()))
   for (const name in headers) {
     const value = headers[name]
-    if (value === undefined || NOT_PASSED.has(name) || name === 'content-length' || name.startsWith('access-control-') || dropped?.has(name) === true) continue
+    if (value === undefined || NOT_PASSED.has(name) || name === 'content-length' || name.startsWith('access-control-') || dropped.has(name)) continue
     // The reply's idea of the type is of another body.
     if (reply.hasHeader(name) && name !== 'content-type') continue
     if (!INVALID_VALUE.test(String(value))) reply.header(name, value)
@@ -86,9 +91,4 @@ export function passHeaders ({ headers }: Pick<Answer, 'headers'>, reply: Fastif
   if (!reply.hasHeader('cache-control')) reply.header('cache-control', 'no-cache')
   // nginx in front would collect events otherwise.
   if (!reply.hasHeader('x-accel-buffering')) reply.header('x-accel-buffering', 'no')
-}
-
-function namedByConnection (value: string | string[] | undefined): Set<string> | undefined {
-  if (value === undefined) return undefined
-  return new Set(String(value).toLowerCase().split(',').map(name => name.trim()))
 }
