@@ -1,6 +1,7 @@
 import { Readable } from 'node:stream'
 import { AdapterError, type UpstreamResponse } from '../../adapters/adapter.ts'
-import { clientError } from '../errors.ts'
+import { isEventStream } from '../../adapters/http.ts'
+import { clientError, epdError } from '../errors.ts'
 import type { Answer, Delivery } from './answer-stream.ts'
 
 const HEADERS = { 'content-type': 'text/event-stream; charset=utf-8' }
@@ -36,18 +37,31 @@ export class LiveStream extends Readable implements Answer {
 
   /** The answer is there. */
   follow (answer: Answer): void {
+    const { body, headers } = answer
+    const streams = isEventStream(headers)
+    if (!streams && !/\bjson\b/i.test(String(headers['content-type']))) {
+      if (body instanceof Readable) body.destroy()
+      this.fail(epdError('EPD_ERR_UPSTREAM_FAILED', [], { cause: new Error(`an event stream has begun, and the answer is ${String(headers['content-type'])}`) }))
+      return
+    }
     this.#answer = answer
-    const { body } = answer
+    // A server that does not stream: its answer is one event.
+    const [before, after] = streams ? ['', ''] : ['data: ', '\n\ndata: [DONE]\n\n']
+    const end = (): void => {
+      this.push(after)
+      this.#end()
+    }
     if (this.destroyed) {
       if (body instanceof Readable) body.destroy()
     } else if (body instanceof Readable) {
-      body.on('data', (chunk: Buffer) => { if (!this.push(chunk)) body.pause() })
-      body.on('end', () => { this.#end() })
+      this.push(before)
+      body.on('data', (chunk: Buffer) => { if (!this.push(streams ? chunk : onOneLine(chunk))) body.pause() })
+      body.on('end', end)
       body.on('error', (error: Error) => { this.destroy(error) })
     } else {
-      // A server that does not stream.
-      this.push(Buffer.concat([Buffer.from('data: '), body, Buffer.from('\n\ndata: [DONE]\n\n')]))
-      this.#end()
+      this.push(before)
+      this.push(onOneLine(body))
+      end()
     }
   }
 
@@ -67,13 +81,18 @@ export class LiveStream extends Readable implements Answer {
   }
 
   override _destroy (error: Error | null, callback: (error: Error | null) => void): void {
-    const none: Delivery = { outcome: this.#whole ? 'upstream_failed' : 'client_gone', statusCode: this.statusCode, bytes: 0, closing: () => ({ usage: undefined, finishReason: undefined }) }
+    const none: Delivery = { outcome: this.#whole ? 'upstream_failed' : 'client_gone', how: 'unread', statusCode: this.statusCode, bytes: 0, closing: () => ({ usage: undefined, finishReason: undefined }) }
     const complete = this.#whole && this.readableLength === 0
     if (!complete && this.#answer?.body instanceof Readable) this.#answer.body.destroy()
     if (this.#answer === undefined) this.#deliver(none)
     else this.#answer.delivered.then(delivery => { this.#deliver(complete || delivery.outcome === 'upstream_failed' ? delivery : { ...delivery, outcome: 'client_gone' }) }).catch(() => {})
     callback(error)
   }
+}
+
+/** Of JSON: a line break in it is space between two tokens, and would end the field of an event. */
+function onOneLine (bytes: Buffer): Buffer {
+  return Buffer.from(bytes.toString('latin1').replace(/[\r\n]/g, ' '), 'latin1')
 }
 
 /** What the client would have got with a status. */

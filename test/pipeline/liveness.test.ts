@@ -4,7 +4,7 @@ import { Readable } from 'node:stream'
 import t from 'tap'
 import { LiveStream } from '../../plugin/pipeline/live-stream.ts'
 import { post } from '../helper/fake-gateway.ts'
-import { ask, CHUNK, gatewayFor, json, modelServer, well, type TestGateway } from '../helper/model-server.ts'
+import { ask, CHUNK, COMPLETION, gatewayFor, json, modelServer, well, type TestGateway } from '../helper/model-server.ts'
 import { until } from '../helper/until.ts'
 
 const EVENTS = { 'content-type': 'text/event-stream' }
@@ -138,4 +138,29 @@ t.test('a stream that fails after a comment is an error of its key, and none of 
   t.match(await answer.text(), /out of memory/)
   const counted = await until(async () => /^epd_key_requests_total.*/m.exec(await (await fetch(`${url}/metrics`)).text()), 'it is counted')
   t.match(counted[0], /epd_outcome="error"\} 1$/)
+})
+
+t.test('after a comment an answer that is not streamed is one event, however it is written and however long it is', async t => {
+  const long = { ...COMPLETION, more: 'x'.repeat(1_200_000) }
+  for (const text of [JSON.stringify(COMPLETION), JSON.stringify(COMPLETION, null, 2), JSON.stringify(COMPLETION, null, 2).replaceAll('\n', '\r\n'), JSON.stringify(long), JSON.stringify(long, null, 2).replaceAll('\n', '\r')]) {
+    let go!: () => void
+    const node = await modelServer(t, (_request, response) => { go = () => { response.writeHead(200, { 'content-type': 'application/json' }).end(text) } })
+    const stream = await open(await gatewayFor(t, [node], { sse: { keepAlive: 20 } }))
+    go()
+    await stream.ended
+    const events = stream.text.split('\n\n').filter(event => event !== '' && event !== ': keep-alive')
+    t.match(events, [/^data: \{[^\r\n]*$/, 'data: [DONE]'])
+    t.same(JSON.parse(events[0]!.slice('data: '.length)), JSON.parse(text))
+  }
+})
+
+t.test('after a comment an answer that is neither is an error event, and not its node\'s fault', async t => {
+  let go!: () => void
+  const node = await modelServer(t, (_request, response) => { go = () => { response.writeHead(200, { 'content-type': 'audio/mpeg' }).end('ID3') } })
+  const gateway = await gatewayFor(t, [node], { sse: { keepAlive: 20 } })
+  const body = JSON.stringify({ model: 'm', input: 'x', stream: true })
+  const answer = await fetch(`${gateway.url}/v1/audio/speech`, { method: 'POST', headers: { 'content-type': 'application/json' }, body })
+  go()
+  t.match((await answer.text()).replaceAll(': keep-alive\n\n', ''), /^data: \{"error":.*"upstream_failed".*\}\n\n$/)
+  t.equal(gateway.app.epd.nodes.get(node.url)?.load.failing, false)
 })
