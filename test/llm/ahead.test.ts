@@ -138,6 +138,24 @@ t.test('blocks that wait for an encoder give way to a request, and are free when
   await atRest(t, engine, encoder)
 })
 
+t.test('bursts of requests that have room for one at a time are served', async t => {
+  const { encoder, engine } = await pair(t, { featureBlocks: 9 })
+  const urls = await Promise.all(Array.from({ length: 40 }, async (_, i) => await drawScene(100 + i)))
+  const sizes = await encode(encoder, urls)
+  for (const { lease } of sizes) encoder.endSession(lease)
+  const large = urls.filter((_, i) => sizes[i]!.remote_block_ids.length === 3)
+  t.ok(large.length >= 12)
+  for (let burst = 0; burst < 3; burst++) {
+    for (const one of [encoder, engine]) one.clearCache()
+    const served = await Promise.all([0, 3, 6, 9].map(async at => await failure(ask(engine, withResults(await encode(encoder, large.slice(at, at + 3), overlapping(engine)), QUESTION, GREEDY)))))
+    t.same(served, [undefined, undefined, undefined, undefined])
+    await until(() => engine.gauges().epd_leases_open === 0, 'it is over')
+  }
+  const { used, pulled } = engine.counters.ahead
+  t.ok(used <= pulled, `${used} of ${pulled}`)
+  await atRest(t, engine, encoder)
+})
+
 t.test('what an offer says is checked, and strangers hold nothing', async t => {
   const { encoder, engine } = await pair(t)
   const [honest] = await encode(encoder, [await drawScene(41)]) as [EncoderResultWire]

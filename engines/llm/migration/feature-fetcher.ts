@@ -1,7 +1,7 @@
 import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
 import { CacheError } from '../../cache/room-queue.ts'
-import { abortable, deferred } from '../../service/waiting.ts'
-import type { RemoteMedia, SequenceMedia } from '../sequence/prompt.ts'
+import { Semaphore } from '../../service/waiting.ts'
+import type { RemoteMedia } from '../sequence/prompt.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
 import type { FeatureSource } from './feature-migration.ts'
 
@@ -15,13 +15,11 @@ export interface FetcherOptions extends BlockLinkOptions {
   readonly roomTimeoutMs: number
 }
 
-interface Pull { readonly kind: 'pull', readonly media: RemoteMedia, readonly entry: FeatureEntry, readonly settle: () => void }
+/** An entry that is being filled. Who is first in line pulls; when that fails the next in line does, into the same blocks. */
+interface Filling { readonly entry: FeatureEntry, readonly line: Semaphore, users: number, filled: boolean }
 
-/** How an item gets its features: they are `cached`, its own `pull` brings them into `entry`, or it waits for the pull of `another` item. */
-export type Reservation =
-  | { readonly kind: 'cached', readonly media: RemoteMedia }
-  | Pull
-  | { readonly kind: 'another', readonly pull: Promise<undefined> }
+/** The item holds its entry, which is cached, or which it or another item of its `filling` will fill. */
+export interface Reservation { readonly media: RemoteMedia, readonly filling: Filling | undefined }
 
 /**
  * Pulls features of other engines into the local feature cache. A content hash that is cached or being pulled is not
@@ -30,8 +28,7 @@ export type Reservation =
 export class FeatureFetcher implements FeatureSource<Reservation> {
   readonly #options: FetcherOptions
   readonly #link: BlockLink
-  /** Content hash -> end of the pull that fills it; never rejects. */
-  readonly #pulls = new Map<string, Promise<undefined>>()
+  readonly #fillings = new WeakMap<FeatureEntry, Filling>()
   /** Entries that were pulled ahead of the sequence that they are for, until one finds them. */
   readonly #ahead = new WeakSet<FeatureEntry>()
   #privateKeys = 0
@@ -45,16 +42,17 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
   tryReserve (media: RemoteMedia): Reservation | undefined {
     const { features } = this.#options
     const found = features.lookup(media.contentHash)
-    if (found?.state === 'ready' && found.numTokens === media.numTokens) {
-      this.#hold(media, found)
-      return { kind: 'cached', media }
+    if (found?.numTokens === media.numTokens) {
+      const filling = this.#fillings.get(found)
+      if (found.state === 'ready' || filling !== undefined) return this.#hold(media, found, filling)
     }
-    const pull = this.#pulls.get(media.contentHash)
-    if (pull !== undefined) return { kind: 'another', pull }
     // An unusable entry, which this engine's own encoder is filling, or of another length: pull into a private one beside it.
     const key = found === undefined ? media.contentHash : `${media.contentHash}#${++this.#privateKeys}`
     const entry = features.reserve(key, this.#blocksOf(media), { numTokens: media.numTokens, grid: media.grid })
-    return entry === undefined ? undefined : this.#startPull(media, entry)
+    if (entry === undefined) return undefined
+    const filling: Filling = { entry, line: new Semaphore(1), users: 0, filled: false }
+    this.#fillings.set(entry, filling)
+    return this.#hold(media, entry, filling)
   }
 
   async reserve (media: RemoteMedia, signal: AbortSignal): Promise<Reservation> {
@@ -70,50 +68,52 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
     return Math.ceil(numTokens / this.#options.blockTokens)
   }
 
-  #startPull (media: RemoteMedia, entry: FeatureEntry): Reservation {
-    this.#hold(media, entry)
-    const { promise, resolve } = deferred<undefined>()
-    this.#pulls.set(entry.hash, promise)
-    const settle = (): void => {
-      this.#pulls.delete(entry.hash)
-      resolve(undefined)
-    }
-    return { kind: 'pull', media, entry, settle }
-  }
-
   /** The item keeps one reference until its sequence has ended. */
-  #hold (media: SequenceMedia, entry: FeatureEntry): void {
+  #hold (media: RemoteMedia, entry: FeatureEntry, filling: Filling | undefined): Reservation {
     this.#options.features.ref(entry)
     media.features = entry
+    if (filling !== undefined) filling.users++
+    return { media, filling }
   }
 
-  /** Its item holds nothing any more, and an entry that no pull will fill is gone. */
-  cancel (reservation: Reservation): void {
-    if (reservation.kind === 'another') return
-    const { features } = this.#options
-    const { media } = reservation
-    if (reservation.kind === 'pull') {
-      features.abandon(reservation.entry)
-      reservation.settle()
-    }
-    if (media.features !== undefined) features.unref(media.features)
+  /** An entry that nobody is left to fill is gone. */
+  #leave (filling: Filling): void {
+    filling.users--
+    if (filling.users === 0 && !filling.filled) this.#options.features.abandon(filling.entry)
+  }
+
+  /** Its item holds nothing any more. */
+  cancel ({ media, filling }: Reservation): void {
+    if (filling !== undefined) this.#leave(filling)
+    if (media.features !== undefined) this.#options.features.unref(media.features)
     media.features = undefined
   }
 
   /** Rejects with what the pull failed with, or with the signal's reason. */
-  async fetch (media: RemoteMedia, reservation: Reservation, call: FetchCall): Promise<Fetched> {
-    if (reservation.kind === 'another') {
-      await abortable(reservation.pull, call.signal)
-      // Usually the features are cached now; if that pull failed, this item makes its own.
-      return await this.fetch(media, await this.reserve(media, call.signal), call)
-    }
-    const fetched = reservation.kind === 'pull' ? await this.#pullInTurn(media, reservation, call) : this.#found(media)
+  async fetch (media: RemoteMedia, { filling }: Reservation, call: FetchCall): Promise<Fetched> {
+    const { signal } = call
+    const pulled = filling && await this.#fill(filling, signal, async () => await this.#link.inTurn(signal, async () => await this.#transfer(media, filling.entry, call)))
+    const fetched = pulled ?? this.#found(media)
     this.#link.ack(media.source, call.context)
     return fetched
   }
 
-  async #pullInTurn (media: RemoteMedia, { entry, settle }: Pull, call: FetchCall): Promise<Fetched> {
-    return await this.#pull(entry, settle, async () => await this.#link.inTurn(call.signal, async () => await this.#transfer(media, entry, call)))
+  /** Waits in line, and pulls unless one before it has: undefined then. */
+  async #fill (filling: Filling, signal: AbortSignal, pull: () => Promise<Fetched>): Promise<Fetched | undefined> {
+    try {
+      const next = await filling.line.enter(signal)
+      try {
+        if (filling.filled) return undefined
+        const fetched = await pull()
+        filling.filled = true
+        this.#options.features.commit(filling.entry)
+        return fetched
+      } finally {
+        next()
+      }
+    } finally {
+      this.#leave(filling)
+    }
   }
 
   #found ({ features }: RemoteMedia): Fetched {
@@ -131,28 +131,20 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
     call.signal.throwIfAborted()
     const reservation = this.tryReserve(media)
     if (reservation === undefined) throw new CacheError('BUSY', 'no room for features ahead of their request')
-    const { features } = media
-    try {
-      if (reservation.kind !== 'pull') return undefined
-      const { entry, settle } = reservation
-      this.#ahead.add(entry)
-      return await this.#pull(entry, settle, async () => await this.#transfer(media, entry, call))
-    } finally {
-      if (features !== undefined) this.#options.features.unref(features)
+    const { filling } = reservation
+    if (filling === undefined || filling.users > 1) {
+      this.cancel(reservation)
+      return undefined
     }
-  }
-
-  async #pull (entry: FeatureEntry, settle: () => void, pull: () => Promise<Fetched>): Promise<Fetched> {
-    const { features } = this.#options
+    const { entry } = filling
     try {
-      const fetched = await pull()
-      features.commit(entry)
-      return fetched
-    } catch (err) {
-      features.abandon(entry)
-      throw err
+      return await this.#fill(filling, call.signal, async () => {
+        const fetched = await this.#transfer(media, entry, call)
+        this.#ahead.add(entry)
+        return fetched
+      })
     } finally {
-      settle()
+      this.#options.features.unref(entry)
     }
   }
 
