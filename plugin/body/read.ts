@@ -12,8 +12,7 @@ export interface ReadBodyOptions {
 export type RequestLike = Readable & Partial<Pick<IncomingMessage, 'headers'>>
 
 /**
- * Reads a request's body into one Buffer: preallocated when the client declares its length, else joined at
- * the end. Peak memory is the body's size and little more.
+ * Reads a request's body into one Buffer, preallocated when the client declares its length: peak memory is little more.
  *
  * @throws EPD_ERR_BODY_TOO_LARGE, EPD_ERR_CONTENT_ENCODING, EPD_ERR_CLIENT_CLOSED_REQUEST. The request is left unread
  * then: the answer should carry `connection: close`.
@@ -62,13 +61,14 @@ function readKnown (request: RequestLike, length: number): Promise<Buffer> {
 
 async function readChunked (request: RequestLike, limit: number): Promise<Buffer> {
   const chunks: Buffer[] = []
+  const free = freeFor(request)
   let length = 0
   await consume(request, chunk => {
     length += chunk.length
     if (length > limit) throw tooLarge(limit)
     chunks.push(chunk)
   }, () => {})
-  return await join(chunks, length, length >= FREE_FROM ? freeFor(request) : undefined)
+  return await join(chunks, length, length >= FREE_FROM ? free : undefined)
 }
 
 /** Keeps its listeners: they cost nothing once settled, and late errors must not become uncaught ones. */
