@@ -20,7 +20,7 @@ const FIRST = /\/(ui|chaos|package|deploy)\//
  * Rooms whose files run one after the other in one process (run-together.ts). Each costs a second of CPU time less than by
  * itself: the 11 files of pipeline/ take 15 s instead of 38 s.
  */
-const TOGETHER = /\/(adapters|body|cache|cli|discovery|encoder|llm|models|pipeline|planning|plugin|registry|relay|runtime|server|service|sglang|simulate|soak|telemetry|traces|turbomind)\//
+const TOGETHER = /\/(adapters|body|cache|cli|discovery|e2e|encoder|llm|models|pipeline|planning|plugin|registry|relay|runtime|server|service|sglang|simulate|soak|telemetry|traces|turbomind)\//
 
 const folder = fileURLToPath(new URL('..', import.meta.url))
 
