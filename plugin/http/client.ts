@@ -11,6 +11,8 @@ import { writeChunksWhole } from './chunk-writes.ts'
 /** By connection, so that each gets one listener, however many requests are pipelined on it. */
 const pipelined = new WeakMap<Socket, Set<() => void>>()
 
+/** RFC 9113, section 7. Without it an HTTP/2 answer that is cut looks whole. */
+const INTERNAL_ERROR = 2
 /** `destroyed` says nothing of one of HTTP/2. */
 type ClientResponse = ServerResponse & { readonly stream?: Http2Stream }
 
@@ -61,20 +63,20 @@ export function deliver (answer: Answer, reply: FastifyReply, extra: Readonly<Re
   reply.code(answer.statusCode)
   passHeaders(answer, reply)
   for (const name in extra) reply.header(name, extra[name])
-  if (answer.body instanceof Readable) followStream(answer.body, answer, reply)
+  if (answer.body instanceof Readable) followStream(answer.body, answer, reply.raw)
   reply.send(answer.body)
 }
 
-function followStream (body: Readable, { headers }: Answer, { raw }: FastifyReply): void {
-  if (isEventStream(headers)) writeChunksWhole(raw)
+function followStream (body: Readable, { headers }: Answer, raw: ClientResponse): void {
   const length = headers['content-length']
-  if (length !== undefined && headers['transfer-encoding'] === undefined && !isEventStream(headers)) {
+  if (isEventStream(headers)) writeChunksWhole(raw)
+  else if (length !== undefined && headers['transfer-encoding'] === undefined) {
     // The length holds only where no onSend hook has put another body in the answer's place.
     raw.once('pipe', source => { if (source === body) raw.setHeader('content-length', length) })
   }
   // A hook may fail, so that the answer is never read, or pipe it on, so that its error reaches nothing.
   onClosed(raw, () => { body.destroy() })
-  body.once('error', () => { raw.destroy() })
+  body.once('error', () => { raw.stream === undefined ? raw.destroy() : raw.stream.close(INTERNAL_ERROR) })
 }
 
 /** A node's CORS headers are left out: the gateway decides who may read answers. */

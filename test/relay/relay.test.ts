@@ -163,6 +163,24 @@ t.test('a reset connection is an error event in a stream and a broken connection
   }
 })
 
+t.test('over HTTP/2 too a client can tell that an answer is not whole', async t => {
+  for (const [name, size] of [['JSON above 1 MiB', 1_200_000], ['a stream without events', 10]] as const) {
+    const json = await rawUpstream(t, socket => { socket.write(`HTTP/1.1 200 OK\r\ncontent-type: ${size > 10 ? 'application/json' : 'audio/wav'}\r\ntransfer-encoding: chunked\r\n\r\n${frame('x'.repeat(size)).toString()}`) })
+    const { port, results } = await gateway(t, async () => await json.open(), { http2: true })
+    const client = connectHttp2(`http://127.0.0.1:${port}`)
+    t.teardown(() => { client.destroy() })
+    const stream = client.request({ ':path': '/' })
+    let [length, failed] = [0, undefined as Error | undefined]
+    stream.on('data', (data: Buffer) => { length += data.length }).on('error', error => { failed = error })
+    await until(() => length === size, 'what has come is passed on')
+    ;(await json.socket()).resetAndDestroy()
+    await new Promise(resolve => stream.once('close', resolve))
+    t.match(failed, { code: 'ERR_HTTP2_STREAM_ERROR' }, name)
+    t.equal(stream.rstCode, 2, name)
+    t.match(await results[0], { outcome: 'upstream_failed' })
+  }
+})
+
 t.test('a header that no response can carry stays behind', async t => {
   const upstream = scripted([Buffer.from('{}')], { 'content-type': 'application/json', 'x-model': '\u6a21', 'x-good': 'caf\u00e9' })
   const { port } = await gateway(t, () => upstream)
