@@ -3,7 +3,7 @@ import { Readable } from 'node:stream'
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from '../adapter.ts'
 import { isErrorBody } from './error-shape.ts'
 import { brokenOff, codeOf, decode, failureError, failureOf, nonsense, readFailure, type FailureReader } from './failures.ts'
-import type { FlowingResponse } from '../flow.ts'
+import { JoinedBytes, type FlowingResponse } from '../flow.ts'
 
 /** Routes whose answers are known to be JSON, or events; others may answer with anything but a page. */
 const GENERATES = /^\/v1\/(chat\/completions|completions|responses|messages|embeddings)(\?|$)/
@@ -135,24 +135,6 @@ function peek (response: FlowingResponse, look: (bytes: Buffer, ended: boolean) 
       error: reject
     })
   })
-}
-
-/** What has come, in one buffer whose room doubles: many small chunks are not copied again for each that follows. */
-class JoinedBytes {
-  bytes: Buffer = Buffer.alloc(0)
-  #room: Buffer | undefined
-
-  add (chunk: Buffer): void {
-    const { length } = this.bytes
-    if (length === 0) { this.bytes = chunk; return }
-    const needed = length + chunk.length
-    if (this.#room === undefined || this.#room.length < needed) {
-      this.#room = Buffer.allocUnsafeSlow(2 * needed)
-      this.#room.set(this.bytes)
-    }
-    this.#room.set(chunk, length)
-    this.bytes = this.#room.subarray(0, needed)
-  }
 }
 
 function isJson (type: string | undefined): boolean {

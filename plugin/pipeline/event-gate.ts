@@ -1,3 +1,5 @@
+import { JoinedBytes } from '../../adapters/flow.ts'
+
 const LF = 0x0a
 const CR = 0x0d
 
@@ -16,12 +18,16 @@ function endsEvent (bytes: Buffer): boolean {
   return last === CR && bytes[length - 2] === CR
 }
 
-/** Offset behind the last whole event, 0 when there is none. */
-function lastEventEnd (bytes: Buffer): number {
+/** Offset behind the last whole event, 0 when there is none that ends behind `from`. */
+function lastEventEnd (all: Buffer, from: number): number {
+  // The longest end has four bytes.
+  const skipped = Math.max(0, from - 3)
+  const bytes = all.subarray(skipped)
   const lf = bytes.lastIndexOf('\n\n')
   const crlf = bytes.lastIndexOf('\r\n\r\n')
   const cr = bytes.lastIndexOf('\r\r')
-  return Math.max(lf === -1 ? 0 : lf + 2, crlf === -1 ? 0 : crlf + 4, cr === -1 ? 0 : cr + 2)
+  const end = Math.max(lf === -1 ? 0 : lf + 2, crlf === -1 ? 0 : crlf + 4, cr === -1 ? 0 : cr + 2)
+  return end === 0 ? 0 : skipped + end
 }
 
 /**
@@ -32,7 +38,7 @@ function lastEventEnd (bytes: Buffer): number {
 export class EventGate {
   /** Does what has passed so far end an event? */
   atBoundary = true
-  #held: Buffer | undefined
+  #held: JoinedBytes | undefined
 
   /** What may pass now; undefined when that is nothing. */
   pass (chunk: Buffer): Buffer | undefined {
@@ -44,22 +50,26 @@ export class EventGate {
   }
 
   #passPart (chunk: Buffer): Buffer | undefined {
-    const bytes = this.#held === undefined ? chunk : Buffer.concat([this.#held, chunk])
-    const end = lastEventEnd(bytes)
+    const held = this.#held ??= new JoinedBytes()
+    const before = held.bytes.length
+    held.add(chunk)
+    const { bytes } = held
+    const end = lastEventEnd(bytes, before)
     if (bytes.length - end > MAX_HELD) {
       this.#held = undefined
       this.atBoundary = false
       return bytes
     }
-    this.#held = end === bytes.length ? undefined : bytes.subarray(end)
     if (end === 0) return undefined
+    this.#held = undefined
+    if (end < bytes.length) (this.#held = new JoinedBytes()).add(bytes.subarray(end))
     this.atBoundary = true
     return bytes.subarray(0, end)
   }
 
   /** At a clean end: what is left, as it came. */
   rest (): Buffer | undefined {
-    const rest = this.#held
+    const rest = this.#held?.bytes
     this.#held = undefined
     return rest
   }
