@@ -1,5 +1,5 @@
 /** Nodes, their health, their load and the links between them. */
-export { canExchange, sameFingerprint } from './links.ts'
+export { canExchange, sameEngine, sameFingerprint } from './links.ts'
 export { usableOf } from './load.ts'
 export { remembered, those } from './remembered.ts'
 export { Registry } from './registry.ts'

@@ -72,6 +72,11 @@ export function sameFingerprint (from: End, to: End): boolean {
   return one === undefined || other === undefined || one === other
 }
 
+/** Are they one process of our engines, under two URLs? It draws its epoch at random; other servers' may be small numbers. */
+export function sameEngine (one: End, other: End): boolean {
+  return one.info?.epoch !== undefined && one.info.epoch === other.info?.epoch && one.info.backend.startsWith('fastify-epd/')
+}
+
 /** Why two nodes can't be linked, as far as it shows without a call. */
 function refusal (from: NodeRecord, to: NodeRecord): string | undefined {
   for (const { id } of [from, to]) {

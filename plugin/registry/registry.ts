@@ -4,7 +4,7 @@ import { checkAdapter, detectAdapter, pytorch, resolveAdapter } from '../../adap
 import { abortable, abortReason } from '../../adapters/abort.ts'
 import type { NodeOptions } from '../options/schema.ts'
 import type { AddResult, NodeChanges, NodeStatus, Registrant, RegistryApi, RegistryOptions, SavedNodes } from './api.ts'
-import { Links } from './links.ts'
+import { Links, sameEngine } from './links.ts'
 import { StageBreakers } from './load.ts'
 import { ASK_MS, isCertain, NodeRecord } from './node.ts'
 import { checkUrl, sameNode } from './node-url.ts'
@@ -245,8 +245,10 @@ export class Registry extends NodeTable implements RegistryApi {
 
   #answered (record: NodeRecord, info: NodeInfo): void {
     const { log } = this.#options
-    const { id, state, lives } = record
+    const { id, state, lives, info: known } = record
     const changed = record.answered(info)
+    const twin = info.epoch === known?.epoch ? undefined : [...this.records.values()].find(other => other !== record && sameEngine(other, record))
+    if (twin !== undefined) log.warn({ node: id, same_as: twin.id }, 'one engine is registered under two URLs: remove one of them')
     if (record.lives !== lives) log.info({ node: id, epoch: info.epoch }, 'node has restarted')
     if (record.state !== state) log.info({ node: id, from: state, to: record.state }, 'node state changed')
     if (changed) this.#sync(record)

@@ -72,6 +72,13 @@ t.test('nodes of no use, models without nodes and ill nodes are problems with a 
   t.match(problemsOf(diagnose([patient('e', 'encoder'), patient('h', 'hybrid', {}, { accepts: [] })])), /no node can answer requests with pictures for m, though there are encoders/)
 })
 
+t.test('one engine under two URLs is a problem; epochs of other servers, and engines without one, are not', async t => {
+  const ours = { backend: 'fastify-epd/1 pytorch' }
+  const nodes = [patient('e', 'encoder', {}, { ...ours, epoch: 7 }), patient('a', 'hybrid', {}, { ...ours, epoch: 8 }), patient('b', 'hybrid', {}, { ...ours, epoch: 8 }), patient('c', 'hybrid', {}, ours), patient('d', 'hybrid', {}, ours)]
+  t.match(problemsOf(diagnose(nodes)), /^b and a are one engine under two URLs \/ .*remove one[^\n]*$/)
+  t.equal(problemsOf(diagnose([patient('a', 'hybrid', {}, { epoch: 1 }), patient('b', 'hybrid', {}, { epoch: 1 })])), '')
+})
+
 t.test('whatever the nodes say, each is in the findings, and a pair that works makes its encoder useful', async t => {
   const roles: Role[] = ['encoder', 'prefill', 'decode', 'hybrid']
   for (let n = 0; n < 4 ** 4; n++) {

@@ -292,6 +292,18 @@ t.test('a model is offered when an answer can come of it', async t => {
   await offers(['m'])
 })
 
+t.test('the log names one of our engines that is registered under two URLs, once', async t => {
+  const warned: unknown[] = []
+  const { registry, add } = worldWith(t, { log: { ...silent, warn: data => { warned.push(data) } } })
+  const ours = { backend: 'fastify-epd/1 pytorch', epoch: 7 }
+  for (const [url, info] of [[E, ours], [E2, ours], [PD, { ...ours, epoch: 8 }]] as const) {
+    add(url, 'hybrid', info)
+    await registry.waitFor(({ byId }) => byId.get(url)?.state === 'healthy')
+  }
+  await registry.ask(E2)
+  t.same(warned, [{ node: E2, same_as: E }])
+})
+
 t.test('without an epoch a node that was away is another process: its links are made again', async t => {
   const { world, registry, add } = worldWith(t)
   add(P, 'prefill', { epoch: undefined })

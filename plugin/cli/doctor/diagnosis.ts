@@ -1,6 +1,6 @@
 /** Which nodes can work together, what a gateway in front of them can serve, and what is missing. Pure functions of what was found. */
 import type { NodeInfo, Role } from '../../../adapters/adapter.ts'
-import { canExchange, sameFingerprint, type LinkState, type NodeState } from '../../registry/index.ts'
+import { canExchange, sameEngine, sameFingerprint, type LinkState, type NodeState } from '../../registry/index.ts'
 
 /** A node, by what it says of itself and what a gateway has found. */
 export interface Patient {
@@ -52,12 +52,13 @@ export interface Diagnosis {
 
 const LMDEPLOY_MEDIA = 'LMDeploy has no encoder role and takes no features over HTTP: its pictures stay with the language model'
 const NO_DISAGGREGATION = 'the adapter openai does no disaggregation: name the adapter of the server (vllm, sglang, pytorch)'
+const TWICE = 'its load is counted apart, a drain of one leaves the other, and features are not pulled ahead'
 const VLLM_CONNECTORS = 'vLLM reports no connectors. Encoders need --ec-transfer-config with ec_producer, those that take their features ec_consumer with the same storage; prefill and decode need --kv-transfer-config with kv_producer and kv_consumer. Without them each server encodes and prefills by itself, and answers right (docs/vllm.md)'
 
 export function diagnose (nodes: readonly Patient[]): Diagnosis {
   const pairs = nodes.flatMap(from => nodes.flatMap(to => pairOf(from, to) ?? []))
   const models = [...new Set(nodes.flatMap(node => node.models))].map(model => modelOf(model, nodes, pairs))
-  const problems = [...nodes.flatMap(ill), ...nodes.flatMap(node => lonely(node, nodes, pairs)), ...models.flatMap(model => unserved(model, nodes))]
+  const problems = [...nodes.flatMap(ill), ...nodes.flatMap(twice), ...nodes.flatMap(node => lonely(node, nodes, pairs)), ...models.flatMap(model => unserved(model, nodes))]
   return { nodes, pairs, models, problems, hints: [...nodes.flatMap(plainly), ...(nodes.filter(({ adapter }) => adapter === 'vllm').length > 1 ? [VLLM_CONNECTORS] : [])] }
 }
 
@@ -136,6 +137,11 @@ function ill ({ id, state, notes, resting }: Patient): Problem[] {
   if (state === 'unhealthy' || state === 'unknown') return [{ what: `${id} is ${state}${why}`, remedy: 'start it, or correct its url, apiKey or adapter in the configuration' }]
   if (state === 'initialising' || state === 'sleeping') return [{ what: `${id} is ${state}${why}`, remedy: state === 'sleeping' ? 'wake it up' : 'wait until it has loaded its model, then ask again' }]
   return resting.length > 0 ? [{ what: `${id} rests after failures (${resting.join(', ')})`, remedy: 'fastify-epd trace --last 20 --errors shows what failed' }] : []
+}
+
+function twice (node: Patient, at: number, nodes: readonly Patient[]): Problem[] {
+  const first = nodes.slice(0, at).find(other => sameEngine(other, node))
+  return first === undefined ? [] : [{ what: `${node.id} and ${first.id} are one engine under two URLs`, remedy: `${TWICE}: remove one; in the configuration write the URL with which the engine registers` }]
 }
 
 /** A node that is well and of no use. */
