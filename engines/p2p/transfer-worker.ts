@@ -75,7 +75,7 @@ function run (call: number, start: () => Started): void {
   try {
     const started = start()
     calls.set(call, started)
-    started.result.then((value) => post({ op: 'done', call, value }), fail).finally(() => calls.delete(call))
+    started.result.then((value) => post({ op: 'done', call, value })).catch(fail).finally(() => calls.delete(call))
   } catch (err) {
     fail(err)
   }

@@ -74,6 +74,10 @@ const FAILURES: ReadonlySet<unknown> = new Set<P2PErrorCode>(['STALE', 'GONE', '
 const MAX_DIMS = 8
 /** Characters of an engine id, a lease or a trace context. */
 const MAX_TEXT = 2048
+/** The largest reply is an offer with its block ids. */
+const MAX_REPLY_BYTES = 256 << 10
+/** The ids lie in a list in the offer in the header. What is deeper overflows the stack of the thread that copies it. */
+const MAX_DEPTH = 3
 
 export function encodeHeader (header: Request | Reply): Buffer {
   return Buffer.from(JSON.stringify(header))
@@ -84,7 +88,7 @@ function parse (frame: Uint8Array): Json | undefined {
     const fields: unknown = JSON.parse(Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength).toString('utf8'))
     if (!isObject(fields)) return undefined
     const known = fields.v === WIRE_VERSION && typeof fields.id === 'string' && fields.id.length <= 64
-    return known && (fields.traceparent === undefined || isText(fields.traceparent)) ? fields : undefined
+    return known && (fields.traceparent === undefined || isText(fields.traceparent)) && isFlat(fields) ? fields : undefined
   } catch {
     return undefined
   }
@@ -93,6 +97,11 @@ function parse (frame: Uint8Array): Json | undefined {
 /** Replies repeat some of a request's texts, so their length is bounded. */
 function isText (value: unknown): boolean {
   return typeof value === 'string' && value.length <= MAX_TEXT
+}
+
+function isFlat (value: unknown, depth = MAX_DEPTH): boolean {
+  if (typeof value !== 'object' || value === null) return true
+  return depth > 0 && Object.values(value).every((inner) => isFlat(inner, depth - 1))
 }
 
 function isDtype (value: unknown): boolean {
@@ -142,5 +151,5 @@ export function decodeRequest (frame: Uint8Array): Request | undefined {
 }
 
 export function decodeReply (frame: Uint8Array): Reply | undefined {
-  return decode(frame, REPLIES) as unknown as Reply | undefined
+  return frame.length > MAX_REPLY_BYTES ? undefined : decode(frame, REPLIES) as unknown as Reply | undefined
 }

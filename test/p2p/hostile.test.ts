@@ -3,7 +3,9 @@ import { once } from 'node:events'
 import type { Worker } from 'node:worker_threads'
 import { Dealer, Router } from 'zeromq'
 import { MAX_LATE_IN_ALL, Replies } from '../../engines/p2p/serving.ts'
+import type { P2PEndpointInfo } from '../../engines/p2p/types.ts'
 import { Writer } from '../../engines/p2p/sockets.ts'
+import { decodeReply, decodeRequest } from '../../engines/p2p/wire.ts'
 import { until } from '../helper/until.ts'
 import { Peer, type Offer } from './peer.ts'
 
@@ -134,6 +136,60 @@ t.test('an id that is used again while its first pull is being refused loses not
   await until(() => a.idle, 'nothing is held')
 })
 
+/** A producer that answers hellos, and each other request with what `answer` makes of it. */
+async function evilProducer (t: Test, like: Peer, answer: (request: { type: string, id: string }) => string | undefined): Promise<P2PEndpointInfo> {
+  const router = new Router({ linger: 0 })
+  await router.bind('tcp://127.0.0.1:*')
+  t.teardown(() => { router.close() })
+  const serve = async (): Promise<void> => {
+    for await (const [peer, header] of router) {
+      const request = JSON.parse(String(header)) as { type: string, id: string }
+      const reply = answer(request)
+      if (reply !== undefined) await router.send([peer!, reply])
+    }
+  }
+  serve().catch(() => { /* closed */ })
+  return { ...like.node.endpoint, engine: 'http://evil', epoch: 7, tcp: router.lastEndpoint! }
+}
+
+const DEEP = (depth: number): string => '['.repeat(depth) + ']'.repeat(depth)
+
+t.test('a reply that is deep or huge ends neither the transfer worker nor a link', async t => {
+  const a = await open(t, 'http://a')
+  const b = await open(t, 'http://b', 2)
+  let offer = ''
+  const evil = await evilProducer(t, a, ({ type, id }) => type === 'hello'
+    ? JSON.stringify({ v: 1, id, type: 'welcome', engine: 'http://evil', epoch: 7 })
+    : `{"v":1,"id":"${id}","type":"offered","offer":${offer}}`)
+  for (const endpoint of [a.node.endpoint, evil]) await b.node.connect(endpoint)
+  const objects = JSON.stringify({ x: Array.from({ length: 200_000 }, () => ({})) })
+  const offers = [...[10, 1000, 5000, 20_000, 1_000_000].map(depth => `{"x":${DEEP(depth)}}`), JSON.stringify({ remote_block_ids: Array.from({ length: 1_000_000 }, () => 0) }), objects]
+  for (const [i, one] of offers.entries()) {
+    offer = one
+    const stop = new AbortController()
+    const asked = t.rejects(b.node.ask({ engineId: 'http://evil', lease: 'l' }, { signal: stop.signal, timeoutMs: 60_000 }), { code: 'ABORTED' })
+    await until(() => b.node.refused.malformed === i + 1, 'it is refused')
+    stop.abort()
+    await asked
+  }
+  t.equal(b.node.problem, undefined)
+  t.same(b.node.peers().map(({ engineId }) => engineId), ['http://a', 'http://evil'])
+  offer = JSON.stringify({ remote_block_ids: Array.from({ length: 10_000 }, (_, i) => i) })
+  t.equal((await b.node.ask({ engineId: 'http://evil', lease: 'l' }) as { remote_block_ids: number[] }).remote_block_ids.length, 10_000, 'a large one of the right form is read')
+  t.ok(await pulls(b, a.offer(2)))
+})
+
+t.test('no header is deep, whatever its type', async t => {
+  const common = { v: 1, id: 'x', from: 'a', engine: 'b', epoch: 1, lease: 'l', link: 1, pool: 'kv', blocks: [1], bytes: 1, chunk: 1, window: 1, upto: 1, seq: 0, offset: 0, dtype: 'float32', dims: [1], crc32: 0, ended: true, offer: { ids: [1] }, code: 'GONE', message: 'm' }
+  for (const [types, decode] of [[['hello', 'pull', 'credit', 'cancel', 'ack', 'release', 'offer', 'ask'], decodeRequest], [['welcome', 'chunk', 'ended', 'offered', 'error', 'alive'], decodeReply]] as const) {
+    for (const type of types) {
+      const header = JSON.stringify({ ...common, type })
+      t.match(decode(Buffer.from(header)), { type })
+      t.equal(decode(Buffer.from(`${header.slice(0, -1)},"more":${DEEP(20_000)}}`)), undefined, type)
+    }
+  }
+})
+
 t.test('a producer that answers a request with what answers another one ends that request, not more', async t => {
   const a = await open(t, 'http://a')
   const b = await open(t, 'http://b', 2)
@@ -143,19 +199,11 @@ t.test('a producer that answers a request with what answers another one ends tha
     offered: { offer: {} },
     chunk: { seq: 0, offset: 0, dtype: 'float32', dims: [0], crc32: 0 }
   }
-  const router = new Router({ linger: 0 })
-  await router.bind('tcp://127.0.0.1:*')
-  t.teardown(() => { router.close() })
   let wrong: { to: string, type: string } | undefined
-  const serve = async (): Promise<void> => {
-    for await (const [peer, header] of router) {
-      const { type, id } = JSON.parse(String(header)) as { type: string, id: string }
-      const answer = type === wrong?.to ? wrong.type : type === 'hello' ? 'welcome' : undefined
-      if (answer !== undefined) await router.send([peer!, JSON.stringify({ v: 1, id, type: answer, ...replies[answer] })])
-    }
-  }
-  serve().catch(() => { /* closed */ })
-  const evil = { ...a.node.endpoint, engine: 'http://evil', epoch: 7, tcp: router.lastEndpoint! }
+  const evil = await evilProducer(t, a, ({ type, id }) => {
+    const answer = type === wrong?.to ? wrong.type : type === 'hello' ? 'welcome' : undefined
+    return answer === undefined ? undefined : JSON.stringify({ v: 1, id, type: answer, ...replies[answer] })
+  })
   const name = { engineId: 'http://evil', epoch: 7, lease: 'l' }
 
   for (const type of ['ended', 'chunk', 'offered']) {
