@@ -233,9 +233,11 @@ t.test('a producer that answers a request with what answers another one ends tha
 })
 
 t.test('peers that read nothing are not answered without bound, however many they are', async t => {
-  const router = new Router({ linger: 0, mandatory: true, sendTimeout: 0, sendHighWaterMark: 64 })
+  // Buffers of a fixed size: by itself the system makes room for all of it.
+  const [sendBufferSize, receiveBufferSize] = [64 << 10, 64 << 10]
+  const router = new Router({ linger: 0, mandatory: true, sendTimeout: 0, sendHighWaterMark: 64, sendBufferSize })
   await router.bind('tcp://127.0.0.1:*')
-  const peers = Array.from({ length: 6 }, () => new Dealer({ linger: 0, receiveHighWaterMark: 1 }))
+  const peers = Array.from({ length: 6 }, () => new Dealer({ linger: 0, receiveHighWaterMark: 1, receiveBufferSize }))
   const replies = new Replies(new Writer(router), 60_000)
   t.teardown(() => {
     replies.close()
