@@ -62,6 +62,8 @@ export class AnswerStream extends Readable implements Answer {
   #neverBegin!: (error: Error) => void
   #deliver!: (delivery: Delivery) => void
   #firstByteAt: number | undefined
+  /** Its first event has some: it is to end with `[DONE]` or a finish reason. */
+  #choices = false
   /** The node has nothing more to say. */
   #ended = false
   /** It has said all. */
@@ -115,6 +117,7 @@ export class AnswerStream extends Readable implements Answer {
     const more = bytes === undefined || this.push(bytes)
     if (bytes !== undefined && this.#firstByteAt === undefined) {
       this.#firstByteAt = performance.now()
+      this.#choices = bytes.includes('"choices"')
       this.#begin()
     }
     if (!more) {
@@ -126,7 +129,7 @@ export class AnswerStream extends Readable implements Answer {
 
   #end (): void {
     if (this.#ended) return
-    if (this.#gate !== undefined && this.#firstByteAt !== undefined && !this.#usage.whole) return this.#fail(new Error('the stream ended before its answer did'))
+    if (this.#gate !== undefined && this.#choices && !this.#usage.whole) return this.#fail(new Error('the stream ended before its answer did'))
     this.#ended = this.#whole = true
     this.#limit.clear()
     const rest = this.#gate?.rest()

@@ -42,29 +42,29 @@ export class UsageReader {
 
   /** Did a stream of choices come to its end? One that a node has cut in half may end in good order. */
   get whole (): boolean {
-    const text = this.#text()
-    return !text.includes('"choices"') || text.includes('[DONE]') || text.includes('"error"') || readFinishReason(text) !== undefined
+    // Generated text has no line of its own. The last event may be longer than what is searched for usage.
+    if (/^data: ?\[DONE\]/m.test(this.#text())) return true
+    const text = this.#text(Infinity)
+    return text.includes('"error"') || readFinishReason(text) !== undefined
   }
 
   /** At the end: later chunks change nothing. */
   read (): Closing {
-    return (this.#closing ??= closingIn(this.#text()))
+    if (this.#closing !== undefined) return this.#closing
+    const text = this.#text()
+    return (this.#closing = { usage: readUsage(text), finishReason: readFinishReason(text) })
   }
 
-  #text (): string {
+  #text (bytes = MAX_BYTES): string {
     let text = ''
     const { length } = this.#chunks
-    for (let i = 1; i <= length && text.length < MAX_BYTES; i++) {
+    for (let i = 1; i <= length && text.length < bytes; i++) {
       const chunk = this.#chunks[(this.#next - i + length) % length]!
       // Only ASCII is looked for.
-      text = chunk.toString('latin1', Math.max(0, chunk.length - MAX_BYTES + text.length)) + text
+      text = chunk.toString('latin1', Math.max(0, chunk.length - bytes + text.length)) + text
     }
     return text
   }
-}
-
-function closingIn (text: string): Closing {
-  return { usage: readUsage(text), finishReason: readFinishReason(text) }
 }
 
 /** Where the value of the last member of this name begins; inside of generated text the quotes would be escaped. */
@@ -87,8 +87,7 @@ function skipSpace (text: string, from: number): number {
 function readFinishReason (text: string): string | undefined {
   const at = lastValue(text, 'finish_reason')
   if (at === undefined) return undefined
-  const reason = /^"([a-z_]+)"/.exec(text.slice(at, at + 40))?.[1]
-  return reason ?? readFinishReason(text.slice(0, at - 3))
+  return /^"([a-z_]+)"/.exec(text.slice(at, at + 40))?.[1] ?? readFinishReason(text.slice(0, at - 3))
 }
 
 function readUsage (text: string): Usage | undefined {

@@ -93,6 +93,23 @@ t.test('a stream without [DONE] is whole, however many pieces follow its finish 
   }
 })
 
+t.test('a stream of choices that ends in good order is whole with [DONE] or a finish reason only, whatever its text and however long its last event', async t => {
+  let last!: string
+  const { port, results } = await gateway(t, () => scripted([event({ choices: [{ delta: { content: 'x' } }] }), last].map(piece => Buffer.from(piece)), SSE))
+  const more = { logprobs: 'p'.repeat(20_000) }
+  const said = (content: string, rest: object = {}, choice: object = {}): string => event({ choices: [{ delta: { content }, ...choice }], ...rest })
+  const cases: Array<[string, Delivery['outcome']]> = [
+    [said('x', more), 'upstream_failed'], [said('[DONE]'), 'upstream_failed'], [said('\ndata: [DONE]\n\n'), 'upstream_failed'], [said('"finish_reason":"stop"'), 'upstream_failed'],
+    [said('x', more, { finish_reason: 'stop' }), 'complete'], [said('x', more) + DONE, 'complete'], [said('x') + DONE.replaceAll('\n', '\r'), 'complete'], [said('x') + 'data:[DONE]\n\n', 'complete']
+  ]
+  for (const [end, outcome] of cases) {
+    last = end
+    const body = (await ask(port)).body.toString()
+    t.equal(body.includes('upstream_broken'), outcome === 'upstream_failed', end.slice(0, 60))
+    t.match(await results.at(-1)!, { outcome })
+  }
+})
+
 t.test('bytes arrive as they were sent, however they were cut', async t => {
   const random = new Random(3)
   let upstream!: UpstreamResponse
