@@ -24,7 +24,7 @@ export const ERRORS = {
   EPD_ERR_DUPLICATE_MEMBER: { message: 'The request body has %s twice', statusCode: 400, code: 'duplicate_member' },
   EPD_ERR_INVALID_MEDIA: { message: '%s', statusCode: 400, code: 'invalid_media' },
   EPD_ERR_TOO_MANY_MEDIA: { message: 'The request has more than %s media items', statusCode: 400, code: 'too_many_media' },
-  EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or ".."', statusCode: 400, code: 'invalid_path' },
+  EPD_ERR_INVALID_PATH: { message: 'The path %s has a segment "." or "..", or is encoded more than five times', statusCode: 400, code: 'invalid_path' },
   EPD_ERR_CONFIGURATION: { message: '%s', statusCode: 400, code: 'invalid_configuration' },
   EPD_ERR_NO_HYBRID: { message: '%s can not be served: it needs a node that does both prefill and decode, and the model %s has none', statusCode: 400, code: 'unsupported_value' },
   EPD_ERR_CONTEXT_LENGTH: { message: 'The request is too long: the nodes of the model %s take %s', statusCode: 400, code: 'context_length_exceeded' },

@@ -1,5 +1,8 @@
 import { epdError } from '../errors.ts'
 
+/** How often a path may be encoded: each round costs time in its length, and none in use decodes more than twice. */
+const ROUNDS = 5
+
 /**
  * A client's path, to be continued below a node's URL.
  *
@@ -8,16 +11,17 @@ import { epdError } from '../errors.ts'
  */
 export function upstreamPath (url: string): string {
   const [path] = url.split('?', 1) as [string]
-  for (let text = path, last = ''; text !== last; last = text, text = decoded(text)) {
-    if (text.split(/[/\\]/).some(segment => /^\.\.?(;|$)/.test(segment))) throw epdError('EPD_ERR_INVALID_PATH', [path])
+  const invalid = (): Error => epdError('EPD_ERR_INVALID_PATH', [path.length > 200 ? `${path.slice(0, 200)}...` : path])
+  for (let text = path, round = 0, next; ; text = next, round++) {
+    if (text.split(/[/\\]/).some(segment => /^\.\.?(;|$)/.test(segment))) throw invalid()
+    next = decoded(text)
+    if (next === text) break
+    if (round === ROUNDS) throw invalid()
   }
   return path.replace(/\/{2,}/g, '/') + url.slice(path.length)
 }
 
+/** Byte by byte: one that is no UTF-8 must not keep others from being decoded. */
 function decoded (text: string): string {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    return text
-  }
+  return text.replace(/%[\da-f]{2}/gi, byte => String.fromCharCode(parseInt(byte.slice(1), 16)))
 }

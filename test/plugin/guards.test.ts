@@ -75,6 +75,7 @@ function * steps (): Generator<string> {
     }
     yield `/v1/${a}/models`
     yield `/v1/files/${a};x/1`
+    yield `/v1/files/%25ff/${a}${a}/1`
   }
 }
 
@@ -98,6 +99,17 @@ t.test('no path steps out of /v1, however often a proxy in front of a node decod
   for (const path of ['/v1/files/a%20b', '/v1/files/100%25', '/v1/files/a;b', '/v1/files/.well-known', '/v1/files/a...b']) {
     t.same(await ask('GET', path), [200, { path }])
     t.same(await ask('GET', `http://elsewhere${path}`), [200, { path }], 'a whole URL, as proxies get it')
+  }
+})
+
+t.test('a path that is encoded again and again is refused after a few rounds', async t => {
+  const node = await FakeNode.start(t)
+  const { url } = await buildGateway(t, { nodes: [node] })
+  for (const times of [5, 6, 100, 3_700]) {
+    const [answer] = await once(request(url, { path: `/v1/files/${'/'.repeat(times)}%${'25'.repeat(times)}` }).end(), 'response') as [IncomingMessage]
+    t.equal(answer.statusCode, times === 5 ? 200 : 400, `${times} times`)
+    const { error } = await json(answer) as { error?: { code: string, message: string } }
+    if (times > 5) t.match(error, { code: 'invalid_path', message: /\/v1\/files\/.*encoded more than five times/ })
   }
 })
 
