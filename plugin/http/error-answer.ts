@@ -22,7 +22,7 @@ function whyOf (err: unknown, code: string | undefined): object {
   const reasons: string[] = []
   let node: string | undefined
   for (let one: unknown = err; one instanceof Error && reasons.length < MAX_REASONS; one = one.cause) {
-    if (!reasons.includes(one.message)) reasons.push(one.message)
+    if (!reasons.some(reason => reason.endsWith(one.message))) reasons.push(one.message)
     if (AdapterError.is(one)) node ??= one.node
   }
   return { node, reason: reasons.join(': ') }

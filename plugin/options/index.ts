@@ -1,6 +1,6 @@
 import { isIP } from 'node:net'
 import { Ajv, type ErrorObject } from 'ajv'
-import { adapters as shipped } from '../../adapters/index.ts'
+import { adapters as shipped, checkAdapter } from '../../adapters/index.ts'
 import { isForwardable } from '../../adapters/wire/headers.ts'
 import { OptionsError, type OptionsProblem } from '../errors.ts'
 import { checkUrl, sameNode } from '../registry/node-url.ts'
@@ -68,7 +68,7 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
   if (!fill(options)) throw new OptionsError(problemsOf(fill.errors ?? []))
   const { $schema: _, embedded, routes, telemetry, ...rest } = options
   const engines = embeddedOf(embedded, options)
-  const mistakes = [...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...networkMistakes(options), ...missingPackages(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
+  const mistakes = [...options.adapters.flatMap(adapterMistake), ...nodeMistakes(options), ...sourceMistakes(options), ...keyMistakes(options), ...headerMistakes(options), ...networkMistakes(options), ...missingPackages(options), ...(engines === undefined ? [] : embeddedMistakes(engines))]
   if (mistakes.length > 0) throw new OptionsError(mistakes)
   return {
     ...rest,
@@ -84,6 +84,15 @@ export function resolveOptions (raw: unknown): ResolvedOptions {
     store: telemetry.store,
     captureContent: telemetry.captureContent,
     ui: options.ui ?? false
+  }
+}
+
+function adapterMistake (adapter: unknown, i: number): OptionsProblem[] {
+  try {
+    checkAdapter(adapter)
+    return []
+  } catch (err) {
+    return [{ instancePath: `/adapters/${i}`, message: `adapters[${i}]: ${(err as Error).message}` }]
   }
 }
 

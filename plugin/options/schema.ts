@@ -204,7 +204,7 @@ const vllmSection = section({
   embeds: oneOf(['refuse', 'allow'], { default: 'refuse', description: 'What to do with embeddings that a client sends to vLLM. They end its process when they do not fit: allow them to trusted gateways only.' })
 }, 'How nodes of the adapter vllm are used.')
 
-const adapter = Type.Object({ name: text('As nodes name it.'), specificationVersion: Type.Literal('v1') }, { expects: 'an adapter (an object with specificationVersion "v1"); give it in code' })
+const adapter = Type.Object({ name: text('As nodes name it.'), specificationVersion: Type.Literal('v1', { expects: '"v1"' }) }, { expects: 'an adapter (an object with specificationVersion "v1"); give it in code' })
 
 export const optionsSchema = Type.Partial(object({
   $schema: Type.String({ description: 'For editors: ./node_modules/fastify-epd/epd.config.schema.json' }),

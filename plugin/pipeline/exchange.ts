@@ -183,9 +183,9 @@ export class Exchange implements Cancellable {
   }
 
   /** What a failed call means: the request was cancelled, its deadline has passed, its node hangs, or what the adapter says. */
-  failure (error: unknown, limit: TimeLimit, node = ''): unknown {
+  failure (error: unknown, limit: TimeLimit, node = '', called = ''): unknown {
     if (this.cancelled !== undefined) return this.cancelled
-    if (!limit.timedOut) return limit.aborted ? error : adaptersError(error, node)
+    if (!limit.timedOut) return limit.aborted ? error : adaptersError(error, node, called)
     if (performance.now() + TIMER_SLACK_MS >= this.deadline) return epdError('EPD_ERR_DEADLINE')
     return new AdapterError('UNAVAILABLE', 'no answer in time', { node, how: 'late' })
   }

@@ -57,7 +57,7 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
     exchange.leave()
     return { answer, end }
   } catch (err) {
-    const failed = exchange.failure(err, limit, node.id)
+    const failed = exchange.failure(err, limit, node.id, `${node.adapter.name}.generate`)
     end(failed)
     const failure = await inquest(failed, ticket)
     if (AdapterError.is(failure)) noteFailure(exchange, plan, features, failure)

@@ -17,8 +17,13 @@ export async function inquest (failure: unknown, ticket: Ticket): Promise<unknow
   return new AdapterError('UNAVAILABLE', killed ? `${failure.message}, and is dead` : failure.message, { node: failure.node, cause: failure, how: killed ? 'died' : 'cut' })
 }
 
-/** An adapter that fails in another way than it should has met something that its node must not answer, such as `null` for a result. */
-export function adaptersError (error: unknown, node: string): unknown {
+/**
+ * An adapter that fails in another way than it should has met something that its node must not answer, such as `null` for a
+ * result; or has a fault of its own.
+ *
+ * @param called its name and its function
+ */
+export function adaptersError (error: unknown, node: string, called: string): unknown {
   if (AdapterError.is(error) || isEpdError(error)) return error
-  return new AdapterError('UNAVAILABLE', `an answer of ${node} can not be read: ${String(error)}`, { node, cause: error, how: 'nonsense' })
+  return new AdapterError('UNAVAILABLE', `adapter function ${called} failed on an answer of ${node}: ${String(error)}`, { node, cause: error, how: 'nonsense' })
 }

@@ -41,7 +41,7 @@ export async function callNode<T> (exchange: Exchange, { node, stage, tokens, id
     span.end()
     return result
   } catch (err) {
-    let failure = exchange.failure(err, limit, node.id)
+    let failure = exchange.failure(err, limit, node.id, `${node.adapter.name}.${stage}`)
     if (limit.aborted || (AdapterError.is(failure) && failure.fault === 'node')) exchange.cleanupCall(call => node.adapter.abort(node, id, call))
     ticket.end(failure, verdictOn(failure, stage))
     failure = await inquest(failure, ticket)

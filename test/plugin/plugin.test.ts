@@ -38,7 +38,8 @@ t.test('wrong options and unknown adapters are refused when registering', async 
   t.match(await refusal({ embeded: false }), { code: 'EPD_ERR_OPTIONS', message: /unknown option embeded/ })
   t.match(await refusal({ nodes: [{ url: 'http://a:1', adapter: 'sglang9' }] }), { code: 'EPD_ERR_OPTIONS', message: /nodes\[0\]\.adapter must be one of "pytorch", "turbomind", "vllm", "sglang", "openai", not "sglang9"/ })
   t.match(await refusal({ nodes: [{ url: 'http://a:1' }, { url: 'http://a:1' }] }), { message: /nodes\[1\]\.url must not be that of nodes\[0\]/ })
-  t.match(await refusal({ embedded: false, adapters: [{ name: 'x', specificationVersion: 'v1' }] }), { message: /probe must be a function/ })
+  t.match(await refusal({ embedded: false, adapters: [{ name: 'x', specificationVersion: 'v1' }] }), { code: 'EPD_ERR_OPTIONS', message: /adapters\[0\]: adapter x: probe must be a function/ })
+  t.match(await refusal({ embedded: false, adapters: [{ name: 'x', specificationVersion: 'v2' }] }), { message: /adapters\[0\]\.specificationVersion must be "v1", not "v2"/ })
 })
 
 t.test('own routes honour the prefix of the registration and of the context around', async t => {

@@ -5,7 +5,7 @@ import { json } from 'node:stream/consumers'
 import t from 'tap'
 import { metric } from '../helper/metrics.ts'
 import { FakeLmdeploy } from '../helper/fake-lmdeploy.ts'
-import { FakeNode } from '../helper/fake-node.ts'
+import { fakeAdapter, FakeNode } from '../helper/fake-node.ts'
 import { buildGateway, chat, pictureUrl, post } from '../helper/fake-gateway.ts'
 import { until } from '../helper/until.ts'
 
@@ -279,6 +279,19 @@ t.test('the log gives the reason of a failed request in one line, and a stack on
   app.epd.gateway.registry.snapshot = () => { throw new TypeError('a fault in the gateway') }
   t.equal((await post(url + PATH, chat('?'))).status, 500)
   t.match(lines[2], { msg: 'request failed', code: 'EPD_ERR_INTERNAL', err: { message: 'a fault in the gateway', stack: /TypeError/ } })
+})
+
+t.test('the log names the adapter and the function that threw something else than it should, once', async t => {
+  const lines: Array<Record<string, any>> = []
+  const node = await FakeNode.start(t)
+  const broken = { ...fakeAdapter, name: 'broken', generate: async () => { throw new TypeError('oops') } }
+  const { url } = await buildGateway(t, {
+    nodes: [node],
+    fastify: { logger: { level: 'error', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } },
+    options: { retries: 0, adapters: [broken], nodes: [{ ...node.spec, adapter: 'broken' }] }
+  })
+  t.equal((await post(url + PATH, chat('?'))).status, 503)
+  t.equal(lines[0]!.reason, `adapter function broken.generate failed on an answer of ${node.url}: TypeError: oops`)
 })
 
 t.test('metrics count what happened', async t => {
