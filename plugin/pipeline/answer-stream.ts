@@ -140,6 +140,8 @@ export class AnswerStream extends Readable implements Answer {
 
   #fail (error: Error): void {
     if (this.#ended) return
+    // Its connection stays open, or breaks, when all has been said.
+    if (this.#gate !== undefined && this.#usage.done) return this.#end()
     this.#ended = true
     // What a slow client has yet to read changes nothing.
     this.#settle('upstream_failed', error)

@@ -39,7 +39,7 @@ export const BLAME = {
   died: { what: 'the same, and the node is dead', counts: 'yes', again: 'no', client: 'EPD_ERR_NODE_DIED' },
   late: { what: 'the time of the stage was up', counts: 'yes', again: 'anywhere', client: 'EPD_ERR_UPSTREAM_TIMEOUT', encode: OTHER_ENCODER },
   nonsense: { what: 'a good status without an answer: an empty body, a page, `null`, cut JSON, a broken content-encoding, another content-type, a stream without events, or whose first event is no part of an answer, or whose choices are all empty; a status above 599', counts: 'yes', again: 'anywhere', client: 'EPD_ERR_UPSTREAM_FAILED', encode: OTHER_ENCODER },
-  broken: { what: 'a break, or silence for `timeouts.idle`, after the first event; a stream of choices that ends with neither `[DONE]` nor a `finish_reason`', counts: 'yes', again: 'no', client: 'EPD_ERR_UPSTREAM_BROKEN' },
+  broken: { what: 'a break, or silence for `timeouts.idle`, after the first event and before `[DONE]`; a stream of choices that ends with neither `[DONE]` nor a `finish_reason`', counts: 'yes', again: 'no', client: 'EPD_ERR_UPSTREAM_BROKEN' },
   unread: { what: 'the same, and the node had to wait for a client that read slowly', counts: 'unclear', again: 'no', client: 'EPD_ERR_UPSTREAM_BROKEN' },
   'features gone': { what: 'what an encoder had made is lost', counts: 'no', again: 'anywhere', client: 'EPD_ERR_FEATURES_GONE' },
   'kv gone': { what: 'what a prefill node had made is lost', counts: 'no', again: 'anywhere', client: 'EPD_ERR_KV_GONE' },

@@ -40,10 +40,15 @@ export class UsageReader {
     }
   }
 
+  /** Has a stream said that it is over? Generated text has no line of its own. */
+  get done (): boolean {
+    return /^data: ?\[DONE\]/m.test(this.#text())
+  }
+
   /** Did a stream of choices come to its end? One that a node has cut in half may end in good order. */
   get whole (): boolean {
-    // Generated text has no line of its own. The last event may be longer than what is searched for usage.
-    if (/^data: ?\[DONE\]/m.test(this.#text())) return true
+    if (this.done) return true
+    // The last event may be longer than what is searched for usage.
     const text = this.#text(Infinity)
     return text.includes('"error"') || readFinishReason(text) !== undefined
   }
@@ -92,9 +97,8 @@ function readFinishReason (text: string): string | undefined {
 
 function readUsage (text: string): Usage | undefined {
   const start = lastValue(text, 'usage')
-  if (start === undefined) return undefined
   // `"usage": null` stands in every event but the last.
-  return text[start] === '{' ? usageOf(parseObject(text, start)) : undefined
+  return start !== undefined && text[start] === '{' ? usageOf(parseObject(text, start)) : undefined
 }
 
 /** What a completion that was parsed says about itself. */
@@ -105,12 +109,11 @@ export function closingOf ({ choices, usage }: Completion['value']): Closing {
 
 function usageOf (usage: Record<string, unknown> | null | undefined): Usage | undefined {
   if (typeof usage !== 'object' || usage === null) return undefined
-  const details = usage.prompt_tokens_details as { cached_tokens?: unknown } | null | undefined
   return {
     promptTokens: count(usage.prompt_tokens),
     completionTokens: count(usage.completion_tokens),
     totalTokens: count(usage.total_tokens),
-    cachedTokens: count(details?.cached_tokens)
+    cachedTokens: count((usage.prompt_tokens_details as { cached_tokens?: unknown } | null | undefined)?.cached_tokens)
   }
 }
 

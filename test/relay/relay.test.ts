@@ -7,6 +7,7 @@ import type { IncomingHttpHeaders, IncomingMessage, RequestOptions, ServerRespon
 import { connect as connectHttp2 } from 'node:http2'
 import { connect } from 'node:net'
 import type { AddressInfo } from 'node:net'
+import { Readable } from 'node:stream'
 import t from 'tap'
 import type { Test } from 'tap'
 import { Agent } from 'undici'
@@ -107,6 +108,22 @@ t.test('a stream of choices that ends in good order is whole with [DONE] or a fi
     const body = (await ask(port)).body.toString()
     t.equal(body.includes('upstream_broken'), outcome === 'upstream_failed', end.slice(0, 60))
     t.match(await results.at(-1)!, { outcome })
+  }
+})
+
+t.test('after [DONE] a stream is whole, whether its node falls silent or breaks off', async t => {
+  const said = event({ choices: [{ delta: { content: 'x' } }], usage: { prompt_tokens: 5 } }) + DONE
+  const silent = (): UpstreamResponse => {
+    const body = new Readable({ read () {} })
+    body.push(said)
+    return { statusCode: 200, headers: SSE, body }
+  }
+  const open = [silent, () => scripted([Buffer.from(said)], SSE, new Error('cut'))]
+  const { port, results } = await gateway(t, () => open[results.length]!(), { idle: 20 })
+  for (const way of ['silent', 'cut']) {
+    t.equal((await ask(port)).body.toString(), said, way)
+    const result = await results.at(-1)!
+    t.match([result.outcome, result.closing().usage?.promptTokens], ['complete', 5], way)
   }
 })
 
