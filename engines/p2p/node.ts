@@ -9,7 +9,7 @@ import { WorkerPulls } from './worker-pulls.ts'
 import type { FromWorker, ToWorker } from './messages.ts'
 import { Refusals, type Refusal } from './refusals.ts'
 import { WorkerCalls } from './worker-calls.ts'
-import { WriteGate } from './incoming.ts'
+import { WriteGate } from './write-gate.ts'
 
 export const DEFAULT_CONNECT_TIMEOUT_MS = 5000
 export const DEFAULT_PULL_TIMEOUT_MS = 30_000
@@ -143,7 +143,7 @@ export class P2PNode {
     const { engineId, epoch, lease, pool, traceparent, signal } = options
     const peer = this.#linked(engineId)
     const bytes = this.#checkPull(options)
-    const gate = new WriteGate()
+    const { gate = new WriteGate() } = options
     const startedAt = performance.now()
     await this.#calls.run((call) => ({
       op: 'pull',

@@ -1,4 +1,5 @@
 import type { BlockPool, LeaseTable, PoolName } from '../cache/index.ts'
+import type { WriteGate } from './write-gate.ts'
 
 export type Dtype = 'float32' | 'float16'
 
@@ -136,6 +137,8 @@ export interface PullOptions extends LeaseName {
   traceparent?: string | undefined
   /** @default 30000 */
   timeoutMs?: number | undefined
+  /** Of a caller who wants to know whether the pull has `begun`. */
+  gate?: WriteGate | undefined
 }
 
 export interface PullResult {

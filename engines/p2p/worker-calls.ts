@@ -1,6 +1,6 @@
 import { P2PError, type P2PErrorCode } from './types.ts'
 import type { ToWorker } from './messages.ts'
-import type { WriteGate } from './incoming.ts'
+import type { WriteGate } from './write-gate.ts'
 
 interface CallLimits {
   signal?: AbortSignal | undefined

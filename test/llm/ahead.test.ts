@@ -19,8 +19,8 @@ const GREEDY = { temperature: 0, max_tokens: 12 }
 const media = { allowPrivate: true, allowedDomains: [] }
 
 /** Linked both ways, as a gateway's handshake does it. */
-async function pair (t: Test, options: Parameters<typeof startLlm>[1] = {}): Promise<{ encoder: EncoderEngine, engine: LlmService }> {
-  const [encoder, engine] = await Promise.all([startEncoder(t, { media }), startLlm(t, { vision: false, ...options })])
+async function pair (t: Test, options: Parameters<typeof startLlm>[1] = {}, tuning: Parameters<typeof startLlm>[2] = {}): Promise<{ encoder: EncoderEngine, engine: LlmService }> {
+  const [encoder, engine] = await Promise.all([startEncoder(t, { media }), startLlm(t, { vision: false, ...options }, tuning)])
   await link(engine, encoder)
   await encoder.p2p.connect(endpointOf(engine))
   return { encoder, engine }
@@ -153,6 +153,25 @@ t.test('bursts of requests that have room for one at a time are served', async t
   }
   const { used, pulled } = engine.counters.ahead
   t.ok(used <= pulled, `${used} of ${pulled}`)
+  await atRest(t, engine, encoder)
+})
+
+t.test('an encoder that fills none of its offers takes no place of another, and holds up no request', async t => {
+  const { encoder, engine } = await pair(t, {}, { pullTimeoutMs: 600_000 })
+  const [honest] = await encode(encoder, [await drawScene(36)]) as [EncoderResultWire]
+  const { ahead } = engine.counters
+  const forger = await ForgedProducer.link(t, engine, 'feature')
+  const never = deferred<void>()
+  const parked = Array.from({ length: 12 }, (_, i) => forger.ahead(engine, honest, never.promise, { content_hash: `h${i}` }))
+  await until(() => ahead.dropped === 4, 'half of the places are its own, and it gets no more')
+  const results = await encode(encoder, [await drawScene(37)], overlapping(engine))
+  await until(() => ahead.pulled === 1, 'those of another are pulled')
+  const answer = await ask(engine, withResults([forger.result(honest, values => { values.fill(0.5) }, 'h0')], QUESTION, GREEDY))
+  t.equal(answer.choices.length, 1)
+  t.equal(ahead.dropped, 5, 'the pull ahead that nothing came of has ended')
+  for (const lease of parked) forger.end(lease)
+  for (const { lease } of [honest, ...results]) encoder.endSession(lease)
+  never.resolve()
   await atRest(t, engine, encoder)
 })
 

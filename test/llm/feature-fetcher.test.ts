@@ -23,6 +23,7 @@ function stand (numBlocks: number): Stand {
     pull: async (options: PullOptions) => {
       const pull = deferred<PullResult>()
       pulls.push({ ...pull, options })
+      options.signal?.addEventListener('abort', () => { pull.reject(options.signal?.reason) })
       return await pull.promise
     },
     ack: async () => ({ ended: true })
@@ -36,9 +37,17 @@ const turn = async (): Promise<void> => { await new Promise(setImmediate) }
 const item = (contentHash: string, engineId = 'http://e'): RemoteMedia => ({ contentHash, numTokens: 1, grid: [1, 1], source: { engineId, epoch: 1, lease: 'l', blocks: [0] } })
 const call = (): { signal: AbortSignal, context: typeof ROOT_CONTEXT } => ({ signal: new AbortController().signal, context: ROOT_CONTEXT })
 
+/** As the transfer worker does when a chunk arrives. */
+function arrive ({ options: { gate } }: Stand['pulls'][number]): void {
+  gate!.enter()
+  gate!.leave()
+}
+
 t.test('an item holds its blocks from its reservation on: when the pull before it fails it fills them, whoever waits for room', async t => {
   const { features, fetcher, counters, pulls } = stand(2)
   const ahead = t.rejects(fetcher.pullAhead(item('x'), call()), /gone/)
+  await turn()
+  arrive(pulls[0]!)
   const items = [item('x'), item('y')]
   const reserved = items.map(media => fetcher.tryReserve(media)!)
   t.notOk(reserved.includes(undefined!))
@@ -81,6 +90,8 @@ t.test('items that want the same features are filled by one pull, and the next t
 t.test('what a pull ahead did not bring is not counted as used', async t => {
   const { fetcher, counters, pulls } = stand(1)
   const ahead = t.rejects(fetcher.pullAhead(item('x'), call()), /gone/)
+  await turn()
+  arrive(pulls[0]!)
   const [first, second] = [item('x'), item('x')]
   const own = fetcher.fetch(first, fetcher.tryReserve(first)!, call())
   await turn()
@@ -91,6 +102,22 @@ t.test('what a pull ahead did not bring is not counted as used', async t => {
   t.equal((await own).ahead, undefined)
   t.equal((await fetcher.fetch(second, fetcher.tryReserve(second)!, call())).ahead, undefined)
   t.equal(counters.ahead.used, 0)
+})
+
+t.test('a request ends a pull ahead of which nothing has arrived, and waits for one that has begun', async t => {
+  for (const begun of [false, true]) {
+    const { fetcher, pulls } = stand(1)
+    const ahead = fetcher.pullAhead(item('x'), call()).then(() => 'done', (err: Error) => err.message)
+    await turn()
+    if (begun) arrive(pulls[0]!)
+    const media = item('x')
+    const fetched = fetcher.fetch(media, fetcher.tryReserve(media)!, call())
+    await turn()
+    t.equal(pulls.length, begun ? 1 : 2)
+    for (const pull of pulls) pull.resolve(DONE)
+    t.equal(await ahead, begun ? 'done' : 'its request pulls it')
+    t.equal((await fetched).ahead, begun ? true : undefined)
+  }
 })
 
 t.test('features that nobody is left to fill leave no block behind', async t => {

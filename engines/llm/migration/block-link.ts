@@ -1,5 +1,6 @@
 import type { Context } from '@opentelemetry/api'
 import type { PoolName } from '../../cache/index.ts'
+import type { WriteGate } from '../../p2p/write-gate.ts'
 import type { P2PNode } from '../../p2p/node.ts'
 import type { EngineCounters, EngineLog } from '../../service/engine-service.ts'
 import { traceparentOf } from '../../service/traceparent.ts'
@@ -20,6 +21,8 @@ export interface FetchCall {
   readonly signal: AbortSignal
   /** Its span is the parent of the producer's span of the transfer. */
   readonly context: Context
+  /** Of `P2PNode.pull`. */
+  readonly gate?: WriteGate | undefined
 }
 
 /** What was transferred. */
@@ -58,10 +61,10 @@ export class BlockLink {
   }
 
   /** Pulls `source.blocks` into as many local ones; `bytes` when the last block is not full. Rejects with P2PError. */
-  async pull ({ engineId, epoch, lease, blocks }: RemoteBlocks, localBlocks: readonly number[], bytes: number | undefined, { signal, context }: FetchCall): Promise<Fetched> {
+  async pull ({ engineId, epoch, lease, blocks }: RemoteBlocks, localBlocks: readonly number[], bytes: number | undefined, { signal, context, gate }: FetchCall): Promise<Fetched> {
     const { p2p, pullTimeoutMs, counters } = this.#options
     const pulled = await p2p.pull({
-      engineId, epoch, lease, pool: this.#pool, remoteBlocks: blocks, localBlocks, bytes, signal, traceparent: traceparentOf(context), timeoutMs: pullTimeoutMs
+      engineId, epoch, lease, pool: this.#pool, remoteBlocks: blocks, localBlocks, bytes, signal, traceparent: traceparentOf(context), timeoutMs: pullTimeoutMs, gate
     })
     counters.migratedBytes += pulled.bytes
     return { bytes: pulled.bytes, blocks: blocks.length, link: pulled.transport }

@@ -1,6 +1,7 @@
 import type { FeatureCache, FeatureEntry } from '../../cache/feature-cache.ts'
 import { CacheError } from '../../cache/room-queue.ts'
 import { Semaphore } from '../../service/waiting.ts'
+import { WriteGate } from '../../p2p/write-gate.ts'
 import type { RemoteMedia } from '../sequence/prompt.ts'
 import { BlockLink, NOTHING_FETCHED, type BlockLinkOptions, type FetchCall, type Fetched } from './block-link.ts'
 import type { FeatureSource } from './feature-migration.ts'
@@ -16,7 +17,14 @@ export interface FetcherOptions extends BlockLinkOptions {
 }
 
 /** An entry that is being filled. Who is first in line pulls; when that fails the next in line does, into the same blocks. */
-interface Filling { readonly entry: FeatureEntry, readonly line: Semaphore, users: number, filled: boolean }
+interface Filling {
+  readonly entry: FeatureEntry
+  readonly line: Semaphore
+  users: number
+  filled: boolean
+  /** Set by a pull ahead: ends it when nothing has arrived yet, so that no request waits for an encoder that may never fill its offer. */
+  giveWay?: () => void
+}
 
 /** The item holds its entry, which is cached, or which it or another item of its `filling` will fill. */
 export interface Reservation { readonly media: RemoteMedia, readonly filling: Filling | undefined }
@@ -92,6 +100,7 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
   /** Rejects with what the pull failed with, or with the signal's reason. */
   async fetch (media: RemoteMedia, { filling }: Reservation, call: FetchCall): Promise<Fetched> {
     const { signal } = call
+    filling?.giveWay?.()
     const pulled = filling && await this.#fill(filling, signal, async () => await this.#link.inTurn(signal, async () => await this.#transfer(media, filling.entry, call)))
     const fetched = pulled ?? this.#found(media)
     this.#link.ack(media.source, call.context)
@@ -137,13 +146,18 @@ export class FeatureFetcher implements FeatureSource<Reservation> {
       return undefined
     }
     const { entry } = filling
+    const gate = new WriteGate()
+    const stop = new AbortController()
+    filling.giveWay = () => { if (!gate.begun) stop.abort(new Error('its request pulls it')) }
+    const signal = AbortSignal.any([call.signal, stop.signal])
     try {
-      return await this.#fill(filling, call.signal, async () => {
-        const fetched = await this.#transfer(media, entry, call)
+      return await this.#fill(filling, signal, async () => {
+        const fetched = await this.#transfer(media, entry, { ...call, signal, gate })
         this.#ahead.add(entry)
         return fetched
       })
     } finally {
+      delete filling.giveWay
       this.#options.features.unref(entry)
     }
   }

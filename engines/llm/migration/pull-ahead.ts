@@ -11,6 +11,8 @@ import { transferAttributes } from './migration-loop.ts'
 
 /** Pulls ahead at a time: half of what a link has place for, so that those of requests that are here find the other half. */
 const MAX_AHEAD = 16
+/** Of these, for one encoder: one that fills nothing leaves places for the others. */
+const MAX_OF_PEER = MAX_AHEAD / 2
 
 export interface PullAheadOptions {
   readonly p2p: Pick<P2PNode, 'ask'>
@@ -28,7 +30,8 @@ export interface PullAheadOptions {
  */
 export class PullAhead {
   readonly #options: PullAheadOptions
-  readonly #pulls = new Set<AbortController>()
+  /** By what ends them: the engine that each is from. */
+  readonly #pulls = new Map<AbortController, string>()
 
   constructor (options: PullAheadOptions) {
     this.#options = options
@@ -39,8 +42,9 @@ export class PullAhead {
     const { counters, log } = this.#options
     const pull = new AbortController()
     try {
-      if (this.#pulls.size >= MAX_AHEAD) throw new Error(`${MAX_AHEAD} pulls ahead are under way`)
-      this.#pulls.add(pull)
+      const ofPeer = [...this.#pulls.values()].filter(other => other === engineId).length
+      if (this.#pulls.size >= MAX_AHEAD || ofPeer >= MAX_OF_PEER) throw new Error('too many pulls ahead are under way')
+      this.#pulls.set(pull, engineId)
       const context = traceparent === undefined ? ROOT_CONTEXT : propagation.extract(ROOT_CONTEXT, { traceparent })
       await this.#pull(engineId, lease, { signal: pull.signal, context })
     } catch (err) {
@@ -73,6 +77,6 @@ export class PullAhead {
 
   /** A request waits for room. */
   giveWay (): void {
-    for (const pull of this.#pulls) pull.abort(new Error('a request needs the room'))
+    for (const pull of this.#pulls.keys()) pull.abort(new Error('a request needs the room'))
   }
 }
