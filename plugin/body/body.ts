@@ -26,15 +26,16 @@ export interface Body extends RequestBody {
  * Reads a request body once, as bytes: checks that it is JSON in UTF-8, notes its top-level members and its media parts,
  * takes out control fields. Gives way to other requests every few milliseconds. The bytes must not change afterwards.
  *
+ * @param nameless whether it may name no model: that is '' then
  * @throws EPD_ERR_INVALID_JSON and EPD_ERR_INVALID_UTF8 with the byte offset; EPD_ERR_DUPLICATE_MEMBER,
  * EPD_ERR_MISSING_VALUE, EPD_ERR_INVALID_VALUE, EPD_ERR_INVALID_MEDIA, EPD_ERR_TOO_MANY_MEDIA with the member or part as `param`.
  */
-export async function parseBody (bytes: Buffer): Promise<Body> {
+export async function parseBody (bytes: Buffer, nameless = false): Promise<Body> {
   const collector = new Collector(bytes)
   const scanner = new JsonScanner(bytes, collector)
   if (bytes.length <= ONE_GO && isUtf8(bytes)) scanner.run(bytes.length)
   else await scanInSteps(bytes, scanner)
-  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : describeMedia(bytes, collector.media))
+  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : describeMedia(bytes, collector.media), nameless)
 }
 
 /** The same for a value that the gateway or its application has made; strings and Buffers are taken as JSON text. */
@@ -58,7 +59,7 @@ class ScannedBody implements Body {
   readonly #byName: ReadonlyMap<string, Member>
   readonly #privileged: readonly Privileged[]
 
-  constructor (bytes: Buffer, { members, byName, stripped, privileged, size }: Collector, media: readonly MediaItem[]) {
+  constructor (bytes: Buffer, { members, byName, stripped, privileged, size }: Collector, media: readonly MediaItem[], nameless: boolean) {
     this.bytes = bytes
     this.media = media
     this.#members = members
@@ -67,7 +68,7 @@ class ScannedBody implements Body {
     this.stripped = stripped
     this.#privileged = privileged
     this.textBytes = media.reduce((rest, item) => rest - (item.url.end - item.url.start), bytes.length)
-    this.model = this.#readModel()
+    this.model = nameless && !this.has('model') ? '' : this.#readModel()
     this.stream = this.#readStream()
   }
 

@@ -28,11 +28,11 @@ function follow (request: FastifyRequest & Watched & Held, reply: FastifyReply):
   const watch: Watch = {
     began ({ model }) {
       inside = true
-      facts = { model }
+      facts = named(model)
     },
     ended (served, { model }) {
       inside = false
-      facts = { model, ...factsOf(served, arrived) }
+      facts = { ...named(model), ...factsOf(served, arrived) }
       write()
     }
   }
@@ -45,6 +45,9 @@ function follow (request: FastifyRequest & Watched & Held, reply: FastifyReply):
     write()
   })
 }
+
+/** What is passed on to any node names none. */
+const named = (model: string): object => model === '' ? {} : { model }
 
 /** What is undefined is left out of the line. */
 function factsOf ({ delivery, error, plan, encodedBy = [], traceId }: Served, arrived: number): object {

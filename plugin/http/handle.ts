@@ -75,9 +75,7 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
     } catch (err) {
       return sendError(request, reply, err)
     }
-    const watches = (request as Watched)[kWatches]
-    const refused = watches === undefined ? undefined : await begin(watches, body)
-    const served = refused ?? await serve(gateway, {
+    const served = await watched(request, body, async () => await serve(gateway, {
       body,
       path,
       id: callId(request.id),
@@ -88,21 +86,24 @@ export function createHandle (gateway: Gateway, rawBodies: RawBodies): Handle {
       holder: (request as Held)[kHolder],
       tenant: overrides.tenant ?? tenantOf(request, options.tenant),
       bypass: overrides.bypass
-    }, (answer, headers) => { deliver(answer, reply, options.headers ? headers : {}) })
-    if (watches !== undefined) for (const watch of watches) watch.ended(served, body)
+    }, (answer, headers) => { deliver(answer, reply, options.headers ? headers : {}) }))
     if (served.delivery !== undefined) return reply
     return sendError(request, reply, served.error, options.headers ? served.headers : {}, served.traceId)
   }
 }
 
-/** @returns what the request has come to, where one of the watches refuses it */
-async function begin (watches: readonly Watch[], body: Body): Promise<Served | undefined> {
+/** Serves a request unless one of its watches refuses it. They see its end. */
+export async function watched (request: FastifyRequest & Watched, body: Body, serve: () => Promise<Served>): Promise<Served> {
+  const { [kWatches]: watches = [] } = request
+  let served: Served
   try {
     for (const watch of watches) await watch.began?.(body)
-    return undefined
+    served = await serve()
   } catch (error) {
-    return { error, headers: {} }
+    served = { error, headers: {} }
   }
+  for (const watch of watches) watch.ended(served, body)
+  return served
 }
 
 async function readRequest (source: unknown, overrides: HandleOverrides, maxItems: number): Promise<Body> {

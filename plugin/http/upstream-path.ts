@@ -21,6 +21,13 @@ export function upstreamPath (url: string): string {
   return path.replace(/\/{2,}/g, '/') + url.slice(path.length)
 }
 
+/** A path that `upstreamPath` has passed, as the least careful server reads it. Starlette's routes end before a line feed. */
+export function plainPath (path: string): string {
+  let [text] = path.split('?', 1) as [string]
+  for (let last = ''; text !== last;) [last, text] = [text, decoded(text)]
+  return text.replace(/[?#].*/s, '').replace(/;[^/\\]*/g, '').replace(/[/\\]+/g, '/').trim()
+}
+
 /** Byte by byte: one that is no UTF-8 must not keep others from being decoded. */
 function decoded (text: string): string {
   return text.replace(/%[\da-f]{2}/gi, byte => String.fromCharCode(parseInt(byte.slice(1), 16)))

@@ -1,10 +1,12 @@
 /** Requests that are handed to a node as they are: those without a model, forms, and the cards of models. */
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { createServer, type IncomingHttpHeaders } from 'node:http'
+import { createServer, request as httpRequest, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { buffer } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { startCli } from '../helper/cli.ts'
+import { CONTROL_FIELDS } from '../../plugin/body/index.ts'
 import { resolveOptions } from '../../plugin/index.ts'
 import { buildGateway, post } from '../helper/fake-gateway.ts'
 import { FakeNode } from '../helper/fake-node.ts'
@@ -54,6 +56,66 @@ t.test('a POST that names no model reaches a node, byte for byte', async t => {
   }
   t.equal((await post(`${url}/v1/load_lora_adapter`, undefined, { body: '{"a":' })).status, 400, 'a body that is no JSON goes nowhere')
   t.equal(one.seen.length, before)
+})
+
+/** Ways to write a path of the API that some server or proxy takes for the plain one. */
+function * spellings (path: string): Generator<string> {
+  for (const slash of ['//', '%2F', '%2f', '%252F', '/;/', ';x=1/', '%5C']) yield path.replace(/(?<=.)\/(?!.*\/)/, slash)
+  const last = path.lastIndexOf('/') + 1
+  for (const encoded of [`%${path.charCodeAt(last).toString(16)}`, `%25${path.charCodeAt(last).toString(16)}`]) yield path.slice(0, last) + encoded + path.slice(last + 1)
+  for (const tail of ['', '/', '//', '%2F', ';x', '?x=/v1/files', '/?x=1', '#x', '%23x', '%3Fx', '%0A', '%20']) yield path + tail
+}
+
+/** By a client that walks no path and leaves `#` where it is. */
+async function raw (url: string, path: string, body: unknown, headers: Record<string, string> = {}): Promise<{ readonly status: number, readonly text: string }> {
+  const request = httpRequest(url, { method: 'POST', path, headers: { 'content-type': 'application/json', ...headers } })
+  request.end(JSON.stringify(body))
+  const [response] = await once(request, 'response') as [IncomingMessage]
+  return { status: response.statusCode!, text: (await buffer(response)).toString() }
+}
+
+t.test('a prompt without a model is refused, however its path is spelled', async t => {
+  const one = await server(t, { id: 'm' })
+  const url = await gatewayOver(t, one)
+  let refused = 0
+  for (const path of ['/v1/chat/completions', '/v1/completions', '/v1/responses', '/v1/messages', '/pooling']) {
+    for (const spelled of spellings(path)) {
+      const { status, text } = await raw(url, spelled, { messages: [] })
+      if (status === 400 && text.includes('missing_value')) refused++
+      else if (status !== 404) t.fail(`${spelled}: ${status} ${text}`)
+    }
+  }
+  t.ok(refused > 60, `${refused} are routes`)
+  t.same(one.seen, [])
+})
+
+t.test('no control field reaches a node without a model either, and what else is sent does', async t => {
+  const one = await server(t, { id: 'm' })
+  const url = await gatewayOver(t, one)
+  for (const path of ['/v1/embeddings', '/v1//embeddings', '/v1/%65mbeddings', '/tokenize', '/v1/files/x']) {
+    for (const name of CONTROL_FIELDS) {
+      t.equal((await raw(url, path, { input: 'x', [name]: { a: 1 }, last: 1 })).status, 200, `${path} ${name}`)
+      t.same(JSON.parse(one.seen.at(-1)!.body.toString()), { input: 'x', last: 1 })
+    }
+  }
+  const before = one.seen.length
+  const bodies = {
+    'a picture': { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'http://10.0.0.1/x.png' } }] }] },
+    'a lease': { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'epd:lease' } }] }] },
+    embeddings: { prompt_embeds: 'AAAA' }
+  }
+  for (const [name, body] of Object.entries(bodies)) t.equal((await raw(url, '/tokenize', body)).status, 400, name)
+  t.equal(one.seen.length, before)
+})
+
+t.test("a key's tokens a minute count without a model too", async t => {
+  const one = await server(t, { id: 'm' })
+  const hash = `sha256:${createHash('sha256').update('secret').digest('hex')}`
+  const { app, url } = await buildGateway(t, { options: { nodes: [{ url: one.url, adapter: 'openai' }], keys: [{ name: 'k', hash, tokens: 100 }] } })
+  await app.epd.nodes.waitFor(({ models }) => models.length === 1)
+  const statuses: number[] = []
+  for (let i = 0; i < 3; i++) statuses.push((await raw(url, '/v1/embeddings', { input: 'word '.repeat(50) }, { authorization: 'Bearer secret' })).status)
+  t.same(statuses, [200, 429, 429])
 })
 
 /** A form with its model among other fields and files, whose bytes look like fields. */

@@ -6,17 +6,17 @@ import { abortable, TimeLimit } from '../../../adapters/abort.ts'
 import { AdapterError, type Role } from '../../../adapters/adapter.ts'
 import { send } from '../../../adapters/http.ts'
 import { REQUEST_ID_HEADER } from '../../../adapters/wire/headers.ts'
-import { parseBody, readBody } from '../../body/index.ts'
-import { epdError, isEpdError } from '../../errors.ts'
+import { parseBody, readBody, type Body } from '../../body/index.ts'
+import { epdError } from '../../errors.ts'
 import type { Gateway } from '../../gateway.ts'
-import { beginAnswer, verdictOn, type Cancellable, type Delivery } from '../../pipeline/index.ts'
+import { beginAnswer, verdictOn, type Cancellable, type Delivery, type Served } from '../../pipeline/index.ts'
 import { ANSWER_TOKENS } from '../../planning/index.ts'
 import { usableOf, type NodeSnapshot } from '../../registry/index.ts'
 import { parentContext, propagationHeaders } from '../../telemetry/propagation.ts'
 import { deliver, onClientGone } from '../client.ts'
 import { sendError } from '../error-answer.ts'
-import { callId, kHolder, type Held, type Handle } from '../handle.ts'
-import { upstreamPath } from '../upstream-path.ts'
+import { callId, kHolder, watched, type Held, type Handle } from '../handle.ts'
+import { plainPath, upstreamPath } from '../upstream-path.ts'
 import { formField } from './form.ts'
 
 export interface OtherRoutesOptions {
@@ -31,12 +31,12 @@ interface Passed {
   readonly path: string
   /** Undefined: any node will do. */
   readonly model?: string | undefined
-  readonly bytes?: Buffer | undefined
+  readonly chunks?: readonly Buffer[]
   readonly contentType?: string | undefined
 }
 
-/** Routes that may carry pictures: without a model none knows a node that sees them. */
-const INFERENCE = /^\/v1\/(responses|messages)\/?(\?|$)|^\/pooling\/?(\?|$)/
+/** Routes whose prompts the gateway plans. */
+const PLANNED = /^\/(v1\/((chat\/)?completions|responses|messages)|pooling)\/?$/i
 
 /** What vLLM and SGLang serve beside /v1. */
 export const BESIDE_V1 = ['/tokenize', '/detokenize', '/score', '/rerank', '/v2/rerank', '/pooling'] as const
@@ -49,36 +49,43 @@ export const otherRoutes: FastifyPluginAsync<OtherRoutesOptions> = async functio
   app.addContentTypeParser('multipart/form-data', { bodyLimit: limits.body }, async (_request: unknown, payload: IncomingMessage) => await readBody(payload, { limit: limits.body }))
   const pathOf = (request: FastifyRequest): string => upstreamPath(request.url.replace(ORIGIN, '').slice(below))
 
-  app.route({ method: ['GET', 'DELETE'], url: '/v1/*', handler: async (request, reply) => await forward(gateway, request, reply, { path: pathOf(request) }) })
+  const passOn = async (request: FastifyRequest, reply: FastifyReply, passed: Passed, body?: Body): Promise<FastifyReply> => {
+    const { delivery, error } = body === undefined ? await forward(gateway, request, reply, passed) : await watched(request, body, async () => await forward(gateway, request, reply, passed))
+    return delivery === undefined ? sendError(request, reply, error) : reply
+  }
+
+  app.route({ method: ['GET', 'DELETE'], url: '/v1/*', handler: async (request, reply) => await passOn(request, reply, { path: pathOf(request) }) })
 
   const pass = async (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> => {
     const path = pathOf(request)
     const bytes = request.body as Buffer | undefined
     const contentType = request.headers['content-type']
-    if (bytes === undefined || bytes.length === 0) return await forward(gateway, request, reply, { path })
-    if (/^multipart\//i.test(contentType ?? '')) return await forward(gateway, request, reply, { path, model: formField(bytes, contentType!, 'model'), bytes, contentType })
+    if (bytes === undefined || bytes.length === 0) return await passOn(request, reply, { path })
+    if (/^multipart\//i.test(contentType ?? '')) return await passOn(request, reply, { path, model: formField(bytes, contentType!, 'model'), chunks: [bytes], contentType })
+    let body: Body
     try {
-      return await handle(request, reply, { body: await parseBody(bytes), overrides: { path } })
+      body = await parseBody(bytes, true)
+      if (body.model === '') checkNameless(request, body, path)
     } catch (err) {
-      if (!isEpdError(err) || err.code !== 'EPD_ERR_MISSING_VALUE' || err.param !== 'model' || INFERENCE.test(path)) return sendError(request, reply, err)
-      return await forward(gateway, request, reply, { path, bytes })
+      return sendError(request, reply, err)
     }
+    return body.model === '' ? await passOn(request, reply, { path, chunks: body.splice({}) }, body) : await handle(request, reply, { body, overrides: { path } })
   }
   // An application may have routes of these names.
   for (const url of ['/v1/*', ...BESIDE_V1]) if (!app.hasRoute({ method: 'POST', url: app.prefix + url })) app.post(url, pass)
 }
 
 /** Hands a request to a healthy node, and its answer back, errors included. */
-async function forward (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, { path, model, bytes, contentType }: Passed): Promise<FastifyReply> {
-  if (gateway.draining) return sendError(request, reply, epdError('EPD_ERR_CLOSING'))
+async function forward (gateway: Gateway, request: FastifyRequest, reply: FastifyReply, { path, model, chunks, contentType }: Passed): Promise<Served> {
+  if (gateway.draining) return { error: epdError('EPD_ERR_CLOSING'), headers: {} }
   let node: NodeSnapshot
   let via: Record<string, string>
   try {
     via = gateway.via(request.headers)
     checkModel(request, model)
     node = nodeFor(gateway, model)
-  } catch (err) {
-    return sendError(request, reply, err)
+  } catch (error) {
+    return { error, headers: {} }
   }
   const { timeouts } = gateway.options
   const limit = new TimeLimit(timeouts.answer)
@@ -90,21 +97,28 @@ async function forward (gateway: Gateway, request: FastifyRequest, reply: Fastif
     const trace = parentContext(request.headers)
     const headers = { ...propagationHeaders(trace, request.headers), [REQUEST_ID_HEADER]: callId(request.id), ...via }
     const call = { signal: limit, headers, dispatcher: gateway.dispatcher, log: request.log }
-    const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'POST' | 'DELETE', path, body: bytes === undefined ? undefined : [bytes], contentType }, call), limit))
+    const upstream = await context.with(trace, () => abortable(send(node, { method: request.method as 'GET' | 'POST' | 'DELETE', path, body: chunks, contentType }, call), limit))
     const answer = await beginAnswer(node.id, upstream, limit, timeouts.idle)
     deliver(answer, reply, {})
-    const failure = failureOf(await answer.delivered, limit, node.id)
+    const delivery = await answer.delivered
+    const failure = failureOf(delivery, limit, node.id)
     if (failure === undefined) ticket.end()
     else ticket.end(failure, verdictOn(failure, 'decode'))
-    return reply
+    return { delivery, headers: {} }
   } catch (err) {
     const failure = limit.timedOut ? new AdapterError('UNAVAILABLE', 'no answer in time', { node: node.id, cause: err, how: 'late' }) : err
     ticket.end(failure, verdictOn(failure, 'decode'))
-    return sendError(request, reply, limit.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err)
+    return { error: limit.timedOut ? epdError('EPD_ERR_UPSTREAM_TIMEOUT', [], { cause: err }) : err, headers: {} }
   } finally {
     limit.clear()
     gateway.requests.delete(inFlight)
   }
+}
+
+/** Pictures, and what some nodes only may take, go to a node that is chosen for them. @throws EPD_ERR_MISSING_VALUE */
+function checkNameless (request: FastifyRequest & Held, { media, privileged }: Body, path: string): void {
+  const judged = media.length > 0 || privileged.some(({ kind }) => kind !== 'control')
+  if (judged || PLANNED.test(plainPath(path)) || request[kHolder]?.models !== undefined) throw epdError('EPD_ERR_MISSING_VALUE', ['model'], { param: 'model' })
 }
 
 /** A key that has a list of models names one of them in what it sends. @throws EPD_ERR_MODEL_NOT_FOUND, EPD_ERR_MISSING_VALUE */
