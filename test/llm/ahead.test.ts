@@ -11,6 +11,7 @@ import { deferred } from '../../engines/service/waiting.ts'
 import { drawScene } from '../helper/scenes.ts'
 import { slowPicture } from '../helper/slow-picture.ts'
 import { until } from '../helper/until.ts'
+import { KEYS } from '../p2p/keys.ts'
 import { ForgedProducer } from './forged-producer.ts'
 import { ask, askByEncoder, checkIdle, encode, endpointOf, failure, link, startEncoder, startLlm, withResults } from './harness.ts'
 
@@ -57,6 +58,26 @@ t.test('features are pulled before the call is answered, and the request finds t
   t.equal(engine.counters.migratedBytes - before, results[2]!.num_tokens * results[2]!.hidden_size * 4, 'the two are not pulled again')
   t.equal(encoder.counters.acks, 6, 'the answer\'s leases were ACKed')
   await atRest(t, engine, encoder)
+})
+
+t.test('offers go over links with CURVE too, of one key pair and of two', async t => {
+  const urls = await Promise.all([61, 62].map(drawScene))
+  const [one, two] = KEYS
+  for (const [here, there] of [[{ curve: one }, { curve: one }], [{ curve: one, allowedPeers: [two.publicKey] }, { curve: two, allowedPeers: [one.publicKey] }]] as const) {
+    const [encoder, engine] = await Promise.all([startEncoder(t, { media, ...here }), startLlm(t, { vision: false, ...there })])
+    await link(engine, encoder)
+    await encoder.p2p.connect(endpointOf(engine))
+    t.same(engine.p2p.peers().map(({ encrypted }) => encrypted), [true])
+    const slow = await slowPicture(t, urls[1]!)
+    const call = encode(encoder, [urls[0]!, slow.url], overlapping(engine))
+    await until(() => engine.counters.ahead.pulled === 1, 'the first item is pulled')
+    slow.send()
+    const answer = await ask(engine, withResults(await call, QUESTION, GREEDY))
+    t.ok(engine.counters.ahead.used >= 1)
+    await atRest(t, engine, encoder)
+    t.same(answer.choices, (await askByEncoder(encoder, engine, urls, QUESTION, GREEDY)).choices)
+    await atRest(t, engine, encoder)
+  }
 })
 
 const OTHER = 'ffffffffffffffff'
