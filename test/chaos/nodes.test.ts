@@ -161,6 +161,8 @@ await t.test('a language model that dies after its first event ends the stream w
   t.equal(await cut.ended, true, 'the answer itself ends as it should')
   t.match(cut.last, { error: { message: String, type: String, code: 'upstream_broken', param: null } })
   p1.node.heal()
+  // For a moment the other one would come first.
+  await gateway.useAfresh(e1, e2, p1, p2)
   const long = await gateway.stream({ pictures: [picture], more: { max_tokens: 2000, ignore_eos: true } })
   await until(() => long.events.length > 1, 'events have come')
   await p1.stop('SIGKILL')
