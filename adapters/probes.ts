@@ -76,7 +76,8 @@ export async function engineInfo (node: AdapterNode, call: Call): Promise<Engine
   if (answer.statusCode === 404 || answer.statusCode === 405) return { kind: 'absent' }
   const info = answer.statusCode === 200 ? decode(answer.body) : undefined
   if (info !== undefined) return { kind: 'info', info }
-  throw new AdapterError('UNAVAILABLE', `${node.id} answered /distserve/engine_info with ${answer.statusCode}${answer.statusCode === 200 ? ' and no JSON object' : ''}`, { node: node.id })
+  const why = answer.statusCode === 200 ? ' and no JSON object' : answer.statusCode === 401 || answer.statusCode === 403 ? ': start it with --api-key, and set apiKey of the node to the same' : ''
+  throw new AdapterError('UNAVAILABLE', `${node.id} answered /distserve/engine_info with ${answer.statusCode}${why}`, { node: node.id })
 }
 
 function decode (body: unknown): EngineInfoAnswered | undefined {

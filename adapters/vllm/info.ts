@@ -1,6 +1,7 @@
 import type { AdapterNode, Call, NodeInfo, Role } from '../adapter.ts'
 import { requestJson } from '../http/json.ts'
 import { health, models, PROBE_CALL, startingInfo } from '../probes.ts'
+import { OUR_ENGINE } from '../wire/distserve.ts'
 import { objectOf, textOf, type Json } from '../wire/json.ts'
 
 const FEATURES = 'features:vllm-ec/1'
@@ -45,7 +46,7 @@ export async function probeVllm (node: AdapterNode, call: Call): Promise<NodeInf
     vision: node.vision ?? (node.ecZmqAddrs === undefined ? 'full' : 'features'),
     maxPrefillTokens: node.maxPrefillTokens,
     fingerprint: version === undefined ? undefined : `vllm ${version}`,
-    notes: [],
+    notes: list.owner === OUR_ENGINE || list.owner === 'lmdeploy' || list.owner === 'sglang' ? [`is a server of ${list.owner}: without adapter in its entry the right one is found`] : [],
     details: { server: 'vllm', models: cards, maxModelLen: typeof maxModelLen === 'number' ? maxModelLen : undefined } satisfies VllmDetails
   }
 }

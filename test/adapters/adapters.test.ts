@@ -62,6 +62,22 @@ t.test('a URL that ends in /v1 is that of the server without it, whatever the se
   t.match(await openai.probe(hosted, call), { status: 'healthy', models: ['gpt'] })
 })
 
+t.test('vllm named for another server is noted', async t => {
+  const call = callWith(dispatcherFor(t))
+  t.match(await adapters.get('vllm')!.probe(nodeAt((await lmdeploy(t)).url), call), { notes: [/is a server of lmdeploy: without adapter in its entry/] })
+})
+
+t.test('an engine that refuses its control routes is unavailable for want of a key', async t => {
+  const server = createServer((request, response) => {
+    if (request.url === '/v1/models') response.end(JSON.stringify({ data: [{ id: 'm', owned_by: 'fastify-epd' }] }))
+    else response.writeHead(request.url === '/health' ? 200 : 403).end()
+  }).listen(0, '127.0.0.1')
+  t.teardown(() => { server.closeAllConnections(); server.close() })
+  await once(server, 'listening')
+  const node = nodeAt(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  for (const ask of [pytorch.probe, detectAdapter]) t.match(await failure(ask(node, callWith(dispatcherFor(t)))), { code: 'UNAVAILABLE', message: /engine_info with 403: start it with --api-key, and set apiKey/ })
+})
+
 t.test('lmdeploy: the states of /health', async t => {
   const call = callWith(dispatcherFor(t))
   const fake = await lmdeploy(t)
