@@ -50,7 +50,7 @@ const ABORT_GRACE_MS = 1_000
  * @throws whatever `createEngine` or the engine's `ready` rejects with; the server is closed then
  */
 export async function startApiServer (options: ApiServerOptions): Promise<ApiServer> {
-  const state: ServerState = { health: new Health(), inFlight: new InFlight(), metrics: undefined, url: '' }
+  const state: ServerState = { health: new Health(), inFlight: new InFlight(), names: new Map(), metrics: undefined, url: '' }
   const app = buildApp(options, state)
   await app.listen({ host: options.host ?? '127.0.0.1', port: options.port ?? 0 })
   state.url = options.publicUrl ?? urlOf(app)

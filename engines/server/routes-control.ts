@@ -42,10 +42,7 @@ function abort ({ health, inFlight }: ServerState, { abort_all: all, request_id:
  * LMDeploy's control routes between engines, in its shapes. As in LMDeploy, a pair that can't work together is answered
  * with 200 and `status: 2`; `message` has the reason. Only a body of another shape is a 400.
  */
-export function distserveRoutes (app: FastifyInstance, { health }: ServerState, onRequest: onRequestHookHandler): void {
-  // A gateway may know a peer by another URL than the peer's own engine id, and drops the link by that URL.
-  const names = new Map<string, string>()
-
+export function distserveRoutes (app: FastifyInstance, { health, names }: ServerState, onRequest: onRequestHookHandler): void {
   app.get('/distserve/engine_info', { onRequest }, async () => health.control().info())
   app.post('/distserve/p2p_initialize', { onRequest }, async request => initialize(health.control(), bodyOf(request.body)))
   app.post('/distserve/p2p_connect', { onRequest }, async request => {

@@ -43,6 +43,7 @@ async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTi
   const body = bodyOf(request.body, engine)
   const run = of(engine)
   const callerId = callerIdOf(request)
+  const consumer = headerOf(request, CONSUMER_HEADER)
   // The gateway sends again when a connection breaks: it has not read the first answer.
   if (headerOf(request, AGAIN_HEADER) !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
   const flight = state.inFlight.start(callerId)
@@ -60,7 +61,7 @@ async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTi
       signal: flight.signal,
       requestId: flight.requestId,
       tenant: textOf(body[TENANT_FIELD]),
-      consumer: headerOf(request, CONSUMER_HEADER),
+      consumer: consumer && (state.names.get(consumer) ?? consumer),
       overlap: headerOf(request, OVERLAP_HEADER) !== undefined,
       context
     })

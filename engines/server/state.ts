@@ -7,6 +7,8 @@ import type { EngineMetrics } from './metrics.ts'
 export interface ServerState {
   readonly health: Health
   readonly inFlight: InFlight
+  /** Engine ids of linked peers by the URLs under which gateways know them, where these differ. */
+  readonly names: Map<string, string>
   /** Undefined until the engine exists. */
   metrics: EngineMetrics | undefined
   /** Own URL, which is the engine id; known once the server listens. */

@@ -291,6 +291,14 @@ t.test('distserve speaks the shapes of LMDeploy', async t => {
   t.equal(engine.cleared, 1)
 })
 
+t.test('the consumer of a request is the linked peer, by whichever name a gateway has for it', async t => {
+  const { engine, post } = await start(t)
+  const info = [{ protocol: 1, endpoint_info: JSON.stringify(endpointInfo('http://really-pd:1')) }]
+  await post('/distserve/p2p_connect', { remote_engine_id: 'http://pd:1/v1', remote_kvtransfer_endpoint_info: info })
+  for (const name of ['http://pd:1/v1', 'http://really-pd:1', 'http://other:1']) await post('/v1/chat/completions', MESSAGES, { 'x-epd-consumer': name })
+  t.same(engine.calls.map(({ consumer }) => consumer), ['http://really-pd:1', 'http://really-pd:1', 'http://other:1'])
+})
+
 t.test('a link is dropped by either name of its peer, also while it is being made', async t => {
   const { engine, post } = await start(t)
   let shaken: (() => void) | undefined

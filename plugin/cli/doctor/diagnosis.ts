@@ -52,7 +52,7 @@ export interface Diagnosis {
 
 const LMDEPLOY_MEDIA = 'LMDeploy has no encoder role and takes no features over HTTP: its pictures stay with the language model'
 const NO_DISAGGREGATION = 'the adapter openai does no disaggregation: name the adapter of the server (vllm, sglang, pytorch)'
-const TWICE = 'its load is counted apart, a drain of one leaves the other, and features are not pulled ahead'
+const TWICE = 'its load is counted apart, and a drain of one leaves the other'
 const VLLM_CONNECTORS = 'vLLM reports no connectors. Encoders need --ec-transfer-config with ec_producer, those that take their features ec_consumer with the same storage; prefill and decode need --kv-transfer-config with kv_producer and kv_consumer. Without them each server encodes and prefills by itself, and answers right (docs/vllm.md)'
 
 export function diagnose (nodes: readonly Patient[]): Diagnosis {
