@@ -126,10 +126,9 @@ function form (random: () => number, model: string | undefined): { readonly type
   const decoy = Buffer.concat([Buffer.from(Array.from({ length: 200 }, () => Math.floor(random() * 256))), Buffer.from('\r\nContent-Disposition: form-data; name="model"\r\n\r\nwrong\r\n--no\r\n')])
   const parts = [
     part('Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: audio/wav', decoy),
-    part('Content-Disposition: form-data; name="model"; filename="x"', 'wrong'),
     part('content-disposition: form-data; name="model_name"', 'wrong'),
     part('Content-Disposition: form-data; name="language"', 'name="model"'),
-    ...(model === undefined ? [] : [part(random() < 0.5 ? 'Content-Disposition: form-data; name="model"' : 'content-type: text/plain\r\ncontent-disposition: form-data; name=model', model)])
+    ...(model === undefined ? [] : [part(random() < 0.5 ? 'Content-Disposition: form-data; name="model"' : 'content-type: text/plain\r\nContent-Transfer-Encoding: 8bit\r\ncontent-disposition: form-data; name=model', model)])
   ].map(value => ({ value, key: random() })).sort((a, b) => a.key - b.key).map(({ value }) => value)
   return { type: `multipart/form-data; boundary=${quoted ? `"${boundary}"` : boundary}`, bytes: Buffer.concat([...parts, Buffer.from(`--${boundary}--\r\n`)]) }
 }
@@ -153,6 +152,44 @@ t.test('case 15: a form goes to a node of its model, byte for byte; without a mo
   for (const type of ['multipart/form-data', 'multipart/form-data; boundary=other']) t.equal((await send({ type, bytes: form(random, 'b').bytes })).status, 200, 'a form that can\'t be read is the node\'s to judge')
   const chat = await fetch(`${url}/v1/chat/completions`, { method: 'POST', headers: { 'content-type': 'multipart/form-data; boundary=x' }, body: '--x--' })
   t.equal(chat.status, 415)
+})
+
+/** Forms in which some server finds the model `b`, and another one, or none, finds `org/a`. */
+function * doubtful (): Generator<[what: string, type: string, body: string]> {
+  const type = 'multipart/form-data; boundary=B'
+  const part = (head: string, value: string, delimiter = '--B'): string => `${delimiter}\r\n${head}\r\n\r\n${value}\r\n`
+  const field = (name: string): string => `Content-Disposition: form-data; name=${name}`
+  const [good, bad, end] = [part(field('"model"'), 'org/a'), part(field('"model"'), 'b'), '--B--\r\n']
+  for (const [what, one, two] of [['good first', good, bad], ['bad first', bad, good]] as const) {
+    yield [`twice, ${what}`, type, one + two + end]
+    yield [`with others between, ${what}`, type, one + part(field('"x"'), '1') + two + end]
+    for (const extra of ['; filename="x"', "; filename*=utf-8''x", '; filename=""']) yield [`one a file, ${what}`, type, one + two.replace('"model"', `"model"${extra}`) + end]
+  }
+  for (const more of ['; boundary=A', '; Boundary=A', '; boundary*=A', '; boundary*0=A', '; charset=utf-7', '; charset=utf-16', '; charset=utf-8; charset=utf-7', '; =', '; "x"']) yield [`content type ${more}`, type + more, good + end]
+  for (const name of ['"mod\\el"', '<model>', '"model', 'model"', '"mod"el', '"x"; name="model"', '"x"; name*=utf-8\'\'model', '"x"; name*0="mo"; name*1="del"', '"x"; NAME="model"', '"f"; filename="a\\"; name="model"']) yield [`name=${name}`, type, good + part(field(name), 'b') + end]
+  const heads = [`${field('"x"')}\r\n${field('"model"')}`, `${field('"x"')}\r\ncontent-disposition: form-data; name="model"`, 'Content-Disposition: attachment; name="model"', 'X: y', `X: y\r\n ${field('"model"')}`, `X: y\n${field('"model"')}`,
+    'Content-Disposition : form-data; name="model"', 'Content-Disposition: form-data;\r\n name="model"', '']
+  for (const head of heads) yield [`head ${JSON.stringify(head)}`, type, good + part(head, 'b') + end]
+  for (const encoding of ['base64', 'quoted-printable']) yield [encoding, type, part(`${field('"model"')}\r\nContent-Transfer-Encoding: ${encoding}`, 'org/a') + end]
+  yield ['a field of the gateway', type, good + part(field('"kv_transfer_params"'), '{}') + end]
+  for (const delimiter of ['\n--B', '\r--B', '--B ', '--Bx', '--B\t']) yield [`delimiter ${JSON.stringify(delimiter)}`, type, part(field('"x"'), '1') + (delimiter.startsWith('--') ? '' : 'x') + part(field('"model"'), 'b', delimiter) + good + end]
+  yield ['line feeds', type, (bad + end).replaceAll('\r\n', '\n')]
+  yield ['a preamble', type, `x\r\n${good}${end}`]
+  yield ['no line before the end', type, `--B\r\n${field('"model"')}\r\n\r\n--B--\r\n`]
+  yield ['no end', type, good]
+  yield ['an end within a part', type, good + bad.slice(0, -6)]
+  yield ['too many parts', type, part(field('"x"'), '1').repeat(2_001) + good + end]
+}
+
+t.test('a form of which two servers could read two models is refused', async t => {
+  const [a, b] = [await server(t, { id: 'org/a' }), await server(t, { id: 'b' })]
+  const url = await gatewayOver(t, a, b)
+  for (const [what, type, body] of doubtful()) {
+    const answer = await fetch(`${url}/v1/audio/transcriptions`, { method: 'POST', headers: { 'content-type': type }, body })
+    t.equal(answer.status, 400, what)
+    t.match(await answer.json(), { error: { message: /Servers would not agree|not for clients/ } }, what)
+  }
+  t.same([...a.seen, ...b.seen], [])
 })
 
 t.test("models have their node's own cards", async t => {
