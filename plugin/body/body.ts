@@ -35,7 +35,7 @@ export async function parseBody (bytes: Buffer, nameless = false): Promise<Body>
   const scanner = new JsonScanner(bytes, collector)
   if (bytes.length <= ONE_GO && isUtf8(bytes)) scanner.run(bytes.length)
   else await scanInSteps(bytes, scanner)
-  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : describeMedia(bytes, collector.media), nameless)
+  return new ScannedBody(bytes, collector, collector.media.length === 0 ? [] : await describeMedia(bytes, collector.media), nameless)
 }
 
 /** The same for a value that the gateway or its application has made; strings and Buffers are taken as JSON text. */

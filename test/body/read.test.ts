@@ -7,6 +7,7 @@ import { PassThrough, Readable } from 'node:stream'
 import t from 'tap'
 import type { Test } from 'tap'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
+import { describeMedia } from '../../plugin/body/media.ts'
 import { freeFor } from '../../plugin/body/recycle.ts'
 import type { EpdError } from '../../plugin/errors.ts'
 import { bmp, gif, jpeg, png, webpExtended, webpLossless, webpLossy } from './picture-headers.ts'
@@ -161,7 +162,6 @@ t.test('reads the size of inline pictures from a few bytes', async t => {
 })
 
 t.test('other work gets its turn while a big body is scanned', async t => {
-  // Pictures of this size take less than one turn.
   const numbers = Buffer.from(JSON.stringify({ model: 'm', prompt: Array.from({ length: 2_000_000 }, (_, i) => i) }))
   const escapes = Buffer.from(JSON.stringify({ model: 'm', prompt: 'a\n'.repeat(4 * MIB) }))
   for (const bytes of [numbers, escapes]) {
@@ -177,4 +177,15 @@ t.test('other work gets its turn while a big body is scanned', async t => {
     // `npm run bench -- body` measures the times.
     t.ok(turns >= 2, `${bytes.length} bytes: ${turns} turns`)
   }
+})
+
+t.test('other work gets its turn while the sizes of many escaped pictures are read', async t => {
+  const bytes = Buffer.from('data:image/jpeg;base64,\\/9j\\/' + '\\u0041'.repeat(10_900))
+  const span = { start: 0, end: bytes.length }
+  const part = { message: 0, part: 0, path: '', type: 'image_url', url: { ...span, escaped: true }, member: 'image_url', span, apart: false }
+  let done = false
+  const describing = describeMedia(bytes, Array(100).fill(part)).finally(() => { done = true })
+  await new Promise(resolve => { setImmediate(resolve) })
+  t.notOk(done)
+  t.equal((await describing).length, 100)
 })
