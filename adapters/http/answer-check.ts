@@ -3,7 +3,8 @@ import { Readable } from 'node:stream'
 import { AdapterError, type AdapterNode, type Call, type UpstreamResponse } from '../adapter.ts'
 import { isErrorBody } from './error-shape.ts'
 import { brokenOff, codeOf, decode, failureError, failureOf, nonsense, readFailure, type FailureReader } from './failures.ts'
-import { JoinedBytes, type FlowingResponse } from '../flow.ts'
+import type { FlowingResponse } from '../flow.ts'
+import { JoinedBytes } from '../joined-bytes.ts'
 
 /** Routes whose answers are known to be JSON, or events; others may answer with anything but a page. */
 const GENERATES = /^\/v1\/(chat\/completions|completions|responses|messages|embeddings)(\?|$)/

@@ -1,4 +1,4 @@
-import { JoinedBytes } from '../../adapters/flow.ts'
+import { JoinedBytes } from '../../adapters/joined-bytes.ts'
 
 const LF = 0x0a
 const CR = 0x0d
