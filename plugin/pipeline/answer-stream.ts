@@ -129,7 +129,7 @@ export class AnswerStream extends Readable implements Answer {
 
   #end (): void {
     if (this.#ended) return
-    if (this.#gate !== undefined && this.#choices && !this.#usage.whole) return this.#fail(new Error('the stream ended before its answer did'))
+    if (this.#gate !== undefined && this.#firstByteAt !== undefined && !this.#usage.whole(this.#choices)) return this.#fail(new Error('the stream ended before its answer did'))
     this.#ended = this.#whole = true
     this.#limit.clear()
     const rest = this.#gate?.rest()

@@ -45,12 +45,12 @@ export class UsageReader {
     return /^data: ?\[DONE\]/m.test(this.#text())
   }
 
-  /** Did a stream of choices come to its end? One that a node has cut in half may end in good order. */
-  get whole (): boolean {
+  /** Did a stream come to its end? One of choices that a node has cut in half may end in good order. @param choices it began with some */
+  whole (choices: boolean): boolean {
     if (this.done) return true
     // The last event may be longer than what is searched for usage.
     const text = this.#text(Infinity)
-    return text.includes('"error"') || readFinishReason(text) !== undefined
+    return !(choices || text.includes('"choices"')) || text.includes('"error"') || readFinishReason(text) !== undefined
   }
 
   /** At the end: later chunks change nothing. */

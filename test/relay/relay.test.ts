@@ -96,7 +96,9 @@ t.test('a stream without [DONE] is whole, however many pieces follow its finish 
 
 t.test('a stream of choices that ends in good order is whole with [DONE] or a finish reason only, whatever its text and however long its last event', async t => {
   let last!: string
-  const { port, results } = await gateway(t, () => scripted([event({ choices: [{ delta: { content: 'x' } }] }), last].map(piece => Buffer.from(piece)), SSE))
+  // Adapters that look at no answer may give on what a node says before it.
+  let begin: string[] = []
+  const { port, results } = await gateway(t, () => scripted([...begin, event({ choices: [{ delta: { content: 'x' } }] }), last].map(piece => Buffer.from(piece)), SSE))
   const more = { logprobs: 'p'.repeat(20_000) }
   const said = (content: string, rest: object = {}, choice: object = {}): string => event({ choices: [{ delta: { content }, ...choice }], ...rest })
   const cases: Array<[string, Delivery['outcome']]> = [
@@ -109,6 +111,9 @@ t.test('a stream of choices that ends in good order is whole with [DONE] or a fi
     t.equal(body.includes('upstream_broken'), outcome === 'upstream_failed', end.slice(0, 60))
     t.match(await results.at(-1)!, { outcome })
   }
+  begin = [': alive\n\n']
+  last = said('x')
+  t.match((await ask(port)).body.toString(), /upstream_broken/, 'a sign of life came first')
 })
 
 t.test('after [DONE] a stream is whole, whether its node falls silent or breaks off', async t => {
