@@ -221,8 +221,17 @@ export interface EncodeJob {
   readonly consumer: AdapterNode
   /** Separates caches of different customers; part of the content hash. */
   readonly tenant?: string | undefined
-  /** The consumer may pull features while others are encoded, and before the call is answered. */
-  readonly overlap?: boolean | undefined
+  /** The consumer may pull features while others are encoded, and before the call is answered: for the request that it gets under this id. */
+  readonly overlap?: string | undefined
+}
+
+/** A request whose media are being encoded. */
+export interface PrepareJob {
+  readonly node: AdapterNode
+  /** Path below the node's URL, with query: `/v1/chat/completions`. */
+  readonly path: string
+  readonly body: RequestBody
+  readonly tenant?: string | undefined
 }
 
 export interface PrefillJob {
@@ -260,6 +269,8 @@ export interface Adapter {
   encode (job: EncodeJob, call: Call): Promise<EncoderResult[]>
   /** Is the node known to have this item's features already, so that encoding it costs nothing? */
   has? (node: AdapterNode, item: MediaItem, body: RequestBody, tenant?: string): boolean
+  /** Tells PD, or P, of a request that will come when its media are encoded, some milliseconds after `encode` was called. Best effort: what it fails with is not looked at. */
+  prepare? (job: PrepareJob, call: Call): Promise<void>
   /** P's share of a request that D goes on with. The core gives the hand-off's lease to `release` unless D takes it over. */
   prefill (job: PrefillJob, call: Call): Promise<Handoff>
   /** PD, or D when there is a hand-off. Resolves at the first good upstream event, whose bytes are still in the response's body. */

@@ -5,6 +5,7 @@ import { generateEpd } from './epd/generate.ts'
 import { infoOfEpd } from './epd/info.ts'
 import { linkEpd } from './epd/link.ts'
 import { prefillEpd } from './epd/prefill.ts'
+import { prepareEpd } from './epd/prepare.ts'
 import { generateLmdeploy } from './lmdeploy/generate.ts'
 import { refused, unlink, type End } from './lmdeploy/handshake.ts'
 import { infoOfLmdeploy } from './lmdeploy/info.ts'
@@ -97,6 +98,7 @@ export const pytorch: Adapter = {
   link,
   unlink,
   encode: encodeEpd,
+  prepare: prepareEpd,
   prefill,
   generate,
   release,

@@ -17,13 +17,13 @@ interface Placed {
 /** POST {E}/v1/chat/completions with the media parts alone. Safe to send twice: the second try ends what was answered to the first. */
 export async function encodeEpd (job: EncodeJob, call: Call): Promise<EncoderResult[]> {
   const { node, items, body, consumer, tenant, overlap } = job
-  const offers = overlap === true && engineInfoOf(consumer)?.pulls_ahead === true
+  const offers = overlap !== undefined && engineInfoOf(consumer)?.pulls_ahead === true
   const placed = place(items)
   const answer = await requestOk(node, {
     method: 'POST',
     path: CHAT,
     slices: body.pick(items, tenant === undefined ? undefined : { [TENANT_FIELD]: JSON.stringify(tenant) }),
-    headers: { [CONSUMER_HEADER]: consumer.id, ...offers ? { [OVERLAP_HEADER]: '1' } : {} },
+    headers: { [CONSUMER_HEADER]: consumer.id, ...offers ? { [OVERLAP_HEADER]: `${overlap}:${items.map(item => item.index).join()}` } : {} },
     idempotent: { [AGAIN_HEADER]: '1' },
     timeout: 0
   }, call, failure => rejected(failure, placed))

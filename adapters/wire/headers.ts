@@ -9,8 +9,11 @@ export const GATEWAY_HEADER = 'x-epd-gateway'
 /** To an encoder or P: engine id of the node that will pull what this request leaves. */
 export const CONSUMER_HEADER = 'x-epd-consumer'
 
-/** To an encoder: it may offer the consumer each item as soon as its blocks are chosen. */
+/** To an encoder: it may offer the consumer each item as soon as its blocks are chosen. `<id>:<n>,<n>...`: which items of the consumer's request these are. */
 export const OVERLAP_HEADER = 'x-epd-overlap'
+
+/** To P or PD: the request comes later, under the same id, when encoders have its media. */
+export const AHEAD_HEADER = 'x-epd-ahead'
 
 /** Marks a request that is sent again: the engine ends the leases of its first answer, which the gateway has not read. */
 export const AGAIN_HEADER = 'x-epd-again'

@@ -37,6 +37,8 @@ export interface EncoderResultWire extends RemoteBlocksWire {
   readonly dtype: 'float32' | 'float16'
   /** The encoder had the features before this request. */
   readonly cached: boolean
+  /** Of an offer: which item of the consumer's request it is, `<id>:<n>`. */
+  readonly for?: string | undefined
 }
 
 /** What P leaves for D: where the KV blocks of the prompt lie, the first token, and the prompt itself. */

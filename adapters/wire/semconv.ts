@@ -20,6 +20,7 @@ export const SPAN = {
   engineEncode: 'engine.encode',
   engineMigrate: 'engine.migrate',
   engineAhead: 'engine.ahead',
+  enginePrepare: 'engine.prepare',
   enginePrefill: 'engine.prefill',
   engineDecode: 'engine.decode'
 } as const
@@ -59,7 +60,7 @@ export const ATTR = {
   cached: 'epd.cached',
   /** Vision tokens on the encode side, tokens computed in prefill and decode. */
   tokens: 'epd.tokens',
-  /** Items whose features were pulled ahead of the request: while the encoder worked, or while its answer was on its way. */
+  /** Items whose features were pulled, tokens that were computed, ahead of the request: while the encoder worked, or while its answer was on its way. */
   ahead: 'epd.ahead',
   /** What a migration moves: `feature` or `kv` blocks. */
   pool: 'epd.pool',

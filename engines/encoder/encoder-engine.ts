@@ -112,7 +112,7 @@ export class EncoderEngine implements EngineService {
     }
     const stop = new AbortController()
     this.#calls.set(call.requestId, stop)
-    const offers = call.overlap === true ? this.#offers(call) : undefined
+    const offers = call.overlap === undefined ? undefined : this.#offers(call)
     try {
       const vision = this.#vision ?? await this.#parts.vision
       const signal = AbortSignal.any([call.signal, stop.signal])
@@ -130,10 +130,11 @@ export class EncoderEngine implements EngineService {
     const { consumer, context } = call
     if (offers === undefined || consumer === undefined) return undefined
     const { signal } = new AbortController()
+    const names = namesOf(call.overlap)
     return new Offers(offers, {
-      lease: (item, filled) => {
+      lease: (item, filled, index) => {
         cache.ref(item.entry)
-        return this.#lease([item], { ...call, signal }, filled)[0] as EncoderResultWire
+        return { ...this.#lease([item], { ...call, signal }, filled)[0] as EncoderResultWire, for: names?.[index] }
       },
       send: lease => { p2p.offer?.(consumer, lease, traceparentOf(context)) },
       release: lease => { this.#grants.endSession(lease) }
@@ -193,4 +194,10 @@ export class EncoderEngine implements EngineService {
     await this.p2p.close()
     this.#grants.close()
   }
+}
+
+/** Of `<id>:<n>,<n>...` a name for each item: `<id>:<n>`. */
+function namesOf (overlap = ''): string[] | undefined {
+  const id = /^.*:/.exec(overlap)?.[0]
+  return id === undefined ? undefined : overlap.slice(id.length).split(',').map(n => id + n)
 }

@@ -9,7 +9,7 @@ interface Offer {
 
 export interface OffersOfCall {
   /** A lease of its own, beside that of the answer, on blocks that are `filled` when the promise resolves. */
-  lease (item: EncodedItem, filled: Promise<void>): EncoderResultWire
+  lease (item: EncodedItem, filled: Promise<void>, index: number): EncoderResultWire
   /** Tells the consumer. */
   send (lease: string): void
   release (lease: string): void
@@ -36,7 +36,7 @@ export class Offers {
   placed (item: EncodedItem, index: number): void {
     if (this.#ended) return
     const { promise, resolve } = deferred<void>()
-    const offered = this.#call.lease(item, promise)
+    const offered = this.#call.lease(item, promise, index)
     this.#known.set(offered.lease, offered)
     this.#open.set(index, { lease: offered.lease, filled: resolve })
     this.#call.send(offered.lease)

@@ -122,8 +122,13 @@ export class LlmEngine {
     const { scheduler } = this.#options
     if (batch.kind === 'prefill') {
       for (const chunk of batch.chunks) {
-        if (unlock(chunk.sequence)) scheduler.prefilled(chunk)
-        else this.#retire(chunk.sequence)
+        const { sequence } = chunk
+        if (unlock(sequence)) {
+          scheduler.prefilled(chunk)
+          if (sequence.maxTokens > 0 || sequence.prefillLeft > 0) continue
+          finish(sequence, { kind: 'length' })
+        }
+        this.#retire(sequence)
       }
       return
     }

@@ -5,6 +5,7 @@ import type { EngineOptions } from '../service/engine-options.ts'
 import { EngineError } from '../service/errors.ts'
 import { FEATURE_BLOCK_TOKENS, loadModel, type LoadedModel } from '../models/index.ts'
 import type { P2PNodeOptions, P2PPool } from '../p2p/index.ts'
+import type { EncoderResultWire } from '../../adapters/wire/results.ts'
 import { VERSION } from '../../adapters/wire/version.ts'
 import { parseDevice } from '../runtime/index.ts'
 import type { LlmRole } from './api/control-fields.ts'
@@ -96,12 +97,22 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
   const { roomTimeoutMs = ROOM_TIMEOUT_MS, pullTimeoutMs = PULL_TIMEOUT_MS } = tuning
   const { path, fetcher } = migrationPath(role, features, scheduler, { p2p, counters, log, concurrency: MIGRATIONS, pullTimeoutMs }, { blockTokens, rowBytes: hiddenSize * bytesOf(dtype), roomTimeoutMs })
   if (fetcher !== undefined) {
-    const pulls = ahead = new PullAhead({ p2p, fetcher, counters, log, read: offer => parseEncoderResult(offer, model, 'offer') })
+    const pulls = ahead = new PullAhead({
+      p2p,
+      fetcher,
+      counters,
+      log,
+      read: offer => parseEncoderResult(offer, model, 'offer'),
+      arrived: (media, offer) => {
+        const name = (offer as EncoderResultWire).for
+        if (typeof name === 'string') service.arrived(name, media)
+      }
+    })
     features.onShortage = () => { pulls.giveWay() }
   }
   const engine = (runner: Runner): LlmEngine =>
     new LlmEngine({ scheduler, runner, features, path, counters, log, maxPositions: model.text.maxPositions })
-  return new LlmService({
+  const service = new LlmService({
     engineId,
     role,
     backend: 'pytorch',
@@ -122,4 +133,5 @@ export async function createLlmEngine (given: EngineOptions, tuning: LlmTuning =
     info: Object.fromEntries(Object.entries(pools).map(([name, { pool, shape }]) => [name, { ...shape, block_bytes: pool.blockBytes, num_blocks: pool.total }])),
     runtime: openRuntime({ options, model, shape, kv: kv.pool, features, counters, engine })
   })
+  return service
 }

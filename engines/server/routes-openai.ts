@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { AGAIN_HEADER, CONSUMER_HEADER, OVERLAP_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
+import { AGAIN_HEADER, AHEAD_HEADER, CONSUMER_HEADER, OVERLAP_HEADER, REQUEST_ID_HEADER } from '../../adapters/wire/headers.ts'
 import { isObject, textOf, type Json } from '../../adapters/wire/json.ts'
 import { TENANT_FIELD } from '../../adapters/wire/results.ts'
 import type { ChatAnswer, ChatCall, EngineService } from '../service/engine-service.ts'
@@ -43,26 +43,29 @@ async function serve ({ state, unreadTimeoutMs }: { state: ServerState, unreadTi
   const body = bodyOf(request.body, engine)
   const run = of(engine)
   const callerId = callerIdOf(request)
+  const ahead = headerOf(request, AHEAD_HEADER) !== undefined
   const consumer = headerOf(request, CONSUMER_HEADER)
   // The gateway sends again when a connection breaks: it has not read the first answer.
   if (headerOf(request, AGAIN_HEADER) !== undefined) for (const id of [callerId, ...state.inFlight.abort(callerId)]) engine.abort(id)
-  const flight = state.inFlight.start(callerId)
+  // The request itself comes under the id.
+  const flight = state.inFlight.start(ahead ? randomUUID() : callerId)
   abortWhenClientGone(reply, flight)
   closeWhenAborted(reply, flight)
   reply.header(REQUEST_ID_HEADER, flight.requestId)
   const context = contextOf(request.headers)
   const ended = (): void => {
-    state.metrics?.observeRequest(operation, (performance.now() - startedAt) / 1_000, context)
+    if (!ahead) state.metrics?.observeRequest(operation, (performance.now() - startedAt) / 1_000, context)
     flight.end()
   }
   try {
     const answer = await run({
       body,
       signal: flight.signal,
-      requestId: flight.requestId,
+      requestId: ahead ? callerId : flight.requestId,
       tenant: textOf(body[TENANT_FIELD]),
       consumer: consumer && (state.names.get(consumer) ?? consumer),
-      overlap: headerOf(request, OVERLAP_HEADER) !== undefined,
+      overlap: headerOf(request, OVERLAP_HEADER),
+      ahead,
       context
     })
     return sendAnswer(reply, answer, { flight, unreadTimeoutMs, ended })

@@ -97,8 +97,10 @@ export interface ChatCall {
   readonly tenant?: string | undefined
   /** Header `x-epd-consumer`: the engine that will pull what an encoder or a prefill engine answers. */
   readonly consumer?: string | undefined
-  /** Header `x-epd-overlap`: the consumer may pull while this engine still works. */
-  readonly overlap?: boolean | undefined
+  /** Header `x-epd-overlap`: the consumer may pull while this engine still works; for which items of its request. */
+  readonly overlap?: string | undefined
+  /** Header `x-epd-ahead`: the request comes later. */
+  readonly ahead?: boolean | undefined
   /** Trace context of the caller, from `traceparent`. Parent of the engine's spans. */
   readonly context: Context
 }

@@ -39,7 +39,7 @@ const FACTS: ReadonlyArray<readonly [key: string, show: (value: string) => strin
 ]
 const COLORS: ReadonlyArray<readonly [prefix: string, sgr: number]> = [
   [SPAN.encode, 36], [SPAN.engineEncode, 36], [SPAN.enginePreprocess, 36], [SPAN.engineMigrate, 33], [SPAN.engineAhead, 33],
-  [SPAN.prefill, 35], [SPAN.enginePrefill, 35], [SPAN.decode, 32], [SPAN.engineDecode, 32]
+  [SPAN.enginePrepare, 35], [SPAN.prefill, 35], [SPAN.enginePrefill, 35], [SPAN.decode, 32], [SPAN.engineDecode, 32]
 ]
 
 /** A trace as lines of text: a row for each span with its place in time, its duration and the facts that explain it. */

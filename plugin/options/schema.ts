@@ -216,7 +216,7 @@ export const optionsSchema = Type.Partial(object({
   routes: switchOr(routes, { default: true, expects: `true, false or an object with ${Object.keys(routes.properties).join(', ')}`, description: 'Which routes the plugin mounts.' }),
   attach: list(Type.String({ pattern: '^/', expects: 'a path that begins with /' }), 'URLs of routes declared after the plugin that are treated as if they had `config: { epd: true }`.'),
   bypass: oneOf(['auto', 'never'], { description: 'When the language model encodes pictures itself although there are encoders. Default: never with embedded engines, else auto.' }),
-  overlap: Type.Boolean({ default: true, description: 'The language model pulls features while encoders work on others, and before they have answered, where both can.' }),
+  overlap: Type.Boolean({ default: true, description: 'A language model without other requests tokenises, pulls features and computes the prompt as far as it can, while encoders work, where both can.' }),
   routing,
   timeouts,
   vllm: vllmSection,

@@ -15,8 +15,8 @@ import type { Timing } from './timing.ts'
 import type { Core, GatewayRequest } from './types.ts'
 
 const OPERATIONS: Readonly<Record<string, string>> = { '/v1/completions': 'text_completion', '/v1/embeddings': 'embeddings' }
-/** How long ending leases and aborting a request on a node may take, after the request itself is over. */
-const CLEANUP_MS = 5_000
+/** How long a call may take that the request does not wait for: ending leases, aborting a request on a node, telling a node of it. */
+const ASIDE_MS = 5_000
 /** Timers of Node.js fire up to a millisecond early. */
 const TIMER_SLACK_MS = 2
 
@@ -175,6 +175,11 @@ export class Exchange implements Cancellable {
     return this.attempts > 1 ? `${this.#id}-${this.attempts}` : this.#id
   }
 
+  /** Of the request at P. */
+  get prefillId (): string {
+    return `${this.callId}.p`
+  }
+
   call (signal: TimeLimit, span: StageSpan, id: string): Call {
     const { headers } = span
     headers[REQUEST_ID_HEADER] = id
@@ -195,11 +200,11 @@ export class Exchange implements Cancellable {
     return (this.held ??= new Leases(this))
   }
 
-  /** A last call to a node, outside the request's own life. Best effort. */
-  cleanupCall (work: (call: Call) => Promise<void>): void {
-    const limit = new TimeLimit(CLEANUP_MS)
-    const done = this.trace.run(() => abortable(work(this.call(limit, this.trace, this.callId)), limit))
-    this.core.requests.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a cleanup call to a node failed') }).finally(() => { limit.clear() }))
+  /** A call to a node beside the request's own life, often the last. Best effort. */
+  callAside (work: (call: Call) => Promise<void>, span: StageSpan = this.trace, id = this.callId): void {
+    const limit = new TimeLimit(ASIDE_MS)
+    const done = this.trace.run(() => abortable(work(this.call(limit, span, id)), limit))
+    this.core.requests.background(done.catch((err: unknown) => { this.log.debug({ err }, 'a call to a node aside failed') }).finally(() => { limit.clear() }))
   }
 
   /** Ends every call in flight with this reason; the request can not go on. */

@@ -35,7 +35,7 @@ export async function generateStage (exchange: Exchange, plan: Plan, features: r
     const aborted = exchange.cancelled !== undefined || delivery?.outcome === 'client_gone'
     if (aborted || limit.timedOut) {
       limit.abort(error)
-      exchange.cleanupCall(call => node.adapter.abort(node, id, call))
+      exchange.callAside(call => node.adapter.abort(node, id, call))
     }
     exchange.shut(limit)
     if (aborted) ticket.end(new DOMException('aborted', 'AbortError'))

@@ -5,7 +5,7 @@ interface HeldLease { readonly adapter: Adapter, readonly lease: LeaseRef }
 /** The request. */
 interface Holder {
   readonly closed: boolean
-  cleanupCall (work: (call: Call) => Promise<void>): void
+  callAside (work: (call: Call) => Promise<void>): void
 }
 
 /** What nodes hold for one request: encoders its features, P its KV blocks. */
@@ -45,7 +45,7 @@ export class Leases {
     this.#handoff = undefined
     for (const adapter of new Set(held.map(one => one.adapter))) {
       const leases = held.filter(one => one.adapter === adapter).map(one => one.lease)
-      this.#holder.cleanupCall(call => adapter.release(leases, call))
+      this.#holder.callAside(call => adapter.release(leases, call))
     }
   }
 }

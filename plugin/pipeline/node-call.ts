@@ -42,7 +42,7 @@ export async function callNode<T> (exchange: Exchange, { node, stage, tokens, id
     return result
   } catch (err) {
     let failure = exchange.failure(err, limit, node.id, `${node.adapter.name}.${stage}`)
-    if (limit.aborted || (AdapterError.is(failure) && failure.fault === 'node')) exchange.cleanupCall(call => node.adapter.abort(node, id, call))
+    if (limit.aborted || (AdapterError.is(failure) && failure.fault === 'node')) exchange.callAside(call => node.adapter.abort(node, id, call))
     ticket.end(failure, verdictOn(failure, stage))
     failure = await inquest(failure, ticket)
     span.end(limit.aborted && !limit.timedOut ? { aborted: true } : { error: failure })

@@ -19,10 +19,10 @@ export async function prefillStage (exchange: Exchange, plan: Plan, features: re
       node,
       stage: 'prefill',
       tokens: promptTokens(body),
-      id: `${exchange.callId}.p`,
+      id: exchange.prefillId,
       timeout: core.options.timeouts.prefill,
       span: { name: SPAN.prefill, attributes: { [ATTR.node]: id }, parent: trace },
-      late: ({ lease, wire }) => { exchange.cleanupCall(call => adapter.release([{ node, lease, wire }], call)) }
+      late: ({ lease, wire }) => { exchange.callAside(call => adapter.release([{ node, lease, wire }], call)) }
     }, async (call, span) => {
       await link(exchange.core.registry, id, plan.node.id, call.signal)
       const handoff = await adapter.prefill({ node, decode: plan.node, path, body, features, tenant }, call)

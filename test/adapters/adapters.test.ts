@@ -229,7 +229,7 @@ const CONVERSATION = {
 t.test('our engines: an encode call carries the media alone, and results find their way back to the client\'s positions', async t => {
   const call = callWith(dispatcherFor(t))
   const e = await startScripted(t, 'encoder')
-  e.engine.answer = async ({ body }) => encodeAnswer(body)
+  e.engine.answer = async ({ body, ahead }) => ahead === true ? { status: 200, json: {} } : encodeAnswer(body)
   const node = await probed(pytorch, nodeAt(e.url, { role: 'encoder' }), call)
   const body = await bodyFrom(CONVERSATION)
   const job = { node, items: body.media, body, consumer: nodeAt('http://pd'), tenant: 'acme' }
@@ -244,11 +244,18 @@ t.test('our engines: an encode call carries the media alone, and results find th
   t.match(sent.body, { model: 'fake-vlm', messages: [{ role: 'user' }, { role: 'user' }] })
   t.notMatch(JSON.stringify(sent.body), /one|be brief/)
 
-  for (const overlap of [true, false, undefined]) {
+  let n = 0
+  for (const overlap of ['r1', undefined]) {
     for (const pullsAhead of [true, false, undefined]) {
       const consumer = { ...job.consumer, info: { ...node.info!, details: { server: 'epd', engine: { pulls_ahead: pullsAhead } } } }
       await pytorch.encode({ ...job, consumer, overlap }, call)
-      t.equal(e.engine.calls.at(-1)!.overlap, overlap === true && pullsAhead === true, 'the encoder may offer only what is wanted and can be taken')
+      t.equal(e.engine.calls.at(-1)!.overlap, pullsAhead === true && overlap !== undefined ? 'r1:0,1,2' : undefined, 'the encoder may offer only what is wanted and can be taken')
+      const told = e.engine.calls.length
+      await pytorch.prepare!({ node: { ...consumer, url: e.url }, path: '/v1/chat/completions', body, tenant: 'acme' }, call)
+      t.equal(e.engine.calls.length - told, pullsAhead === true ? 1 : 0, 'an engine that pulls nothing ahead is told nothing')
+      if (pullsAhead !== true) continue
+      t.match(e.engine.calls.at(-1)!, { ahead: true, tenant: 'acme' })
+      t.same((e.engine.calls.at(-1)!.body as typeof CONVERSATION).messages, JSON.parse(JSON.stringify(CONVERSATION.messages).replace(/data:image\/png;base64,[ABC]+/g, () => `epd:${n++ % 3}`)), 'the text, and no pixels')
     }
   }
 

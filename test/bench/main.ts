@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util'
 import { machine, writeSection } from './report.ts'
 import type { Bench, BenchContext } from './report.ts'
 
-const NAMES = ['relay', 'body', 'e2e', 'topologies', 'policies', 'planner', 'overload', 'peers', 'transfer', 'encoder', 'llm', 'telemetry']
+const NAMES = ['relay', 'body', 'e2e', 'overlap', 'topologies', 'policies', 'planner', 'overload', 'peers', 'transfer', 'encoder', 'llm', 'telemetry']
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -1,6 +1,7 @@
 /** Pulling ahead through the gateway: the client leaves, or an engine goes, while the encoder works. */
-import Fastify from 'fastify'
+import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
+import type { LlmService } from '../../engines/llm/index.ts'
 import epd from '../../plugin/index.ts'
 import { startEngineFor, type ApiServer } from '../helper/engine.ts'
 import { metric } from '../helper/metrics.ts'
@@ -14,21 +15,27 @@ interface Stand { readonly url: string, readonly encoder: ApiServer, readonly en
 
 async function stand (t: Test, overlap: boolean): Promise<Stand> {
   const [encoder, engine] = await Promise.all([startEngineFor(t, { role: 'encoder', media }), startEngineFor(t, { role: 'hybrid' })])
-  const app = Fastify({ forceCloseConnections: true })
-  t.teardown(() => app.close())
-  await app.register(epd, { nodes: [{ url: encoder.url, role: 'encoder' }, { url: engine.url }], bypass: 'never', overlap, retries: 0 })
-  const url = await app.listen({ host: '127.0.0.1', port: 0 })
-  await app.epd.nodes.waitFor(({ nodes, link }) => nodes.every(node => node.state === 'healthy') && link(encoder.url, engine.url) === 'linked', { signal: AbortSignal.timeout(20_000) })
+  const { url, app } = await gateway(t, [encoder, engine], overlap)
+  await app.epd.nodes.waitFor(({ link }) => link(encoder.url, engine.url) === 'linked', { signal: AbortSignal.timeout(20_000) })
   return { url, encoder, engine }
 }
 
-async function ask (url: string, pictures: readonly string[], signal?: AbortSignal): Promise<{ status: number, text: string }> {
+async function gateway (t: Test, nodes: readonly ApiServer[], overlap: boolean): Promise<{ url: string, app: FastifyInstance }> {
+  const app = Fastify({ forceCloseConnections: true })
+  t.teardown(() => app.close())
+  await app.register(epd, { nodes: nodes.map(({ url, engine: { role } }) => ({ url, role })), bypass: 'never', overlap, retries: 0 })
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  await app.epd.nodes.waitFor(({ nodes }) => nodes.every(node => node.state === 'healthy'), { signal: AbortSignal.timeout(20_000) })
+  return { url, app }
+}
+
+async function ask (url: string, pictures: readonly string[], signal?: AbortSignal, before?: string): Promise<{ status: number, text: string, usage: unknown }> {
   const content = [...pictures.map(picture => ({ type: 'image_url', image_url: { url: picture } })), { type: 'text', text: 'How many shapes are there?' }]
   const response = await fetch(`${url}/v1/chat/completions`, {
-    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', temperature: 0, max_tokens: 12, messages: [{ role: 'user', content }] }), ...signal && { signal }
+    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model: 'tiny-internvl', temperature: 0, max_tokens: 12, messages: [...before === undefined ? [] : [{ role: 'user', content: before }, { role: 'assistant', content: 'Yes.' }], { role: 'user', content }] }), ...signal && { signal }
   })
-  const body = await response.json() as { choices?: [{ message: { content: string } }] }
-  return { status: response.status, text: body.choices?.[0].message.content ?? JSON.stringify(body) }
+  const body = await response.json() as { choices?: [{ message: { content: string } }], usage?: unknown }
+  return { status: response.status, text: body.choices?.[0].message.content ?? JSON.stringify(body), usage: body.usage }
 }
 
 async function figures (url: string): Promise<(name: string, labels?: Record<string, string>) => number> {
@@ -55,6 +62,7 @@ t.test('the switch: what is pulled ahead, and the same answer', async t => {
     const slow = await slowPicture(t, pictures[1]!)
     const answer = ask(url, [pictures[0]!, slow.url])
     if (overlap) await until(async () => await pulled(engine.url) === 1, 'the first picture is there before the second')
+    if (overlap) await until(() => (engine.engine as LlmService).runtime!.engine.steps.prefilledTokens > 50, 'and is computed')
     slow.send()
     const { status, text } = await answer
     t.equal(status, 200, text)
@@ -65,6 +73,25 @@ t.test('the switch: what is pulled ahead, and the same answer', async t => {
     for (const one of [encoder, engine]) await atRest(one)
   }
   t.equal(answers[0], answers[1])
+})
+
+t.test('in front of P and D, too: the same answer, and the same usage', async t => {
+  const picture = await drawScene(21)
+  const answers: unknown[] = []
+  for (const overlap of [false, true]) {
+    const [encoder, p, d] = await Promise.all([startEngineFor(t, { role: 'encoder', media }), startEngineFor(t, { role: 'prefill' }), startEngineFor(t, { role: 'decode' })])
+    const { url, app } = await gateway(t, [encoder, p, d], overlap)
+    await app.epd.nodes.waitFor(({ link }) => link(encoder.url, p.url) === 'linked' && link(p.url, d.url) === 'linked', { signal: AbortSignal.timeout(20_000) })
+    const slow = await slowPicture(t, picture)
+    const { engine } = (p.engine as LlmService).runtime!
+    const answer = ask(url, [slow.url], undefined, 'A circle is round, and a square has four corners. '.repeat(20))
+    if (overlap) await until(() => engine.steps.prefilledTokens > 100 && engine.live.size === 0, 'the text is computed')
+    slow.send()
+    answers.push(await answer)
+    for (const one of [encoder, p]) await atRest(one)
+  }
+  t.match(answers[0], { status: 200, usage: { prompt_tokens_details: { cached_tokens: 0 } } })
+  t.same(answers[1], answers[0])
 })
 
 t.test('a client that leaves, an encoder and a language model that end meanwhile leave nothing behind', async t => {

@@ -36,7 +36,7 @@ async function atRest (t: Test, engine: LlmService, encoder: EncoderEngine): Pro
   await checkIdle(t, engine, encoder)
 }
 
-const overlapping = (engine: LlmService): { consumer: string, overlap: true } => ({ consumer: endpointOf(engine).engine, overlap: true })
+const overlapping = (engine: LlmService): { consumer: string, overlap: string } => ({ consumer: endpointOf(engine).engine, overlap: 'its-request:0,1,2' })
 
 t.test('features are pulled before the call is answered, and the request finds them', async t => {
   const { encoder, engine } = await pair(t)

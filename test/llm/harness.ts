@@ -64,13 +64,14 @@ export interface CallOptions {
   tenant?: string
   context?: Context
   consumer?: string
-  overlap?: boolean
+  overlap?: string
+  ahead?: boolean
 }
 
 let requests = 0
 
 export async function send (engine: EngineService, body: object, options: CallOptions = {}, kind: 'chat' | 'completions' = 'chat'): Promise<ChatAnswer> {
-  const call = { body, signal: options.signal ?? new AbortController().signal, requestId: options.requestId ?? `r${++requests}`, tenant: options.tenant, consumer: options.consumer, overlap: options.overlap, context: options.context ?? ROOT_CONTEXT }
+  const call = { body, signal: options.signal ?? new AbortController().signal, requestId: options.requestId ?? `r${++requests}`, tenant: options.tenant, consumer: options.consumer, overlap: options.overlap, ahead: options.ahead, context: options.context ?? ROOT_CONTEXT }
   return kind === 'chat' ? await engine.chat(call) : await (engine as LlmService).completions(call)
 }
 

@@ -35,3 +35,31 @@ t.test('what can\'t fit the model is refused before it is rendered or tokenised'
   ]
   for (const input of cases) await t.rejects(text.encode({ input, param: 'messages' }, never), { code: 'context_length_exceeded' })
 })
+
+t.test('what was told is tokenised once, also when the request comes meanwhile; when that fails the request does it itself', async t => {
+  const texts: string[] = []
+  const counting = { ...tokenizer, longest: tokenizer.longest, specialText: tokenizer.specialText, encode: (text: string) => { texts.push(text); return tokenizer.encode(text) }, detokenizer: () => t.fail('used') as never, bytes: () => t.fail('used') as never }
+  const text = new PromptText({ dir: tinyModelDir, tokenizer: counting, template, maxLength: () => 100_000, log })
+  t.teardown(() => text.close())
+  const job = (content: string) => ({ input: { messages: [user(content)], kwargs: {} }, param: 'messages' })
+  const [told, asked] = await Promise.all([text.prepare(job('one'), never), text.encode(job('one'), never)])
+  t.same(asked, told)
+  t.equal(texts.length, 1)
+  await text.prepare(job('two'), never)
+  t.same(await text.encode(job('two'), never), tokenizer.encode(template.render([user('two')])))
+  t.equal(texts.length, 2)
+  await text.encode(job('two'), never)
+  t.equal(texts.length, 3, 'it is remembered for one request')
+
+  const long = job('How many red circles are there? '.repeat(400))
+  const left = new AbortController()
+  const telling = text.prepare(long, left.signal)
+  const asking = text.encode(long, never)
+  left.abort()
+  await t.rejects(telling)
+  t.same(await asking, tokenizer.encode(template.render(long.input.messages)))
+  for (let i = 0; i < 100; i++) await text.prepare(job(`never ${i}`), never)
+  texts.length = 0
+  for (let i = 0; i < 100; i++) await text.encode(job(`never ${i}`), never)
+  t.equal(texts.length, 36, 'of those that never come the last 64 are remembered')
+})

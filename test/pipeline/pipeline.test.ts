@@ -1,5 +1,6 @@
 import { request as httpRequest } from 'node:http'
 import t, { type Test } from 'tap'
+import type { Adapter } from '../../adapters/adapter.ts'
 import { abortable, TimeLimit } from '../../adapters/abort.ts'
 import { fingerprint } from '../../plugin/body/index.ts'
 import { rank } from '../../plugin/planning/index.ts'
@@ -293,6 +294,44 @@ t.test('a hanging third-party adapter that ignores its signal does not hold the 
   t.equal(answer.status, 503)
   finish([{ item: 0, node: encoder.url, lease: 'late', tokens: 1, cached: false, wire: {} }] as never)
   await until(() => released.length === 1, 'the late lease is released')
+})
+
+t.test('a node is told of a request that is being encoded, unless it has others, and what becomes of that is not looked at', async t => {
+  const told: Array<{ id: string, node: string }> = []
+  const overlaps: Array<string | undefined> = []
+  const adapter: Adapter = {
+    ...fakeAdapter,
+    name: 'telling',
+    async encode (job, call) {
+      overlaps.push(job.overlap)
+      if (job.overlap !== undefined) await until(() => told.some(({ id }) => id === job.overlap), 'the other node is told')
+      return await fakeAdapter.encode(job, call)
+    },
+    async prepare ({ node, path, body }, { headers }) {
+      told.push({ id: headers['x-request-id']!, node: node.id })
+      t.same([path, body.media.length], ['/v1/chat/completions', 2])
+      throw new Error('no')
+    }
+  }
+  const [encoder, pd] = await Promise.all([FakeNode.start(t, { role: 'encoder' }), FakeNode.start(t)])
+  const { url, app } = await buildGateway(t, { options: { adapters: [adapter], nodes: [encoder, pd].map(({ spec }) => ({ ...spec, adapter: 'telling' })), bypass: 'never', retries: 0 } })
+  await settled(app.epd.nodes, [encoder, pd])
+  const ask = async (): Promise<number> => (await post(`${url}/v1/chat/completions`, chat('?', pictureUrl('a'), pictureUrl('b')))).status
+  t.equal(await ask(), 200)
+  t.equal(told.length, 1)
+  t.equal(told[0]!.node, pd.url)
+  t.equal(overlaps[0], told[0]!.id, 'the encoder offers for the request that the node was told of')
+
+  pd.generateFaults.push('endless')
+  const stream = await post(`${url}/v1/chat/completions`, { ...chat('?'), stream: true })
+  t.equal(await ask(), 200)
+  t.same([told.length, overlaps[1]], [1, undefined], 'a node with a stream to serve is left alone')
+  await stream.body!.cancel()
+  await until(() => app.epd.gateway.registry.snapshot().nodes.every(node => node.load.requests === 0), 'the stream has ended')
+  t.equal(await ask(), 200)
+  t.equal(told.length, 2)
+  t.not(told[1]!.id, told[0]!.id)
+  t.equal(app.epd.gateway.registry.snapshot().nodes.filter(node => node.load.failing).length, 0, 'no node is to blame')
 })
 
 t.test('what comes late from one encoder does not end the lease that another has given meanwhile', async t => {

@@ -5,6 +5,7 @@ import t, { type Test } from 'tap'
 import { Agent, request } from 'undici'
 import type { ChatCall } from '../../engines/service/engine-service.ts'
 import { EngineError } from '../../engines/service/errors.ts'
+import { deferred } from '../../engines/service/waiting.ts'
 import { P2PError } from '../../engines/p2p/types.ts'
 import { startApiServer, type ApiServer, type ApiServerOptions } from '../../engines/server/index.ts'
 import { FakeEngine } from '../helper/fake-engine.ts'
@@ -204,6 +205,22 @@ t.test('POST /abort_request finds requests by id, and all of them', async t => {
   t.match((await post('/abort_request', { abort_all: true })).json, { aborted: 1 })
   t.equal((await third).json.error.code, 'cancelled')
   t.equal((await post('/abort_request', {})).status, 400)
+})
+
+t.test('a request keeps its id when what was told of it is still being read, and only the request is counted', async t => {
+  const { engine, get, post } = await start(t)
+  const told = deferred<void>()
+  engine.answer = async ({ ahead }) => {
+    if (ahead === true) await told.promise
+    return { status: 200, json: {} }
+  }
+  const telling = post('/v1/chat/completions', MESSAGES, { 'x-request-id': 'same', 'x-epd-ahead': '1' })
+  await until(() => engine.calls.length === 1, 'it is being read')
+  await post('/v1/chat/completions', MESSAGES, { 'x-request-id': 'same' })
+  t.same(engine.calls.map(({ requestId, ahead }) => [requestId, ahead]), [['same', true], ['same', false]])
+  told.resolve()
+  await telling
+  t.equal(metric((await get('/metrics')).text, 'gen_ai_server_request_duration_seconds_count'), 1)
 })
 
 t.test('an api key is asked for everywhere but at /health', async t => {

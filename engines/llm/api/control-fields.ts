@@ -14,6 +14,8 @@ export interface RequestTarget {
   readonly model: LoadedModel
   /** Tokens of a KV block. */
   readonly blockTokens: number
+  /** The request is only to be prepared: its media are not there yet. */
+  readonly ahead?: boolean | undefined
 }
 
 export interface ControlFields {

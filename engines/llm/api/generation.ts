@@ -8,6 +8,7 @@ import type { SequenceInit } from '../sequence/sequence.ts'
 import type { Tokenizer } from '../text/tokenizer.ts'
 import { ToolCallParser } from '../text/tool-calls.ts'
 import type { Tools } from './tools.ts'
+import { tenantSalt } from './prepared.ts'
 import { Choice, EventQueue, type ChoiceEvent } from './choice.ts'
 import type { GenerationParams } from './sampling.ts'
 
@@ -151,6 +152,7 @@ export class Generation {
 }
 
 /** What prefix caches keep apart: tenants, and engines whose keys and values were taken over. Those are that engine's word, not computed here. */
-function cacheSalt ({ tenant = '' }: ChatCall, { migration }: Prompt): string {
-  return migration === undefined ? `tenant:${tenant}` : `tenant:${tenant}@${migration.engineId}#${migration.epoch}`
+function cacheSalt ({ tenant }: ChatCall, { migration }: Prompt): string {
+  const salt = tenantSalt(tenant)
+  return migration === undefined ? salt : `${salt}@${migration.engineId}#${migration.epoch}`
 }

@@ -17,6 +17,8 @@ import type { LlmRole, RequestTarget } from './control-fields.ts'
 import { Handoff } from './handoff.ts'
 import { readCall, readChat, readCompletion, readResponse, type ParsedRequest } from './request.ts'
 import { Generation } from './generation.ts'
+import { PreparedRequests, type PreparedParts } from './prepared.ts'
+import type { RemoteMedia } from '../sequence/prompt.ts'
 import { buildPrompts } from './prompt-builder.ts'
 import { responseShape } from './response-shape.ts'
 import { checkMessages, toolForm } from './tools.ts'
@@ -103,6 +105,8 @@ export class LlmService implements EngineService {
   readonly #target: RequestTarget
   #runtime: LlmRuntime | undefined
   readonly #open = new Set<OpenRequest>()
+  readonly #prepared = new PreparedRequests()
+  #preparing = false
   /** Sequences of requests that were let in and whose prompts are being made. */
   #coming = 0
   #closing: Promise<void> | undefined
@@ -192,6 +196,7 @@ export class LlmService implements EngineService {
   async #serve (call: ChatCall, { read, prefix, shape: shapeOf }: Api): Promise<ChatAnswer> {
     if (this.#closing !== undefined) throw new EngineError('draining', 'the engine is shutting down')
     const { body, sessionId } = readCall(call.body, this.model)
+    if (call.ahead === true) return await this.#prepare(call, read(body, { ...this.#target, ahead: true }))
     const request = read(body, this.#target)
     const runtime = this.#runtime ?? await this.#parts.runtime
     const admitted = this.#admit(runtime, request)
@@ -203,6 +208,7 @@ export class LlmService implements EngineService {
       throw err
     }
     const { stop } = open
+    this.#prepared.begin(call.requestId, runtime.engine)
     const handoff = request.preserve ? new Handoff({ engineId: this.#parts.engineId, grants: this.#grants, engine: runtime.engine }, call) : undefined
     let generation: Generation
     try {
@@ -232,6 +238,31 @@ export class LlmService implements EngineService {
     return handoff !== undefined && 'json' in answered ? { ...answered, json: { ...answered.json as object, ...handoff.answer() } } : answered
   }
 
+  /** The request comes later: its text is tokenised now, unless there is other work. */
+  async #prepare (call: ChatCall, { input }: ParsedRequest): Promise<ChatAnswer> {
+    const answer = { status: 200, json: {} }
+    if (this.#runtime === undefined || this.#preparing || this.#open.size > 0 || input.kind !== 'chat' || input.items.length === 0) return answer
+    const { messages, kwargs, items } = input
+    this.#preparing = true
+    try {
+      const tokens = await this.#runtime.text.prepare({ input: { messages, kwargs }, param: 'messages' }, call.signal)
+      this.#prepared.add(call, tokens, items.length, this.#preparedParts(this.#runtime))
+    } finally {
+      this.#preparing = false
+    }
+    return answer
+  }
+
+  #preparedParts ({ engine }: LlmRuntime): PreparedParts {
+    const { model, features, blockTokens } = this.#parts
+    return { engine, model, features, blockTokens, busy: this.#open.size > 0 }
+  }
+
+  /** Features came ahead of their request. @param name see {@link PreparedRequests.arrived} */
+  arrived (name: string, media: RemoteMedia): void {
+    if (this.#runtime !== undefined) this.#prepared.arrived(name, media, this.#preparedParts(this.#runtime))
+  }
+
   /**
    * Registers a call. The controller's signal aborts with an EngineError, also when the client closed the request. A client
    * that left may come again with its id while a forward pass still computes its sequence.
@@ -254,7 +285,8 @@ export class LlmService implements EngineService {
     const wanted = params.n * texts
     const { maxLive } = this.#parts
     if (wanted > maxLive) throw new EngineError('invalid_request', `the request asks for ${wanted} choices in all, this engine holds ${maxLive}`, { param: 'n' })
-    const live = engine.live.size + this.#coming
+    // What is computed ahead gives way.
+    const live = engine.live.size - this.#prepared.running + this.#coming
     if (live + wanted > maxLive) throw new EngineError('busy', `${live} sequences already run or wait`)
     this.#coming += wanted
     return wanted

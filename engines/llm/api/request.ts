@@ -62,7 +62,7 @@ export function readChat (body: Json, target: RequestTarget, messagesOf = readMe
   const given = readObject(body.chat_template_kwargs ?? {}, 'chat_template_kwargs')
   checkSize(given, 'chat_template_kwargs')
   const kwargs = tools === undefined ? given : { ...given, tools: tools.given }
-  return { params, texts: 1, form, tools, preserve, input: { kind: 'chat', messages, kwargs, items, results: matchEncoderResults(body, items, target.model) } }
+  return { params, texts: 1, form, tools, preserve, input: { kind: 'chat', messages, kwargs, items, results: target.ahead === true ? [] : matchEncoderResults(body, items, target.model) } }
 }
 
 /** @throws EngineError naming the field at fault. */

@@ -14,6 +14,8 @@ export class SequenceBlocks {
   readonly #blockTokens: number
   /** Blocks of ended sequences that are still under a lease. */
   readonly #kept = new Set<readonly number[]>()
+  /** Blocks that sequences without output have filled, until one with output finds them. */
+  readonly #ahead = new Set<number>()
 
   constructor (blocks: BlockManager, blockTokens: number) {
     this.#blocks = blocks
@@ -26,7 +28,8 @@ export class SequenceBlocks {
     const missing = Math.ceil(sequence.length / this.#blockTokens) - found.blocks
     if (missing + spare > this.#blocks.available - found.idle) return false
     sequence.blocks = hashes.slice(0, found.blocks).map(hash => this.#blocks.acquire(hash))
-    sequence.blocks.push(...this.#blocks.allocate(missing) as number[])
+    if (sequence.maxTokens > 0) sequence.ahead = sequence.blocks.filter(block => this.#ahead.delete(block)).length * this.#blockTokens
+    sequence.blocks.push(...this.#allocate(missing) as number[])
     sequence.committed = found.blocks
     return true
   }
@@ -34,10 +37,16 @@ export class SequenceBlocks {
   /** A block for the token it is about to write, unless its last block has room. False when no block can be allocated. */
   grow (sequence: Sequence): boolean {
     if (sequence.blocks.length > Math.floor(sequence.computed / this.#blockTokens)) return true
-    const block = this.#blocks.allocate(1)
+    const block = this.#allocate(1)
     if (block === undefined) return false
     sequence.blocks.push(...block)
     return true
+  }
+
+  #allocate (count: number): number[] | undefined {
+    const blocks = this.#blocks.allocate(count)
+    for (const block of blocks ?? []) this.#ahead.delete(block)
+    return blocks
   }
 
   /** `computed` tokens are written: the full blocks enter the prefix cache. */
@@ -46,7 +55,11 @@ export class SequenceBlocks {
     const full = Math.floor(computed / this.#blockTokens)
     if (full <= sequence.committed) return
     extendHashes(sequence, this.#blockTokens, full * this.#blockTokens)
-    for (let i = sequence.committed; i < full; i++) this.#blocks.commit(sequence.blocks[i] as number, sequence.hashes[i] as string)
+    for (let i = sequence.committed; i < full; i++) {
+      const block = sequence.blocks[i] as number
+      this.#blocks.commit(block, sequence.hashes[i] as string)
+      if (sequence.maxTokens === 0) this.#ahead.add(block)
+    }
     sequence.committed = full
   }
 

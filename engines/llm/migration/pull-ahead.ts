@@ -21,6 +21,8 @@ export interface PullAheadOptions {
   readonly log: EngineLog
   /** Checks what an encoder says of its item. */
   read (offer: unknown): RemoteMedia
+  /** Its features are here, or will be. */
+  arrived (media: RemoteMedia, offer: unknown): void
 }
 
 /**
@@ -56,8 +58,9 @@ export class PullAhead {
   }
 
   async #pull (engineId: string, lease: string, { signal, context }: { signal: AbortSignal, context: Context }): Promise<void> {
-    const { p2p, fetcher, counters, read } = this.#options
-    const media = read(await p2p.ask({ engineId, lease }, { signal }))
+    const { p2p, fetcher, counters, read, arrived } = this.#options
+    const offer = await p2p.ask({ engineId, lease }, { signal })
+    const media = read(offer)
     const { source } = media
     // Its features would be found as those of another encoder.
     if (source.engineId !== engineId || source.lease !== lease) throw new Error(`${engineId} offers what is not its own`)
@@ -66,6 +69,7 @@ export class PullAhead {
       const fetched = await fetcher.pullAhead(media, { signal, context: trace.setSpan(context, span) })
       span.setAttributes({ [ATTR.cached]: fetched === undefined ? 1 : 0, ...transferAttributes(new Map([[engineId, fetched?.bytes ?? 0]]), fetched?.blocks ?? 0, fetched?.link) })
       if (fetched !== undefined) counters.ahead.pulled++
+      arrived(media, offer)
     } catch (err) {
       // No error of the request: it pulls the features itself.
       span.setAttribute(ATTR.errorType, err instanceof P2PError || err instanceof CacheError ? err.code : '_OTHER')

@@ -173,8 +173,8 @@ export class Scheduler implements BatchScheduler {
   #tryAdmit (sequence: Sequence, inWork: Set<string>): Admission {
     const { blockTokens, maxBatchSize } = this.#options
     if (this.#running.length >= maxBatchSize) return 'deferred'
-    // The last token is left to decode, so a block that it fills can't come from the cache.
-    const lookFor = Math.floor((sequence.length - 1) / blockTokens)
+    // The last token is left to decode, so a block that it fills can't come from the cache. Without output one more is left: it ends with its prefill.
+    const lookFor = Math.floor((sequence.length - (sequence.maxTokens > 0 ? 1 : 2)) / blockTokens)
     extendHashes(sequence, blockTokens, lookFor * blockTokens)
     const wanted = sequence.hashes.slice(0, lookFor)
     const next = wanted[this.blocks.match(wanted).blocks]
@@ -182,7 +182,7 @@ export class Scheduler implements BatchScheduler {
     if (sequence.spilled === undefined && next !== undefined && inWork.has(next)) return 'deferred'
     if (!this.#held.take(sequence, wanted, this.#spare)) return 'no room'
     this.#held.begin(sequence)
-    sequence.cachedTokens ??= sequence.computed
+    sequence.cachedTokens ??= sequence.computed - sequence.ahead
     sequence.times.admitted ??= performance.now()
     for (const hash of wanted.slice(sequence.committed)) inWork.add(hash)
     admit(sequence)

@@ -49,7 +49,7 @@ export interface SequenceInit extends Prompt {
   /** Root of the prefix hashes: requests of different tenants share no blocks. */
   readonly cacheSalt: string
   readonly sampling: SamplingParams
-  /** Most tokens to generate. */
+  /** Most tokens to generate. 0: only its keys and values are computed, for the prefix cache. */
   readonly maxTokens: number
   /** Takes over the KV blocks when generation is complete; by default they are freed. */
   readonly keep?: ((sequence: Sequence, kept: KeptBlocks) => void) | undefined
@@ -104,6 +104,8 @@ export class Sequence {
   computed = 0
   /** How many of `blocks` are findable by their hash. */
   committed = 0
+  /** Prompt tokens that were computed ahead of it, when it was last admitted: they lie in the prefix cache, and are no hits. */
+  ahead = 0
   /** Prompt tokens found in the prefix cache (of the engine that prefilled it) when it was first admitted. */
   cachedTokens: number | undefined
   /** The first generated token, as it was sampled. */

@@ -9,7 +9,7 @@ interface Spans {
   decode?: Span
 }
 
-/** Spans `engine.prefill` (where it is prefilled) and `engine.decode` of each sequence, and its latencies. Without an SDK spans cost nothing. */
+/** Spans `engine.prepare` of a sequence without output, `engine.prefill` (where it is prefilled) and `engine.decode` of each sequence, and its latencies. Without an SDK spans cost nothing. */
 export class SequenceSpans {
   readonly #spans = new Map<Sequence, Spans>()
   readonly #counters: EngineCounters
@@ -32,12 +32,13 @@ export class SequenceSpans {
   running (sequence: Sequence): void {
     const spans = this.#spansOf(sequence)
     if (spans.prefill !== undefined || sequence.migration !== undefined) return
-    spans.prefill = this.#start(SPAN.enginePrefill, sequence)
+    spans.prefill = this.#start(sequence.maxTokens > 0 ? SPAN.enginePrefill : SPAN.enginePrepare, sequence)
     if (!spans.prefill.isRecording()) return
     spans.prefill.setAttributes({
+      ...sequence.ahead === 0 ? {} : { [ATTR.ahead]: sequence.ahead },
       [ATTR.inputTokens]: sequence.promptLength,
       [ATTR.cached]: sequence.cachedTokens ?? 0,
-      [ATTR.tokens]: sequence.promptLength - (sequence.cachedTokens ?? 0),
+      [ATTR.tokens]: sequence.promptLength - (sequence.cachedTokens ?? 0) - sequence.ahead,
       [ATTR.queueMs]: (sequence.times.admitted ?? 0) - sequence.times.arrived
     })
   }
@@ -65,6 +66,7 @@ export class SequenceSpans {
     this.#spans.delete(sequence)
     const last = spans?.decode ?? spans?.prefill
     if (last === undefined) return
+    if (sequence.maxTokens === 0) return last.end(spanTime())
     // `stopped` may be an error too: the engine closed, and not the client.
     if ('error' in outcome) failSpan(last, outcome.error)
     else last.setAttribute(ATTR.finishReasons, [outcome.kind])

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { ProgramHost } from '../../runtime/program-host.ts'
 import type { EngineLog, RequestLimits } from '../../service/engine-service.ts'
 import { EngineError } from '../../service/errors.ts'
@@ -9,6 +10,8 @@ import { encodeText, type Tokenizer } from './tokenizer.ts'
 /** What is rendered and tokenised on the spot, about 10 ms at most; the worker has the rest. */
 const SMALL_CHARACTERS = 8192
 const SMALL_MESSAGES = 64
+/** Requests to come whose tokens are remembered. */
+const MAX_PREPARED = 64
 
 type Job = Pick<TextJob, 'input' | 'param'>
 
@@ -26,6 +29,8 @@ export interface PromptTextOptions {
 export class PromptText {
   readonly #options: PromptTextOptions
   #worker: Promise<ProgramHost<TextMethods>> | undefined
+  /** Tokens of texts that are to be asked for again, until they are, by a hash of what was given. */
+  readonly #prepared = new Map<string, Promise<readonly number[]>>()
 
   constructor (options: PromptTextOptions) {
     this.#options = options
@@ -41,8 +46,27 @@ export class PromptText {
     return { tokens, messages: tokens, characters: tokens * this.#options.tokenizer.longest }
   }
 
+  /** As `encode`, and remembers the tokens: the request is still to come. */
+  async prepare (job: Job, signal: AbortSignal): Promise<readonly number[]> {
+    const key = hashOf(job)
+    const tokens = this.#encode(job, signal)
+    tokens.catch(() => { this.#prepared.delete(key) })
+    this.#prepared.set(key, tokens)
+    if (this.#prepared.size > MAX_PREPARED) this.#prepared.delete(this.#prepared.keys().next().value!)
+    return await tokens
+  }
+
   /** @throws EngineError `context_length_exceeded`, or what the template throws */
   async encode (job: Job, signal: AbortSignal): Promise<readonly number[]> {
+    if (this.#prepared.size === 0) return await this.#encode(job, signal)
+    const key = hashOf(job)
+    const tokens = this.#prepared.get(key)
+    this.#prepared.delete(key)
+    // What was told fails by itself when its caller leaves; this one is still there.
+    return await (tokens?.catch(() => this.#encode(job, signal)) ?? this.#encode(job, signal))
+  }
+
+  async #encode (job: Job, signal: AbortSignal): Promise<readonly number[]> {
     const { tokenizer, template } = this.#options
     const { limits } = this
     const maxLength = limits.tokens
@@ -73,6 +97,10 @@ export class PromptText {
   async close (): Promise<void> {
     await (await this.#worker?.catch(() => undefined))?.close()
   }
+}
+
+function hashOf (job: Job): string {
+  return createHash('sha256').update(JSON.stringify(job)).digest('base64')
 }
 
 /** More values than a few switches. */

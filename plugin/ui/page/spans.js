@@ -2,7 +2,7 @@ import { bytes, count, el, ms, named, nameOf } from './dom.js'
 
 const ROLE_OF = [
   ['engine.migrate', 'migrate'], ['engine.ahead', 'migrate'], ['engine.preprocess', 'encode'], ['engine.encode', 'encode'], ['epd.encode', 'encode'],
-  ['engine.prefill', 'prefill'], ['epd.prefill', 'prefill'], ['engine.decode', 'decode'], ['epd.decode', 'decode'], ['epd.plan', 'plan']
+  ['engine.prepare', 'prefill'], ['engine.prefill', 'prefill'], ['epd.prefill', 'prefill'], ['engine.decode', 'decode'], ['epd.decode', 'decode'], ['epd.plan', 'plan']
 ]
 /** Attributes shown beside a bar, in this order. Spans come from any engine, so a value may have any type. */
 const FACTS = [
