@@ -7,6 +7,7 @@ const LINE_END = '\r\n'
 /**
  * Sends each chunk of a response in one write. node:http sends the chunk's length, its bytes and the line ends apart, in
  * a `writev` of four: 71 us of CPU for a token of a stream all in all, where one write makes it 65.
+ * As a string: with a buffer made for each chunk a token took 9 % more in all (30 rounds).
  *
  * The first chunk goes the usual way, with the head. So does all of a response that is written in another way: by HTTP/2,
  * by `inject`, by middleware that has put its own `write` there, or behind another response of its connection.
@@ -22,12 +23,7 @@ export function writeChunksWhole (response: ServerResponse): void {
       begun = true
       return write(chunk, ...rest)
     }
-    const head = chunk.length.toString(16) + LINE_END
-    const bytes = Buffer.allocUnsafe(head.length + chunk.length + LINE_END.length)
-    bytes.write(head, 0, 'latin1')
-    chunk.copy(bytes, head.length)
-    bytes.write(LINE_END, head.length + chunk.length, 'latin1')
-    const more = socket.write(bytes)
+    const more = socket.write(chunk.length.toString(16) + LINE_END + chunk.toString('latin1') + LINE_END, 'latin1')
     // node:http knows only of its own writes.
     if (!more) socket.once('drain', () => { response.emit('drain') })
     return more
