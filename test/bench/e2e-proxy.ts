@@ -10,6 +10,7 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Agent } from 'undici'
+import { keepOneCore } from '../../plugin/cli/gateway-process.ts'
 import epd from '../../plugin/index.ts'
 import { until } from '../helper/until.ts'
 import { memory, resetPeak } from './memory.ts'
@@ -18,6 +19,9 @@ import { serve } from './processes.ts'
 const [kind = 'relay', pd = '', ...encoders] = process.argv.slice(2)
 const PATH = '/v1/chat/completions'
 const LIMIT = 80 << 20
+
+// As `fastify-epd serve` does.
+if (kind !== 'relay') keepOneCore()
 
 function relay (app: FastifyInstance): void {
   const agent = new Agent()
