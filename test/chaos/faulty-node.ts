@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { Agent, createServer, request, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { AHEAD_HEADER } from '../../adapters/wire/headers.ts'
 import type { P2PEndpointInfo } from '../../engines/p2p/index.ts'
 import { FlakyProxy } from '../p2p/flaky-proxy.ts'
 import type { Spoil } from './garbage.ts'
@@ -86,10 +87,12 @@ export class FaultyNode {
 
   #handle (incoming: IncomingMessage, outgoing: ServerResponse): void {
     const served = incoming.method === 'POST' && incoming.url?.startsWith(this.#path) === true
-    if (served) this.seen++
-    const struck = served && this.#fault.kind !== 'none' && this.#left > 0
+    // Word of a request that is still to come: faults that last befall it too, but what is counted is requests.
+    const ahead = incoming.headers[AHEAD_HEADER] !== undefined
+    if (served && !ahead) this.seen++
+    const struck = served && this.#fault.kind !== 'none' && this.#left > (ahead ? Number.MAX_SAFE_INTEGER : 0)
     const fault: NodeFault = struck ? this.#fault : { kind: 'none' }
-    if (struck) {
+    if (struck && !ahead) {
       this.hits++
       this.#left--
     }
@@ -113,13 +116,13 @@ export class FaultyNode {
     upstream.on('response', response => {
       response.on('error', broken)
       if (this.#flakyWire && incoming.url === '/distserve/p2p_initialize') { this.#initialize(response, outgoing).catch(broken); return }
-      this.#answer(response, outgoing, fault)
+      this.#answer(response, outgoing, fault, incoming.headers[AHEAD_HEADER] !== undefined)
     })
   }
 
-  #answer (response: IncomingMessage, outgoing: ServerResponse, fault: NodeFault): void {
+  #answer (response: IncomingMessage, outgoing: ServerResponse, fault: NodeFault, ahead: boolean): void {
     if (fault.kind === 'hold') {
-      response.resume().on('end', () => { this.answered++ })
+      response.resume().on('end', () => { if (!ahead) this.answered++ })
       return
     }
     const spoil = fault.kind === 'garbage' && response.statusCode === 200 ? fault.choose() : undefined
@@ -135,7 +138,7 @@ export class FaultyNode {
     let chunks = 0
     const after = fault.kind === 'cut' || fault.kind === 'stall' ? fault.after : Infinity
     response.on('data', (chunk: Buffer) => {
-      if (chunks++ === 0) this.answered++
+      if (chunks++ === 0 && !ahead) this.answered++
       if (chunks <= after) outgoing.write(chunk)
       else if (fault.kind === 'cut') outgoing.socket?.resetAndDestroy()
     })
