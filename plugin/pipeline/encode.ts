@@ -29,6 +29,7 @@ interface Fanout {
   readonly exchange: Exchange
   readonly plan: Plan
   readonly span: StageSpan
+  /** @see overlapId */
   readonly overlap: string | undefined
   readonly results: EncoderResult[]
   /** How each encoder has failed. */
@@ -105,6 +106,7 @@ async function encodeAll (exchange: Exchange, plan: Plan, lost: ReadonlySet<stri
  * shared cores 3 to 18 % fewer requests were served (docs/benchmarks.md).
  */
 function overlapId (exchange: Exchange, { prefill, node }: Plan): string | undefined {
+  // This request counts already: its plan has reserved the node.
   if (!exchange.core.options.overlap || (prefill ?? node).load.requests > 1) return undefined
   return prefill === undefined ? exchange.callId : exchange.prefillId
 }
