@@ -49,11 +49,13 @@ t.test('a rolling restart of two gateways with two workers each loses no request
   const url = await startNginx(t, ports)
   const ending = new AbortController()
   const seen = { streams: new Map<string, number>(), answers: new Map<string, number>() }
+  const asked: Array<Promise<Response>> = []
   const clients = Array.from({ length: 6 }, async (_, i) => {
     const stream = i % 2 === 0
     const counts = stream ? seen.streams : seen.answers
     while (!ending.signal.aborted) {
-      const answer = await post(url + CHAT, { ...TEXT, stream }).catch((err: unknown) => new Response(String(err), { status: 599 }))
+      asked[i] = post(url + CHAT, { ...TEXT, stream }).catch((err: unknown) => new Response(String(err), { status: 599 }))
+      const answer = await asked[i]!
       const text = await answer.text().catch(String)
       const whole = answer.status === 200 && (stream ? text.endsWith('data: [DONE]\n\n') && !text.includes('error') : text.includes('Hello'))
       const what = whole ? 'whole' : `${answer.status} ${text.slice(0, 200)}`
@@ -67,6 +69,8 @@ t.test('a rolling restart of two gateways with two workers each loses no request
     }
   }
   t.same([[...seen.streams.keys()], [...seen.answers.keys()]], [['whole'], ['whole']], 'a rolling restart loses none')
+  // Who has found the second gateway in its restart has only the first one.
+  await Promise.all(asked)
   await gateways[0]!.stop('SIGKILL')
   const before = seen.answers.get('whole')!
   await until(() => seen.answers.get('whole')! > before + 10, 'the other one serves all')
