@@ -97,13 +97,19 @@ export function warnOfOpen ({ server: { host, tls }, apiKeys, keys }: ResolvedOp
 }
 
 /**
- * V8 marks its heap in threads of its own beside JavaScript. Where the process has only one core they take it from JavaScript:
- * a body of 64 MiB then stalled requests for 18.1 ms (median of 15, the longest 28.0), and for 12.7 (20.2) when JavaScript's
- * own thread marks, a little at a time. Call it at the start, before any marking. On several cores it does nothing.
+ * Sets V8 for a process that serves texts and streams. Call it at the start: it holds for what is compiled and collected later.
  *
- * `node --no-concurrent-marking` does the same for an application of its own.
+ * - Streams live long, so V8 takes the objects that they share with short requests for long-lived too, and makes them in the
+ *   old part of its heap. Each of them, dead, keeps what it refers to through the small collections: a text of 1 KB takes
+ *   115 us of CPU so and 86 without (docs/benchmarks.md, "What streams cost the texts beside them").
+ * - V8 marks its heap in threads of its own beside JavaScript. Where the process has only one core they take it from
+ *   JavaScript: a body of 64 MiB then stalled requests for 18.1 ms (median of 15, the longest 28.0), and for 12.7 (20.2) when
+ *   JavaScript's own thread marks, a little at a time.
+ *
+ * `node --no-allocation-site-pretenuring --no-concurrent-marking` does the same for an application of its own.
  */
-export function keepOneCore (): void {
+export function tuneV8 (): void {
+  setFlagsFromString('--no-allocation-site-pretenuring')
   if (availableParallelism() === 1) setFlagsFromString('--no-concurrent-marking')
 }
 
@@ -111,7 +117,7 @@ export function keepOneCore (): void {
  * The gateway as a program: Fastify, the plugin and, if configured, embedded engines. Resolves when it is ready for requests: with embedded engines, when all of them are up.
  */
 export async function startGateway ({ options, logLevel, load, onProgress }: GatewayProcessOptions): Promise<GatewayProcess> {
-  keepOneCore()
+  tuneV8()
   const resolved = resolveOptions(options)
   const ui = withPage(options)
   const files = resolved.server.tls === undefined ? undefined : tlsFiles(resolved.server.tls)

@@ -10,7 +10,7 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Agent } from 'undici'
-import { keepOneCore } from '../../plugin/cli/gateway-process.ts'
+import { tuneV8 } from '../../plugin/cli/gateway-process.ts'
 import epd from '../../plugin/index.ts'
 import { until } from '../helper/until.ts'
 import { memory, resetPeak } from './memory.ts'
@@ -21,7 +21,7 @@ const PATH = '/v1/chat/completions'
 const LIMIT = 80 << 20
 
 // As `fastify-epd serve` does.
-if (kind !== 'relay') keepOneCore()
+if (kind !== 'relay') tuneV8()
 
 function relay (app: FastifyInstance): void {
   const agent = new Agent()

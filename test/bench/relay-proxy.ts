@@ -1,4 +1,4 @@
-/** The proxies that are compared, one a process: `relay-proxy.js KIND UPSTREAM_PORT`. */
+/** The proxies that are compared, one a process: `relay-proxy.js UPSTREAM_PORT KIND [untuned]`. */
 import replyFrom from '@fastify/reply-from'
 import Fastify from 'fastify'
 import type { FastifyInstance, FastifyReply } from 'fastify'
@@ -6,6 +6,7 @@ import { Agent } from 'undici'
 import type { AddressInfo } from 'node:net'
 import { TimeLimit } from '../../adapters/abort.ts'
 import { postStream } from '../../adapters/http.ts'
+import { tuneV8 } from '../../plugin/cli/gateway-process.ts'
 import epd from '../../plugin/index.ts'
 import { parseBody, readBody } from '../../plugin/body/index.ts'
 import { deliver, onClientGone } from '../../plugin/http/client.ts'
@@ -13,7 +14,9 @@ import { beginAnswer } from '../../plugin/pipeline/index.ts'
 import { until } from '../helper/until.ts'
 import { serve } from './processes.ts'
 
-const [kind = 'bare', port = '0'] = process.argv.slice(2)
+const [port = '0', kind = 'bare', v8] = process.argv.slice(2)
+// As `fastify-epd serve` does.
+if (v8 !== 'untuned') tuneV8()
 const origin = `http://127.0.0.1:${port}`
 const PATH = '/v1/chat/completions'
 const LIMIT = 64 << 20

@@ -13,7 +13,7 @@ import { Admission, type Pass, type Work } from '../../pipeline/admission.ts'
 import type { SavedNodes } from '../../registry/index.ts'
 import { reload } from '../../reload.ts'
 import { logAccess } from '../access-log.ts'
-import { createServer, listen } from '../gateway-process.ts'
+import { createServer, listen, tuneV8 } from '../gateway-process.ts'
 import { tlsFiles } from '../tls.ts'
 import type { ToPrimary, ToWorker } from './calls.ts'
 import { Channel } from './channel.ts'
@@ -28,6 +28,7 @@ const PROBED_MS = 3_000
 type Primary = Channel<ToPrimary, ToWorker>
 
 async function main (): Promise<void> {
+  tuneV8()
   let ready!: (calls: ToWorker) => void
   const calls = new Promise<ToWorker>(resolve => { ready = resolve })
   const primary: Primary = new Channel<ToPrimary, ToWorker>(message => { process.send!(message) }, {
