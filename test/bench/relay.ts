@@ -41,7 +41,7 @@ export async function run (context: BenchContext): Promise<string> {
     }
     const direct: number[] = []
     for (const measure of [measureTexts, measureStreams]) {
-      if (measure === measureStreams) await warmUpStreams(context, upstream, load, Object.values(sides))
+      await warmUpStreams(context, upstream, load, Object.values(sides))
       for (let round = -1; round < context.rounds; round++) {
         context.log(round < 0 ? '  warming up' : `  round ${round + 1} of ${context.rounds}`)
         await measure(context, load, origin, Object.values(sides), direct, round < 0)
@@ -55,7 +55,8 @@ export async function run (context: BenchContext): Promise<string> {
 
 /**
  * What runs once a stream is compiled late: on a server of 16 cores a chunk took 93 to 108 us of CPU after 200 streams and 38
- * after 6,000, and no less after 32,000. Short streams, so that there are so many in 7 s.
+ * after 6,000, and no less after 32,000. Short streams, so that there are so many in 7 s. Before the texts too: what those
+ * cost depends on whether there were streams (docs/benchmarks.md).
  */
 async function warmUpStreams (context: BenchContext, upstream: Peer, load: Peer, sides: readonly Side[]): Promise<void> {
   await upstream.call('pace', 20, 10)
