@@ -101,12 +101,12 @@ export function warnOfOpen ({ server: { host, tls }, apiKeys, keys }: ResolvedOp
  *
  * - Streams live long, so V8 takes the objects that they share with short requests for long-lived too, and makes them in the
  *   old part of its heap. Each of them, dead, keeps what it refers to through the small collections: a text of 1 KB takes
- *   115 us of CPU so and 86 without (docs/benchmarks.md, "What streams cost the texts beside them").
+ *   164 us of CPU so and 114 without, medians of nine processes (docs/benchmarks.md, "What streams cost the texts beside them").
  * - V8 marks its heap in threads of its own beside JavaScript. Where the process has only one core they take it from
  *   JavaScript: a body of 64 MiB then stalled requests for 18.1 ms (median of 15, the longest 28.0), and for 12.7 (20.2) when
  *   JavaScript's own thread marks, a little at a time.
  *
- * `node --no-allocation-site-pretenuring --no-concurrent-marking` does the same for an application of its own.
+ * An application of its own does the same by these flags of `node`, the second on one core only.
  */
 export function tuneV8 (): void {
   setFlagsFromString('--no-allocation-site-pretenuring')

@@ -52,7 +52,6 @@ const NOT_PASSED: ReadonlySet<string> = new Set([
   'connection', 'keep-alive', 'proxy-connection', 'proxy-authenticate', 'proxy-authorization', 'proxy-authentication-info', 'te', 'trailer',
   'transfer-encoding', 'upgrade', 'date', 'server', 'set-cookie', 'alt-svc', 'strict-transport-security'
 ])
-const NONE: ReadonlySet<string> = new Set()
 /** What node:http refuses in a header's value. */
 const INVALID_VALUE = /[^\t\x20-\x7e\x80-\xff]/
 
@@ -82,8 +81,7 @@ function followStream (body: Readable, { headers }: Answer, raw: ClientResponse)
 
 /** A node's CORS headers are left out: the gateway decides who may read answers. */
 export function passHeaders ({ headers }: Pick<Answer, 'headers'>, reply: FastifyReply): void {
-  const { connection } = headers
-  const dropped = connection === undefined ? NONE : new Set(String(connection).toLowerCase().split(',').map(name => name.trim()))
+  const dropped = new Set(String(headers.connection ?? '').toLowerCase().split(',').map(name => name.trim()))
   for (const name in headers) {
     const value = headers[name]
     if (value === undefined || NOT_PASSED.has(name) || name === 'content-length' || name.startsWith('access-control-') || dropped.has(name)) continue

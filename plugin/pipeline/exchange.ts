@@ -60,7 +60,7 @@ export class Exchange implements Cancellable {
   /** Gets signs of life for the client. */
   onAlive: ((bytes: Buffer, response?: UpstreamResponse) => void) | undefined
   #beat: NodeJS.Timeout | undefined
-  readonly #calls: TimeLimit[] = []
+  readonly #calls = new Set<TimeLimit>()
   closed = false
 
   constructor (core: Core, request: GatewayRequest) {
@@ -161,14 +161,13 @@ export class Exchange implements Cancellable {
   open (ms: number): TimeLimit {
     if (this.cancelled !== undefined) throw this.cancelled
     const limit = new TimeLimit(Math.max(1, Math.min(ms, this.deadline - performance.now())))
-    this.#calls.push(limit)
+    this.#calls.add(limit)
     return limit
   }
 
   shut (limit: TimeLimit): void {
     limit.clear()
-    const at = this.#calls.indexOf(limit)
-    if (at !== -1) this.#calls.splice(at, 1)
+    this.#calls.delete(limit)
   }
 
   /** Another one for each attempt: aborting the first on a node must not hit the second. */
@@ -216,7 +215,7 @@ export class Exchange implements Cancellable {
   }
 
   abortCalls (reason: unknown): void {
-    for (const limit of [...this.#calls]) limit.abort(reason)
+    for (const limit of this.#calls) limit.abort(reason)
   }
 
   /** The response headers that show how the request was routed. */
@@ -236,7 +235,7 @@ export class Exchange implements Cancellable {
   close (): void {
     if (this.closed) return
     this.closed = true
-    if (this.#calls.length > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
+    if (this.#calls.size > 0) this.abortCalls(this.cancelled ?? new DOMException('The request is over', 'AbortError'))
     this.endKeepAlive()
     this.held?.release()
     this.leave()

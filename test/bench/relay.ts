@@ -15,8 +15,8 @@ const KINDS = {
 } as const
 type Kind = keyof typeof KINDS
 
-const BODY = JSON.stringify({ model: 'm', messages: [{ role: 'user', content: 'y'.repeat(100) }], max_tokens: 200, temperature: 0 })
 const PATH = '/v1/chat/completions'
+const BODY = JSON.stringify({ model: 'm', messages: [{ role: 'user', content: 'y'.repeat(100) }], max_tokens: 200, temperature: 0 })
 const STREAM_BODY = BODY.replace('"model"', '"stream":true,"model"')
 const STREAMS = 100
 const CHUNKS = 50
@@ -40,11 +40,12 @@ export async function run (context: BenchContext): Promise<string> {
       sides[kind] = { proxy, port: await proxy.call<number>('port'), cpu: [], p50: [], p99: [], rate: [], single: [], chunk: [], streamP99: [] }
     }
     const direct: number[] = []
+    // Streams not between the texts: what those have left on the heap is collected in the quieter time of the streams.
     for (const measure of [measureTexts, measureStreams]) {
       await warmUpStreams(context, upstream, load, Object.values(sides))
       for (let round = -1; round < context.rounds; round++) {
         context.log(round < 0 ? '  warming up' : `  round ${round + 1} of ${context.rounds}`)
-        await measure(context, load, origin, Object.values(sides), direct, round < 0)
+        await measure({ context, load, origin, sides: Object.values(sides), direct }, round < 0)
       }
     }
     return report(sides, median(direct))
@@ -70,7 +71,9 @@ async function fire (load: Peer, port: number, body: string, connections: number
   return result
 }
 
-async function measureTexts (context: BenchContext, load: Peer, origin: number, sides: readonly Side[], direct: number[], warmUp: boolean): Promise<void> {
+interface Measured { readonly context: BenchContext, readonly load: Peer, readonly origin: number, readonly sides: readonly Side[], readonly direct: number[] }
+
+async function measureTexts ({ context, load, origin, sides, direct }: Measured, warmUp: boolean): Promise<void> {
   const ms = context.quick ? 1000 : 4000
   const single = await fire(load, origin, BODY, 1, ms / 4)
   if (!warmUp) direct.push(median(single.latencies))
@@ -88,8 +91,7 @@ async function measureTexts (context: BenchContext, load: Peer, origin: number, 
   }
 }
 
-/** Not between the texts: what those have left on the heap is collected in the quieter time of the streams. */
-async function measureStreams (context: BenchContext, load: Peer, _origin: number, sides: readonly Side[], _direct: number[], warmUp: boolean): Promise<void> {
+async function measureStreams ({ context, load, sides }: Measured, warmUp: boolean): Promise<void> {
   const ms = context.quick ? 1000 : 2000
   for (const side of sides) {
     await side.proxy.call('cpu')
@@ -107,7 +109,7 @@ function report (sides: Record<Kind, Side>, direct: number): string {
   return [
     '## Relay',
     '',
-    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of the rounds, also of their ratios. "This package" is the plugin with one node: it checks and splices the body, plans, measures, and can retry.`,
+    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of the rounds, also of their ratios. "This package" is the plugin with one node: it checks and splices the body, plans, measures, and can retry. V8 is set as fastify-epd serve sets it but in the last two rows, whose ratios are to the bare relay there.`,
     '',
     '### JSON answers of 1 KB',
     '',
