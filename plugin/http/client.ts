@@ -6,7 +6,6 @@ import { Readable } from 'node:stream'
 import type { FastifyReply } from 'fastify'
 import { isEventStream } from '../../adapters/http.ts'
 import type { Answer } from '../pipeline/index.ts'
-import { writeChunksWhole } from './chunk-writes.ts'
 
 /** By connection, so that each gets one listener, however many requests are pipelined on it. */
 const pipelined = new WeakMap<Socket, Set<() => void>>()
@@ -69,8 +68,7 @@ export function deliver (answer: Answer, reply: FastifyReply, extra: Readonly<Re
 
 function followStream (body: Readable, { headers }: Answer, raw: ClientResponse): void {
   const length = headers['content-length']
-  if (isEventStream(headers)) writeChunksWhole(raw)
-  else if (length !== undefined && headers['transfer-encoding'] === undefined) {
+  if (!isEventStream(headers) && length !== undefined && headers['transfer-encoding'] === undefined) {
     // The length holds only where no onSend hook has put another body in the answer's place.
     raw.once('pipe', source => { if (source === body) raw.setHeader('content-length', length) })
   }

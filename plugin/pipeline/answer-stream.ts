@@ -1,9 +1,11 @@
+import { ServerResponse } from 'node:http'
 import { Readable } from 'node:stream'
 import { isEventStream } from '../../adapters/http.ts'
 import { flowOf, type Flow } from '../../adapters/flow.ts'
 import type { UpstreamResponse } from '../../adapters/adapter.ts'
 import type { TimeLimit } from '../../adapters/abort.ts'
 import { clientError, epdError } from '../errors.ts'
+import { writeChunk } from './chunk-writes.ts'
 import { EventGate, KEEP_ALIVE } from './event-gate.ts'
 import { UsageReader, type Closing } from './usage.ts'
 
@@ -72,6 +74,8 @@ export class AnswerStream extends Readable implements Answer {
   /** Nothing has come since the last beat. */
   #quiet = false
   #beat: NodeJS.Timeout | undefined
+  /** The client's response, while it takes all at once. */
+  #client: ServerResponse | undefined
 
   constructor (upstream: UpstreamResponse, limit: TimeLimit, idle: number, keepAlive: number) {
     super({ highWaterMark: READ_AHEAD })
@@ -102,6 +106,43 @@ export class AnswerStream extends Readable implements Answer {
     this.#paused = false
     this.#limit.restart(this.#idle)
     this.#upstream.resume()
+  }
+
+  /**
+   * Events go straight into a client's response until that has to wait: the buffer of this stream takes 2 us of a token's 48
+   * (40 processes each). Into anything else, such as a hook's compression, they go as from any stream.
+   */
+  override pipe<T extends NodeJS.WritableStream> (to: T, options?: { end?: boolean }): T {
+    const coming = this.#gate !== undefined && !this.#ended
+    // The answer to HEAD has no body, whatever is written.
+    if (!coming || this.readableFlowing !== null || options?.end === false || !(to instanceof ServerResponse) || to.req.method === 'HEAD') return super.pipe(to, options)
+    const begun = this.read() as Buffer | null
+    if (begun === null) return super.pipe(to, options)
+    // It takes the head along.
+    this.#written(to, to.write(begun))
+    return to
+  }
+
+  override push (bytes: Buffer | null): boolean {
+    const client = this.#client
+    if (client === undefined) return super.push(bytes)
+    // As long as nobody else reads along.
+    if (bytes !== null && this.readableFlowing === null) {
+      this.#written(client, writeChunk(client, bytes))
+      return true
+    }
+    this.#client = undefined
+    super.pipe(client)
+    return super.push(bytes)
+  }
+
+  /** @param more - false: the client has to catch up, and is from then on like that of any stream */
+  #written (client: ServerResponse, more: boolean): void {
+    this.#client = more ? client : undefined
+    if (more) return
+    super.pipe(client)
+    this.pause()
+    client.once('drain', () => { this.resume() })
   }
 
   /** Silence in the middle of an answer is no end of it. */

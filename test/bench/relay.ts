@@ -23,46 +23,38 @@ const CHUNKS = 50
 const INTERVAL = 20
 
 interface LoadResult { requests: number, failures: number, latencies: number[] }
-interface Side { proxy: Peer, port: number, cpu: number[], p50: number[], p99: number[], rate: number[], single: number[], chunk: number[], streamP99: number[] }
+interface Side { readonly cpu: number[], readonly p50: number[], readonly p99: number[], readonly rate: number[], readonly single: number[], readonly chunk: number[], readonly streamP99: number[] }
 
-/** Relays JSON answers and paced token streams, beside what a Fastify gateway would do otherwise. */
+/**
+ * Relays JSON answers and paced token streams, beside what a Fastify gateway would do otherwise. Each round has a new process
+ * of each proxy, in another order: processes that run the same differ by up to 30 %, for as long as they live.
+ */
 export async function run (context: BenchContext): Promise<string> {
   const upstream = new Peer(new URL('./relay-upstream.js', import.meta.url), [], 1)
   const load = new Peer(new URL('./relay-load.js', import.meta.url), [], 1)
-  const peers = [upstream, load]
+  const kinds = Object.keys(KINDS) as Kind[]
+  const sides = Object.fromEntries(kinds.map(kind => [kind, { cpu: [], p50: [], p99: [], rate: [], single: [], chunk: [], streamP99: [] }])) as unknown as Record<Kind, Side>
+  const direct: number[] = []
+  const rounds = context.quick ? context.rounds : 2 * context.rounds - 1
   try {
     const origin = await upstream.call<number>('port')
-    await upstream.call('pace', CHUNKS, INTERVAL)
-    const sides = {} as Record<Kind, Side>
-    for (const kind of Object.keys(KINDS) as Kind[]) {
-      const proxy = new Peer(new URL('./relay-proxy.js', import.meta.url), [String(origin), ...kind.split(' ')], 0)
-      peers.push(proxy)
-      sides[kind] = { proxy, port: await proxy.call<number>('port'), cpu: [], p50: [], p99: [], rate: [], single: [], chunk: [], streamP99: [] }
-    }
-    const direct: number[] = []
-    // Streams not between the texts: what those have left on the heap is collected in the quieter time of the streams.
-    for (const measure of [measureTexts, measureStreams]) {
-      await warmUpStreams(context, upstream, load, Object.values(sides))
-      for (let round = -1; round < context.rounds; round++) {
-        context.log(round < 0 ? '  warming up' : `  round ${round + 1} of ${context.rounds}`)
-        await measure({ context, load, origin, sides: Object.values(sides), direct }, round < 0)
+    for (let round = 0; round < rounds; round++) {
+      context.log(`  round ${round + 1} of ${rounds}`)
+      direct.push(median((await fire(load, origin, BODY, 1, context.quick ? 250 : 1000)).latencies))
+      for (const kind of [...kinds.slice(round % kinds.length), ...kinds.slice(0, round % kinds.length)]) {
+        const proxy = new Peer(new URL('./relay-proxy.js', import.meta.url), [String(origin), ...kind.split(' ')], 0)
+        try {
+          await measure({ context, upstream, load, proxy, side: sides[kind] })
+        } finally {
+          proxy.close()
+        }
       }
     }
-    return report(sides, median(direct))
+    return report(sides, median(direct), rounds)
   } finally {
-    for (const peer of peers) peer.close()
+    upstream.close()
+    load.close()
   }
-}
-
-/**
- * What runs once a stream is compiled late: on a server of 16 cores a chunk took 93 to 108 us of CPU after 200 streams and 38
- * after 6,000, and no less after 32,000. Short streams, so that there are so many in 7 s. Before the texts too: what those
- * cost depends on whether there were streams (docs/benchmarks.md).
- */
-async function warmUpStreams (context: BenchContext, upstream: Peer, load: Peer, sides: readonly Side[]): Promise<void> {
-  await upstream.call('pace', 20, 10)
-  for (const { port } of sides) await load.call('run', { port, path: PATH, connections: 2 * STREAMS, ms: context.quick ? 1000 : 7000, body: STREAM_BODY })
-  await upstream.call('pace', CHUNKS, INTERVAL)
 }
 
 async function fire (load: Peer, port: number, body: string, connections: number, ms: number): Promise<LoadResult> {
@@ -71,45 +63,42 @@ async function fire (load: Peer, port: number, body: string, connections: number
   return result
 }
 
-interface Measured { readonly context: BenchContext, readonly load: Peer, readonly origin: number, readonly sides: readonly Side[], readonly direct: number[] }
+interface Measured { readonly context: BenchContext, readonly upstream: Peer, readonly load: Peer, readonly proxy: Peer, readonly side: Side }
 
-async function measureTexts ({ context, load, origin, sides, direct }: Measured, warmUp: boolean): Promise<void> {
-  const ms = context.quick ? 1000 : 4000
-  const single = await fire(load, origin, BODY, 1, ms / 4)
-  if (!warmUp) direct.push(median(single.latencies))
-  for (const side of sides) {
-    await side.proxy.call('cpu')
-    const json = await fire(load, side.port, BODY, 50, ms)
-    const cpu = await side.proxy.call<number>('cpu')
-    const one = await fire(load, side.port, BODY, 1, ms / 4)
-    if (warmUp) continue
-    side.cpu.push(cpu / json.requests)
-    side.rate.push(json.requests / (ms / 1000))
-    side.p50.push(median(json.latencies))
-    side.p99.push(quantile(json.latencies, 0.99))
-    side.single.push(median(one.latencies))
-  }
+/**
+ * What runs once a stream is compiled late: on a server of 16 cores a chunk took 93 to 108 us of CPU after 200 streams and 38
+ * after 6,000, and no less after 32,000. So short streams come first, some 5,000 of them. The texts come last: what they cost
+ * depends on whether there were streams (docs/benchmarks.md), and what they leave on the heap would be charged to the chunks.
+ */
+async function measure ({ context: { quick }, upstream, load, proxy, side }: Measured): Promise<void> {
+  const second = quick ? 250 : 1000
+  const port = await proxy.call<number>('port')
+  await upstream.call('pace', 20, 10)
+  await fire(load, port, STREAM_BODY, 2 * STREAMS, 5 * second)
+  await fire(load, port, BODY, 50, second)
+  await upstream.call('pace', CHUNKS, INTERVAL)
+  await fire(load, port, STREAM_BODY, STREAMS, second)
+
+  await proxy.call('cpu')
+  const streams = await fire(load, port, STREAM_BODY, STREAMS, 3 * second)
+  side.chunk.push(await proxy.call<number>('cpu') / (streams.requests * (CHUNKS + 1)))
+  side.streamP99.push(quantile(streams.latencies, 0.99))
+
+  const texts = await fire(load, port, BODY, 50, 2 * second)
+  side.cpu.push(await proxy.call<number>('cpu') / texts.requests)
+  side.rate.push(texts.requests * 1000 / (2 * second))
+  side.p50.push(median(texts.latencies))
+  side.p99.push(quantile(texts.latencies, 0.99))
+  side.single.push(median((await fire(load, port, BODY, 1, second)).latencies))
 }
 
-async function measureStreams ({ context, load, sides }: Measured, warmUp: boolean): Promise<void> {
-  const ms = context.quick ? 1000 : 2000
-  for (const side of sides) {
-    await side.proxy.call('cpu')
-    const streams = await fire(load, side.port, STREAM_BODY, STREAMS, ms)
-    const cpu = await side.proxy.call<number>('cpu')
-    if (warmUp) continue
-    side.chunk.push(cpu / (streams.requests * (CHUNKS + 1)))
-    side.streamP99.push(quantile(streams.latencies, 0.99))
-  }
-}
-
-function report (sides: Record<Kind, Side>, direct: number): string {
+function report (sides: Record<Kind, Side>, direct: number, rounds: number): string {
   const rows = (Object.keys(KINDS) as Kind[]).map(kind => ({ kind, ...sides[kind] }))
   const bareOf = (kind: Kind): Side => kind.endsWith(' untuned') ? sides['bare untuned'] : sides.bare
   return [
     '## Relay',
     '',
-    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of the rounds, also of their ratios. "This package" is the plugin with one node: it checks and splices the body, plans, measures, and can retry. V8 is set as fastify-epd serve sets it but in the last two rows, whose ratios are to the bare relay there.`,
+    `Fastify without logger, keep-alive, an upstream without a model; ${PLACEMENT}. Medians of ${rounds} rounds with a new process each; ratios of these medians. "This package" is the plugin with one node: it checks and splices the body, plans, measures, and can retry. V8 is set as fastify-epd serve sets it but in the last two rows, whose ratios are to the bare relay there.`,
     '',
     '### JSON answers of 1 KB',
     '',
@@ -123,7 +112,6 @@ function report (sides: Record<Kind, Side>, direct: number): string {
   ].join('\n')
 }
 
-/** Median of the rounds' ratios: other work on the machine affects both sides of a round. */
 function ratio (values: readonly number[], base: readonly number[]): string {
-  return `${median(values.map((value, i) => value / base[i]!)).toFixed(2)}x`
+  return `${(median(values) / median(base)).toFixed(2)}x`
 }

@@ -19,7 +19,7 @@ import { beginAnswer, type Delivery } from '../../plugin/pipeline/index.ts'
 import type { Closing } from '../../plugin/pipeline/usage.ts'
 import { Random } from '../body/random-json.ts'
 import { until } from '../helper/until.ts'
-import { cut, event, frame, rawUpstream, scripted, SSE } from './upstreams.ts'
+import { cut, event, frame, rawUpstream, scripted, SSE, unchunk } from './upstreams.ts'
 
 const FULL = process.env.EPD_TEST_FULL === '1'
 const HEAD = 'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n'
@@ -417,19 +417,6 @@ t.test('a connection goes on after a stream, also when requests are pipelined', 
     t.equal(bodies[i + 1], Buffer.from('{"a":"\u00e4"}').toString('latin1'))
   }
 })
-
-function unchunk (text: string): string {
-  let result = ''
-  let rest = text
-  for (;;) {
-    const end = rest.indexOf('\r\n')
-    const length = Number.parseInt(rest.slice(0, end), 16)
-    if (length === 0) return rest === '0\r\n\r\n' ? result : `bad end: ${rest}`
-    result += rest.slice(end + 2, end + 2 + length)
-    if (rest.slice(end + 2 + length, end + 4 + length) !== '\r\n') return 'bad chunk'
-    rest = rest.slice(end + 4 + length)
-  }
-}
 
 t.test('works with inject, HTTP/1.0, a replaced write and HTTP/2', async t => {
   const bytes = events('\n')

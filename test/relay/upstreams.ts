@@ -67,6 +67,19 @@ export function frame (text: string | Buffer): Buffer {
   return Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`), bytes, Buffer.from('\r\n')])
 }
 
+/** The bytes of HTTP/1.1 chunks, as latin1 text; what is wrong with them, when something is. */
+export function unchunk (text: string): string {
+  const parts: string[] = []
+  for (let at = 0; ;) {
+    const end = text.indexOf('\r\n', at)
+    const length = Number.parseInt(text.slice(at, end), 16)
+    if (length === 0) return text.slice(at) === '0\r\n\r\n' ? parts.join('') : `bad end: ${text.slice(at)}`
+    parts.push(text.slice(end + 2, end + 2 + length))
+    at = end + 4 + length
+    if (text.slice(at - 2, at) !== '\r\n') return 'bad chunk'
+  }
+}
+
 /** Bytes cut at these places. */
 export function cut (bytes: Buffer, places: readonly number[]): Buffer[] {
   const sorted = [0, ...[...places].sort((a, b) => a - b), bytes.length]
