@@ -113,7 +113,7 @@ export class AnswerStream extends Readable implements Answer {
    * (40 processes each). Into anything else, such as a hook's compression, they go as from any stream.
    */
   override pipe<T extends NodeJS.WritableStream> (to: T, options?: { end?: boolean }): T {
-    const coming = this.#gate !== undefined && !this.#ended
+    const coming = this.#gate !== undefined && !this.#ended && !this.#paused
     // The answer to HEAD has no body, whatever is written.
     if (!coming || this.readableFlowing !== null || options?.end === false || !(to instanceof ServerResponse) || to.req.method === 'HEAD') return super.pipe(to, options)
     const begun = this.read() as Buffer | null

@@ -11,7 +11,7 @@ import { deliver } from '../../plugin/http/client.ts'
 import { writeChunk } from '../../plugin/pipeline/chunk-writes.ts'
 import { beginAnswer } from '../../plugin/pipeline/index.ts'
 import { Random } from '../body/random-json.ts'
-import { cut, unchunk } from './upstreams.ts'
+import { cut, scripted, unchunk } from './upstreams.ts'
 
 const random = new Random(7)
 /** Of any bytes. A place taken twice makes an empty one, and node:http must not end the response with it. */
@@ -249,7 +249,8 @@ t.test('HEAD has no body, and inject gets all of one', async t => {
     url: '/',
     handler: async (request, reply) => {
       if (request.headers['x-chunked'] !== undefined) reply.header('transfer-encoding', 'chunked')
-      await send(reply, Readable.from(cut(bytes, Array.from({ length: 50 }, () => random.below(bytes.length)))))
+      // Each in a turn of its own.
+      await send(reply, scripted(cut(bytes, Array.from({ length: 200 }, () => random.below(bytes.length))), EVENTS).body)
       return reply
     }
   })

@@ -87,9 +87,15 @@ t.test('a client that reads slowly stops the upstream, and gets every byte in or
     mixed: () => random.below(random.below(8) === 0 ? LONGEST : 1_000)
   })) {
     const sent = createHash('sha256')
-    let [taken, stalled] = [0, false]
+    // The first event is on its way alone, so that the next ones go straight.
+    const first = Buffer.from('data: 0\n\n')
+    sent.update(first)
+    let [taken, stalled] = [first.length, false]
+    let go!: () => void
+    const begun = new Promise<void>(resolve => { go = resolve })
     const body = new Readable({
-      read () {
+      async read () {
+        await begun
         setImmediate(() => {
           for (let more = true; more;) {
             const last = taken > (stalled ? AT_LEAST : AT_MOST)
@@ -106,11 +112,14 @@ t.test('a client that reads slowly stops the upstream, and gets every byte in or
         })
       }
     })
-    let reply!: FastifyReply
+    body.push(first)
+    let reply: FastifyReply | undefined
     const { port, answers } = await gateway(t, () => ({ statusCode: 200, headers: SSE, body }), undefined, one => { reply = one })
     const socket = connect(port, '127.0.0.1').pause()
     t.teardown(() => socket.destroy())
     socket.write(REQUEST)
+    await until(() => reply?.raw.headersSent, 'the first event is on its way')
+    go()
     let before = -1
     await until(() => {
       const still = body.isPaused() && taken === before
@@ -119,7 +128,7 @@ t.test('a client that reads slowly stops the upstream, and gets every byte in or
     }, 'the upstream is paused')
     t.ok(body.isPaused(), `${kind}: paused after ${taken} bytes`)
     t.ok(taken < AT_MOST, `${kind}: the upstream gives no more than fits`)
-    const held = (answers[0]!.body as Readable).readableLength + reply.raw.writableLength + reply.raw.socket!.writableLength
+    const held = (answers[0]!.body as Readable).readableLength + reply!.raw.writableLength + reply!.raw.socket!.writableLength
     t.ok(held < 4 * LONGEST + 64 * 1024, `${kind}: ${held} bytes wait in the gateway`)
     stalled = true
     const parts: Buffer[] = []
@@ -267,11 +276,18 @@ t.test('a client that leaves in the middle is gone, and its upstream is closed',
 })
 
 t.test('a client that leaves while its upstream waits for it is gone, too', async t => {
-  const body = new Readable({ read () { setImmediate(() => { while (this.push(event('x'.repeat(5_000)))); }) } })
-  const { port, answers } = await gateway(t, () => ({ statusCode: 200, headers: SSE, body }))
+  const { upstream, body } = byHand('data: 1\n\n')
+  const { port, answers } = await gateway(t, () => upstream)
   const socket = connect(port, '127.0.0.1').pause()
   socket.write(REQUEST)
-  await until(() => body.isPaused(), 'the upstream is paused')
+  await until(() => answers.length > 0, 'the answer is on its way')
+  const one = event('x'.repeat(5_000))
+  // More than any kernel's socket buffers take.
+  for (let sent = 0; !body.isPaused() && sent < 256 << 20; sent += one.length) {
+    await turn()
+    body.push(one)
+  }
+  t.ok(body.isPaused(), 'the upstream is paused')
   socket.destroy()
   t.match(await answers[0]!.delivered, { outcome: 'client_gone' })
   t.ok(body.destroyed)
