@@ -67,7 +67,7 @@ interface Measured { readonly context: BenchContext, readonly upstream: Peer, re
 
 /**
  * What runs once a stream is compiled late: on a server of 16 cores a chunk took 93 to 108 us of CPU after 200 streams and 38
- * after 6,000, and no less after 32,000. So short streams come first, some 5,000 of them. The texts come last: what they cost
+ * after 6,000, and no less after 32,000. So short streams come first, some thousand of them. The texts come last: what they cost
  * depends on whether there were streams (docs/benchmarks.md), and what they leave on the heap would be charged to the chunks.
  */
 async function measure ({ context: { quick }, upstream, load, proxy, side }: Measured): Promise<void> {
